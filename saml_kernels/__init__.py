@@ -1,0 +1,22 @@
+"""Fused kernels for multi-scenario recommenders: all scenario branches and their mutual scoring at once."""
+
+from saml_kernels import layers
+from saml_kernels.backends import BackendUnavailable, available_backends
+from saml_kernels.grouping import group_by_scenario
+from saml_kernels.structures import Grouping, TrunkOutput, TrunkParams
+from saml_kernels.trunk import grouped_mlp, multi_branch, mutual_unit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "Grouping",
+    "TrunkOutput",
+    "TrunkParams",
+    "available_backends",
+    "group_by_scenario",
+    "grouped_mlp",
+    "layers",
+    "multi_branch",
+    "mutual_unit",
+]

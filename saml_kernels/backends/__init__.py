@@ -1,0 +1,57 @@
+"""Which engine runs an operation.
+
+Every backend is a module with the operations' functions and ``supports(operation, tensor) -> reason | None``.
+"auto" takes the first that supports the input; a backend asked for by name raises its reason.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Final
+
+from torch import Tensor
+
+OPERATIONS: Final = ("multi_branch", "grouped_mlp", "mutual_unit", "group_by_scenario")
+# In the order "auto" tries them.
+_MODULES: Final = {
+    "triton": "saml_kernels.backends.triton",
+    "cpp": "saml_kernels.backends.cpp",
+    "reference": "saml_kernels.backends.reference",
+}
+BACKENDS: Final = tuple(_MODULES)
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot run this operation on this input here; the message says why."""
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(_MODULES[name])
+
+
+def _reason(name: str, operation: str, tensor: Tensor | None) -> str | None:
+    reason: str | None = _module(name).supports(operation, tensor)
+    return reason
+
+
+def available_backends(operation: str = "multi_branch") -> dict[str, str | None]:
+    """For every backend None if it can run ``operation`` on this machine, else the reason why it cannot.
+
+    ``operation`` is one of "multi_branch", "grouped_mlp", "mutual_unit", "group_by_scenario". Raises ValueError for
+    any other.
+    """
+    if operation not in OPERATIONS:
+        raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, got {operation!r}")
+    return {name: _reason(name, operation, None) for name in BACKENDS}
+
+
+def choose_backend(name: str, operation: str, tensor: Tensor) -> ModuleType:
+    """The module that runs ``operation`` on inputs like ``tensor``. ``name`` was checked to be known."""
+    if name == "auto":
+        for candidate in BACKENDS:
+            if _reason(candidate, operation, tensor) is None:
+                return _module(candidate)
+        raise BackendUnavailable(f"no backend runs {operation} on {tensor.device}")
+    reason = _reason(name, operation, tensor)
+    if reason is not None:
+        raise BackendUnavailable(f"backend {name!r} cannot run {operation}: {reason}")
+    return _module(name)

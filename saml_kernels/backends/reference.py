@@ -1,0 +1,12 @@
+"""Plain PyTorch as a backend: runs every operation on every device."""
+
+from torch import Tensor
+
+from saml_kernels.reference import group_by_scenario, grouped_mlp, multi_branch, mutual_unit
+
+__all__ = ["group_by_scenario", "grouped_mlp", "multi_branch", "mutual_unit", "supports"]
+
+
+def supports(operation: str, tensor: Tensor | None) -> str | None:
+    """Always None."""
+    return None

@@ -1,0 +1,171 @@
+"""Argument checks: everything wrong with a call is said before any work is done."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from saml_kernels.structures import TrunkParams
+
+FLOATING_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SCENARIO_DTYPES = (torch.int32, torch.int64)
+FOREIGN_DTYPES = (torch.bfloat16, torch.int8, torch.float8_e4m3fn)
+SCORES = ("ratio", "softmax")
+GATES = ("vector", "scalar")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """ValueError that names the nearest right one unless ``value`` is one of ``choices``."""
+    choices = list(choices)
+    if value in choices:
+        return
+    nearest = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """ValueError unless ``value`` is a finite number above 0, TypeError unless it is a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be finite and above 0, got {value}")
+
+
+def check_integer(name: str, value: object, minimum: int) -> None:
+    """TypeError unless ``value`` is an int, ValueError if it is below ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str], why: str = "") -> None:
+    """ValueError unless ``tensor`` has the expected shape; a string in ``expected`` stands for any size."""
+    fits = tensor.dim() == len(expected) and all(
+        isinstance(want, str) or have == want for have, want in zip(tensor.shape, expected, strict=True)
+    )
+    if not fits:
+        shape = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+        raise ValueError(f"{name} must have shape ({shape}){why}, got {tuple(tensor.shape)}")
+
+
+def check_scenario(scenario: Tensor, batch: int | None = None) -> None:
+    """The ids' type and shape. Their range is checked where they are grouped."""
+    if not isinstance(scenario, Tensor):
+        raise TypeError(f"scenario must be a tensor, got {type(scenario).__name__}")
+    if scenario.dtype not in SCENARIO_DTYPES:
+        raise TypeError(f"scenario must be int32 or int64, got {scenario.dtype}")
+    check_shape("scenario", scenario, ("B" if batch is None else batch,))
+
+
+def check_same_kind(tensors: Mapping[str, Tensor | None], scenario: Tensor) -> None:
+    """All floating tensors share one supported dtype, and everything one device."""
+    checked: list[tuple[str, Tensor]] = []
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        checked.append((name, tensor))
+    (first_name, first), *others = checked
+    if first.dtype not in FLOATING_DTYPES:
+        supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING_DTYPES)
+        raise TypeError(f"{first_name} must be one of {supported}, got {first.dtype}")
+    for name, tensor in others:
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{first_name} is {first.dtype} but {name} is {tensor.dtype}: one dtype is needed")
+    for name, tensor in [*others, ("scenario", scenario)]:
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{first_name} is on {first.device} but {name} is on {tensor.device}: one device is needed"
+            )
+
+
+def check_trunk(x_local: Tensor, x_global: Tensor, scenario: Tensor, params: TrunkParams) -> None:
+    """Types, dtypes, devices and shapes of everything :func:`saml_kernels.multi_branch` reads."""
+    if not isinstance(params, TrunkParams):
+        raise TypeError(f"params must be a TrunkParams, got {type(params).__name__}")
+    num_layers = len(params.branch_weights)
+    if num_layers == 0:
+        raise ValueError("params must hold at least one layer, got none")
+    for field, entries in zip(params._fields, params, strict=True):
+        if len(entries) != num_layers:
+            raise ValueError(f"params.branch_weights has {num_layers} layers but params.{field} has {len(entries)}")
+    tensors = {"x_local": x_local, "x_global": x_global} | {
+        f"params.{field}[{layer}]": tensor
+        for field, entries in zip(params._fields, params, strict=True)
+        for layer, tensor in enumerate(entries)
+        if tensor is not None or not field.startswith("gate_")
+    }
+    check_scenario(scenario)
+    check_same_kind(tensors, scenario)
+
+    check_shape("params.branch_weights[0]", params.branch_weights[0], ("M", "D_l + a_1", "d_1"))
+    num_scenarios = params.branch_weights[0].shape[0]
+    if num_scenarios == 0:
+        raise ValueError("params.branch_weights[0] must hold at least one scenario, got 0")
+    if x_local.dim() == 3:
+        check_shape("x_local", x_local, ("B", num_scenarios, "D_l"), f" with M = {num_scenarios} branches")
+    else:
+        check_shape("x_local", x_local, ("B", "D_l"), " or (B, M, D_l)")
+    batch = x_local.shape[0]
+    check_shape("x_global", x_global, (batch, "D_g"), f" as x_local has B = {batch} rows")
+    check_shape("scenario", scenario, (batch,), f" as x_local has B = {batch} rows")
+
+    branch_width, aux_width = x_local.shape[-1], x_global.shape[1]
+    for layer in range(num_layers):
+        aux_weight, branch_weight = params.aux_weights[layer], params.branch_weights[layer]
+        source = "x_global" if layer == 0 else f"params.aux_weights[{layer - 1}]"
+        check_shape(
+            f"params.aux_weights[{layer}]",
+            aux_weight,
+            (aux_width, f"a_{layer + 1}"),
+            f" as {source} has {aux_width} columns",
+        )
+        aux_width = aux_weight.shape[1]
+        check_shape(f"params.aux_biases[{layer}]", params.aux_biases[layer], (aux_width,))
+        check_shape(
+            f"params.branch_weights[{layer}]",
+            branch_weight,
+            (num_scenarios, branch_width + aux_width, f"d_{layer + 1}"),
+            f" for a branch stream of width {branch_width} and an auxiliary stream of width {aux_width}",
+        )
+        branch_width = branch_weight.shape[2]
+        check_shape(f"params.branch_biases[{layer}]", params.branch_biases[layer], (num_scenarios, branch_width))
+        gate_weight, gate_bias = params.gate_weights[layer], params.gate_biases[layer]
+        if (gate_weight is None) != (gate_bias is None):
+            raise ValueError(f"params.gate_weights[{layer}] and params.gate_biases[{layer}] must both be None or not")
+        if gate_weight is not None and gate_bias is not None:
+            names = (f"params.gate_weights[{layer}]", f"params.gate_biases[{layer}]")
+            check_gate(names, gate_weight, gate_bias, num_scenarios, branch_width)
+
+
+def check_gate(names: tuple[str, str], weight: Tensor, bias: Tensor, num_scenarios: int, width: int) -> None:
+    """A vector gate (M, d, d), (M, d) or a scalar gate (M, d, 1), (M, 1)."""
+    gate_width = weight.shape[2] if weight.dim() == 3 and weight.shape[2] == 1 else width
+    check_shape(names[0], weight, (num_scenarios, width, gate_width), f" or ({num_scenarios}, {width}, 1)")
+    check_shape(names[1], bias, (num_scenarios, gate_width), f" as {names[0]} has {gate_width} columns")
+
+
+def check_towers(x: Tensor, scenario: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    """Types, dtypes, devices and shapes of everything :func:`saml_kernels.grouped_mlp` reads."""
+    if len(weights) == 0 or len(weights) != len(biases):
+        raise ValueError(
+            f"weights and biases must hold the same number of layers, at least 1, got {len(weights)} and {len(biases)}"
+        )
+    tensors = {"x": x}
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        tensors |= {f"weights[{layer}]": weight, f"biases[{layer}]": bias}
+    check_scenario(scenario)
+    check_same_kind(tensors, scenario)
+    check_shape("x", x, ("B", "d_0"))
+    check_shape("scenario", scenario, (x.shape[0],), f" as x has B = {x.shape[0]} rows")
+    check_shape("weights[0]", weights[0], ("M", "d_0", "d_1"))
+    num_scenarios, width = weights[0].shape[0], x.shape[1]
+    if num_scenarios == 0:
+        raise ValueError("weights[0] must hold at least one scenario, got 0")
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        why = f" for an input of width {width}"
+        check_shape(f"weights[{layer}]", weight, (num_scenarios, width, f"d_{layer + 1}"), why)
+        width = weight.shape[2]
+        check_shape(f"biases[{layer}]", bias, (num_scenarios, width))

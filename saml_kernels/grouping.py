@@ -1,0 +1,33 @@
+"""A batch's rows grouped by scenario, on the device of the ids."""
+
+from typing import cast
+
+from torch import Tensor
+
+from saml_kernels import checks
+from saml_kernels.backends import BACKENDS, choose_backend
+from saml_kernels.structures import Grouping
+
+
+def group_by_scenario(scenario: Tensor, num_scenarios: int, *, backend: str = "auto") -> Grouping:
+    """Stable grouping of rows by scenario: the order in which every kernel reads a batch.
+
+    Args:
+        scenario: (B,) int32 or int64, in [0, num_scenarios), any stride.
+        num_scenarios: M, at least 1.
+        backend: "auto", "reference" or "cpp".
+
+    Returns:
+        Grouping: ``permutation`` (B,), ``inverse`` (B,), ``offsets`` (M + 1,), all int64 on the ids' device.
+
+    Raises:
+        TypeError: ids that are no int32 or int64 tensor.
+        ValueError: ids that are not one-dimensional; the first id out of range, with its row (on a GPU a device
+            assertion, so that the call need not wait for the device).
+        BackendUnavailable: a backend named explicitly cannot run this here.
+    """
+    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    checks.check_scenario(scenario)
+    checks.check_integer("num_scenarios", num_scenarios, 1)
+    engine = choose_backend(backend, "group_by_scenario", scenario)
+    return cast(Grouping, engine.group_by_scenario(scenario, num_scenarios))

@@ -1,0 +1,324 @@
+"""Drop-in modules over the functions of :mod:`saml_kernels.trunk`.
+
+Weights and biases start as those of nn.Linear, branch by branch: uniform in ±1/√(inputs).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from saml_kernels import checks, trunk
+from saml_kernels.backends import BACKENDS
+from saml_kernels.reference import ACTIVATIONS
+from saml_kernels.structures import TrunkOutput, TrunkParams
+
+__all__ = ["GroupedMLP", "MultiBranchMLP", "MutualUnit"]
+
+
+class MultiBranchMLP(nn.Module):
+    """Auxiliary network, M branches and mutual units: :func:`saml_kernels.multi_branch` with its parameters.
+
+    Args:
+        num_scenarios: M.
+        local_dim: D_l, width of x_local; 0 is allowed.
+        global_dim: D_g, width of x_global; 0 is allowed.
+        hidden_dims: d_1..d_L, widths of the branches.
+        aux_dims: a_1..a_L, widths of the auxiliary network; None: as ``hidden_dims``.
+        mutual_layers: layers followed by a mutual unit, counted from 1; any subset of 1..L, also none.
+        gate: "vector" (U is (d, d)) or "scalar" (U is (d, 1)).
+        score, temperature, activation, stop_gradient, foreign_dtype, backend: as :func:`saml_kernels.multi_branch`.
+        device, dtype: of the parameters.
+
+    Raises:
+        TypeError, ValueError: options and sizes that cannot be used.
+    """
+
+    def __init__(
+        self,
+        num_scenarios: int,
+        local_dim: int,
+        global_dim: int,
+        hidden_dims: Sequence[int] = (512, 256, 128),
+        aux_dims: Sequence[int] | None = None,
+        mutual_layers: Sequence[int] = (1,),
+        gate: str = "vector",
+        score: str = "ratio",
+        temperature: float = 0.1,
+        activation: str = "relu",
+        stop_gradient: bool = True,
+        foreign_dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden_dims = tuple(hidden_dims)
+        aux_dims = hidden_dims if aux_dims is None else tuple(aux_dims)
+        checks.check_integer("num_scenarios", num_scenarios, 1)
+        checks.check_integer("local_dim", local_dim, 0)
+        checks.check_integer("global_dim", global_dim, 0)
+        _check_widths("hidden_dims", hidden_dims)
+        _check_widths("aux_dims", aux_dims)
+        if len(aux_dims) != len(hidden_dims):
+            raise ValueError(f"hidden_dims has {len(hidden_dims)} layers but aux_dims has {len(aux_dims)}")
+        for layer in mutual_layers:
+            checks.check_integer("mutual_layers", layer, 1)
+            if layer > len(hidden_dims):
+                raise ValueError(f"mutual_layers must lie in 1..{len(hidden_dims)}, got {layer}")
+        _check_options(activation, backend, score, temperature, gate)
+        trunk.check_foreign_dtype(foreign_dtype, stop_gradient)
+
+        self.num_scenarios = num_scenarios
+        self.local_dim = local_dim
+        self.global_dim = global_dim
+        self.hidden_dims = hidden_dims
+        self.aux_dims = aux_dims
+        self.mutual_layers = tuple(sorted(set(mutual_layers)))
+        self.gate = gate
+        self.score = score
+        self.temperature = temperature
+        self.activation = activation
+        self.stop_gradient = stop_gradient
+        self.foreign_dtype = foreign_dtype
+        self.backend = backend
+
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        branch_inputs = [d + a for d, a in zip((local_dim, *hidden_dims), aux_dims, strict=False)]
+        self.branch_weights = nn.ParameterList(
+            empty(num_scenarios, rows, d) for rows, d in zip(branch_inputs, hidden_dims, strict=True)
+        )
+        self.branch_biases = nn.ParameterList(empty(num_scenarios, d) for d in hidden_dims)
+        self.aux_weights = nn.ParameterList(
+            empty(rows, a) for rows, a in zip((global_dim, *aux_dims), aux_dims, strict=False)
+        )
+        self.aux_biases = nn.ParameterList(empty(a) for a in aux_dims)
+        gated = {layer: hidden_dims[layer - 1] for layer in self.mutual_layers}
+        self.gate_weights = nn.ParameterDict(
+            {str(layer): empty(num_scenarios, d, gate_width(gate, d)) for layer, d in gated.items()}
+        )
+        self.gate_biases = nn.ParameterDict(
+            {str(layer): empty(num_scenarios, gate_width(gate, d)) for layer, d in gated.items()}
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh weights, from torch's global generator."""
+        params = self.params()
+        for weights, biases in (
+            (params.branch_weights, params.branch_biases),
+            (params.aux_weights, params.aux_biases),
+            (params.gate_weights, params.gate_biases),
+        ):
+            for weight, bias in zip(weights, biases, strict=True):
+                if weight is not None and bias is not None:
+                    init_linear(weight, bias)
+
+    def params(self) -> TrunkParams:
+        """The parameters as :func:`saml_kernels.multi_branch` takes them."""
+        layers = [str(layer) for layer in range(1, len(self.hidden_dims) + 1)]
+        return TrunkParams(
+            list(self.branch_weights),
+            list(self.branch_biases),
+            list(self.aux_weights),
+            list(self.aux_biases),
+            [self.gate_weights.get(layer) for layer in layers],
+            [self.gate_biases.get(layer) for layer in layers],
+        )
+
+    def forward(self, x_local: Tensor, x_global: Tensor, scenario: Tensor, return_scores: bool = False) -> TrunkOutput:
+        """x_local (B, D_l) or (B, M, D_l), x_global (B, D_g), scenario (B,) → own (B, d_L), aux (B, a_L), scores."""
+        return trunk.multi_branch(
+            x_local,
+            x_global,
+            scenario,
+            self.params(),
+            activation=self.activation,
+            score=self.score,
+            temperature=self.temperature,
+            stop_gradient=self.stop_gradient,
+            foreign_dtype=self.foreign_dtype,
+            backend=self.backend,
+            return_scores=return_scores,
+        )
+
+    def extra_repr(self) -> str:
+        return _describe(
+            self,
+            "num_scenarios local_dim global_dim hidden_dims aux_dims mutual_layers gate score temperature activation "
+            "stop_gradient foreign_dtype backend",
+        )
+
+
+class GroupedMLP(nn.Module):
+    """One MLP per scenario, each row through its own: :func:`saml_kernels.grouped_mlp` with its parameters.
+
+    Args:
+        num_scenarios: M.
+        in_dim: d_0; 0 is allowed.
+        hidden_dims: d_1..d_L.
+        activation: after every layer.
+        output_activation: after the last layer; None: the same. "identity" gives logits.
+        backend, device, dtype: as :class:`MultiBranchMLP`.
+
+    Raises:
+        TypeError, ValueError: options and sizes that cannot be used.
+    """
+
+    def __init__(
+        self,
+        num_scenarios: int,
+        in_dim: int,
+        hidden_dims: Sequence[int],
+        activation: str = "relu",
+        output_activation: str | None = None,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden_dims = tuple(hidden_dims)
+        checks.check_integer("num_scenarios", num_scenarios, 1)
+        checks.check_integer("in_dim", in_dim, 0)
+        _check_widths("hidden_dims", hidden_dims)
+        _check_options(activation, backend)
+        if output_activation is not None:
+            checks.check_choice("output_activation", output_activation, ACTIVATIONS)
+        self.num_scenarios = num_scenarios
+        self.in_dim = in_dim
+        self.hidden_dims = hidden_dims
+        self.activation = activation
+        self.output_activation = output_activation
+        self.backend = backend
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.empty(num_scenarios, rows, columns, device=device, dtype=dtype))
+            for rows, columns in zip((in_dim, *hidden_dims), hidden_dims, strict=False)
+        )
+        self.biases = nn.ParameterList(
+            nn.Parameter(torch.empty(num_scenarios, d, device=device, dtype=dtype)) for d in hidden_dims
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh weights, from torch's global generator."""
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            init_linear(weight, bias)
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """x (B, d_0), scenario (B,) → (B, d_L)."""
+        return trunk.grouped_mlp(
+            x,
+            scenario,
+            list(self.weights),
+            list(self.biases),
+            activation=self.activation,
+            output_activation=self.output_activation,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return _describe(self, "num_scenarios in_dim hidden_dims activation output_activation backend")
+
+
+class MutualUnit(nn.Module):
+    """The mutual unit on given streams: :func:`saml_kernels.mutual_unit` with its gate.
+
+    Args:
+        num_scenarios: M.
+        dim: d, width of the streams.
+        gate, score, temperature, stop_gradient, backend, device, dtype: as :class:`MultiBranchMLP`.
+
+    Raises:
+        TypeError, ValueError: options and sizes that cannot be used.
+    """
+
+    def __init__(
+        self,
+        num_scenarios: int,
+        dim: int,
+        gate: str = "vector",
+        score: str = "ratio",
+        temperature: float = 0.1,
+        stop_gradient: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        checks.check_integer("num_scenarios", num_scenarios, 1)
+        checks.check_integer("dim", dim, 1)
+        _check_options("identity", backend, score, temperature, gate)
+        self.num_scenarios = num_scenarios
+        self.dim = dim
+        self.gate = gate
+        self.score = score
+        self.temperature = temperature
+        self.stop_gradient = stop_gradient
+        self.backend = backend
+        width = gate_width(gate, dim)
+        self.gate_weight = nn.Parameter(torch.empty(num_scenarios, dim, width, device=device, dtype=dtype))
+        self.gate_bias = nn.Parameter(torch.empty(num_scenarios, width, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A fresh gate, from torch's global generator."""
+        init_linear(self.gate_weight, self.gate_bias)
+
+    @overload
+    def forward(self, v: Tensor, scenario: Tensor, return_scores: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, v: Tensor, scenario: Tensor, return_scores: bool) -> Tensor | tuple[Tensor, Tensor]: ...
+    def forward(self, v: Tensor, scenario: Tensor, return_scores: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """v (B, M, d), scenario (B,) → M_t (B, d); with ``return_scores`` also row t of α (B, M)."""
+        return trunk.mutual_unit(
+            v,
+            scenario,
+            self.gate_weight,
+            self.gate_bias,
+            score=self.score,
+            temperature=self.temperature,
+            stop_gradient=self.stop_gradient,
+            backend=self.backend,
+            return_scores=return_scores,
+        )
+
+    def extra_repr(self) -> str:
+        return _describe(self, "num_scenarios dim gate score temperature stop_gradient backend")
+
+
+def gate_width(gate: str, dim: int) -> int:
+    """Columns of U: d for a vector gate, 1 for a scalar gate."""
+    return dim if gate == "vector" else 1
+
+
+def init_linear(weight: Tensor, bias: Tensor) -> None:
+    """nn.Linear's start for weight (..., inputs, outputs) and bias: uniform in ±1/√inputs; zeros without inputs."""
+    inputs = weight.shape[-2]
+    bound = 1 / math.sqrt(inputs) if inputs > 0 else 0.0
+    nn.init.uniform_(weight, -bound, bound)
+    nn.init.uniform_(bias, -bound, bound)
+
+
+def _check_widths(name: str, widths: tuple[int, ...]) -> None:
+    if not widths:
+        raise ValueError(f"{name} must name at least one layer, got ()")
+    for width in widths:
+        checks.check_integer(f"every width in {name}", width, 1)
+
+
+def _check_options(
+    activation: str, backend: str, score: str = "ratio", temperature: float = 0.1, gate: str = "vector"
+) -> None:
+    checks.check_choice("activation", activation, ACTIVATIONS)
+    checks.check_choice("score", score, checks.SCORES)
+    checks.check_positive("temperature", temperature)
+    checks.check_choice("gate", gate, checks.GATES)
+    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+
+
+def _describe(module: nn.Module, names: str) -> str:
+    return ", ".join(f"{name}={getattr(module, name)!r}" for name in names.split())

@@ -1,0 +1,218 @@
+"""The public functions: argument checks, autocast, choice of backend.
+
+Under autocast every float32, float16 and bfloat16 tensor is cast to the autocast type first, as for a matrix product,
+and the function then runs in that type.
+"""
+
+from collections.abc import Sequence
+from typing import cast, overload
+
+import torch
+from torch import Tensor
+
+from saml_kernels import checks
+from saml_kernels.backends import BACKENDS, choose_backend
+from saml_kernels.reference import ACTIVATIONS
+from saml_kernels.structures import TrunkOutput, TrunkParams
+
+
+def multi_branch(
+    x_local: Tensor,
+    x_global: Tensor,
+    scenario: Tensor,
+    params: TrunkParams,
+    *,
+    activation: str = "relu",
+    score: str = "ratio",
+    temperature: float = 0.1,
+    stop_gradient: bool = True,
+    foreign_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    return_scores: bool = False,
+) -> TrunkOutput:
+    """Auxiliary network, M scenario branches and their mutual units; returns every sample's own branch.
+
+    Formulas in docs/computation.md; SAML, arXiv 2012.08952, sections on the multi-branch network and mutual unit.
+
+    Args:
+        x_local: (B, D_l) scenario-dependent features read by all branches, or (B, M, D_l), one view per branch.
+            float32, float64, bfloat16 or float16, as all tensors but ``scenario``.
+        x_global: (B, D_g) scenario-independent features.
+        scenario: (B,) int32 or int64, own scenario t of each sample, in [0, M).
+        params: weights per layer; the shapes decide M, L, the widths, and which layers have a mutual unit and gate.
+        activation: δ, one of "relu", "leaky_relu" (0.01), "gelu" (tanh form), "silu", "tanh", "identity".
+        score: "ratio", the paper's softmax over c_ij / Σ c_ij, or "softmax" over c_ij / temperature.
+        temperature: τ of score "softmax".
+        stop_gradient: a sample trains its own branch only. False differentiates everything.
+        foreign_dtype: None, or torch.bfloat16, torch.int8, torch.float8_e4m3fn: inputs and weights of foreign
+            branches are rounded to it; needs ``stop_gradient``.
+        backend: "auto", "reference", "cpp" or "triton".
+        return_scores: also return the own rows of α, which carry no gradient.
+
+    Returns:
+        TrunkOutput: ``own`` (B, d_L), ``aux`` (B, a_L), ``scores`` None or per layer None | (B, M). ``scores`` are
+        float32 where the inputs are bfloat16 or float16.
+
+    Raises:
+        TypeError: wrong types, or tensors of different dtypes.
+        ValueError: shapes that do not fit, unknown options, tensors on different devices, an id out of range (on a
+            GPU that is a device assertion, so that the call need not wait for the device).
+        BackendUnavailable: a backend named explicitly cannot run this here.
+    """
+    checks.check_choice("activation", activation, ACTIVATIONS)
+    checks.check_choice("score", score, checks.SCORES)
+    checks.check_positive("temperature", temperature)
+    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    check_foreign_dtype(foreign_dtype, stop_gradient)
+    device_type = _device_type(x_local)
+    if _autocast(device_type):
+        x_local, x_global = _cast(x_local, device_type), _cast(x_global, device_type)
+        if isinstance(params, TrunkParams):
+            params = TrunkParams._make([_cast(entry, device_type) for entry in entries] for entries in params)
+    checks.check_trunk(x_local, x_global, scenario, params)
+    engine = choose_backend(backend, "multi_branch", x_local)
+    with torch.autocast(device_type, enabled=False):
+        output = engine.multi_branch(
+            x_local,
+            x_global,
+            scenario,
+            params,
+            activation=activation,
+            score=score,
+            temperature=temperature,
+            stop_gradient=stop_gradient,
+            foreign_dtype=foreign_dtype,
+            return_scores=return_scores,
+        )
+    return cast(TrunkOutput, output)
+
+
+def grouped_mlp(
+    x: Tensor,
+    scenario: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    activation: str = "relu",
+    output_activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """An MLP per scenario, each row through the one of its scenario: the trunk without mutual unit and auxiliary.
+
+    Args:
+        x: (B, d_0), float32, float64, bfloat16 or float16, as the weights.
+        scenario: (B,) int32 or int64 in [0, M).
+        weights: per layer (M, d_{l-1}, d_l).
+        biases: per layer (M, d_l).
+        activation: δ after every layer.
+        output_activation: δ after the last layer; None: the same. "identity" gives logits.
+        backend: "auto", "reference", "cpp" or "triton".
+
+    Returns:
+        (B, d_L).
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as :func:`multi_branch`.
+    """
+    output_activation = activation if output_activation is None else output_activation
+    checks.check_choice("activation", activation, ACTIVATIONS)
+    checks.check_choice("output_activation", output_activation, ACTIVATIONS)
+    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    device_type = _device_type(x)
+    if _autocast(device_type):
+        x = _cast(x, device_type)
+        weights, biases = ([_cast(entry, device_type) for entry in entries] for entries in (weights, biases))
+    checks.check_towers(x, scenario, weights, biases)
+    engine = choose_backend(backend, "grouped_mlp", x)
+    with torch.autocast(device_type, enabled=False):
+        output = engine.grouped_mlp(
+            x, scenario, weights, biases, activation=activation, output_activation=output_activation
+        )
+    return cast(Tensor, output)
+
+
+def mutual_unit(
+    v: Tensor,
+    scenario: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    *,
+    score: str = "ratio",
+    temperature: float = 0.1,
+    stop_gradient: bool = True,
+    backend: str = "auto",
+    return_scores: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The mutual unit's own row: M_t = V_t + g_t ∘ Σ_{j≠t} α_tj V_j (SAML, arXiv 2012.08952).
+
+    Args:
+        v: (B, M, d) streams of all branches, float32, float64, bfloat16 or float16, as the gate.
+        scenario: (B,) int32 or int64 in [0, M).
+        gate_weight: U, (M, d, d), or (M, d, 1) for a scalar gate.
+        gate_bias: u, (M, d) or (M, 1).
+        score, temperature, backend: as :func:`multi_branch`.
+        stop_gradient: the foreign streams V_j, j ≠ t, receive exactly zero gradient.
+        return_scores: also return row t of α, without gradient.
+
+    Returns:
+        M_t (B, d), or with ``return_scores`` (M_t, α (B, M)).
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as :func:`multi_branch`.
+    """
+    checks.check_choice("score", score, checks.SCORES)
+    checks.check_positive("temperature", temperature)
+    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    device_type = _device_type(v)
+    if _autocast(device_type):
+        v, gate_weight, gate_bias = (_cast(tensor, device_type) for tensor in (v, gate_weight, gate_bias))
+    checks.check_scenario(scenario)
+    checks.check_same_kind({"v": v, "gate_weight": gate_weight, "gate_bias": gate_bias}, scenario)
+    checks.check_shape("v", v, ("B", "M", "d"))
+    checks.check_shape("scenario", scenario, (v.shape[0],), f" as v has B = {v.shape[0]} rows")
+    if v.shape[1] == 0:
+        raise ValueError("v must hold at least one branch, got 0")
+    checks.check_gate(("gate_weight", "gate_bias"), gate_weight, gate_bias, v.shape[1], v.shape[2])
+    engine = choose_backend(backend, "mutual_unit", v)
+    with torch.autocast(device_type, enabled=False):
+        own, alpha = engine.mutual_unit(
+            v,
+            scenario,
+            gate_weight,
+            gate_bias,
+            score=score,
+            temperature=temperature,
+            stop_gradient=stop_gradient,
+        )
+    return (own, alpha) if return_scores else own
+
+
+def check_foreign_dtype(foreign_dtype: torch.dtype | None, stop_gradient: bool) -> None:
+    """ValueError for a type foreign streams cannot have, or where they are not constants."""
+    if foreign_dtype is None:
+        return
+    if foreign_dtype not in checks.FOREIGN_DTYPES:
+        expected = ", ".join(map(str, checks.FOREIGN_DTYPES))
+        raise ValueError(f"foreign_dtype must be None or one of {expected}, got {foreign_dtype}")
+    if not stop_gradient:
+        raise ValueError("foreign_dtype needs stop_gradient=True: only constant foreign streams may be rounded")
+
+
+def _device_type(tensor: Tensor) -> str:
+    """For the autocast state; what is no tensor is refused by the checks that follow."""
+    device_type = tensor.device.type if isinstance(tensor, Tensor) else "cpu"
+    return device_type if torch.amp.is_autocast_available(device_type) else "cpu"
+
+
+def _autocast(device_type: str) -> bool:
+    return bool(torch.is_autocast_enabled(device_type))
+
+
+@overload
+def _cast(tensor: Tensor, device_type: str) -> Tensor: ...
+@overload
+def _cast(tensor: Tensor | None, device_type: str) -> Tensor | None: ...
+def _cast(tensor: Tensor | None, device_type: str) -> Tensor | None:
+    if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device_type))

@@ -1,0 +1,136 @@
+"""Builds saml_kernels._C and installs saml_kernels and saml_rec as one wheel.
+
+Environment variables (docs/building.md explains each):
+    SAML_KERNELS_SKIP_CUDA=1    leave the CUDA sources out
+    SAML_KERNELS_FORCE_CUDA=1   fail instead of leaving them out
+    SAML_KERNELS_WERROR=1       compiler warnings are errors
+    TORCH_CUDA_ARCH_LIST        CUDA architectures; a GPU need not be visible
+    MAX_JOBS                    parallel compile jobs
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+EXTENSION = "saml_kernels._C"
+DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+# A translation unit that includes the torch headers peaks at about this much.
+BYTES_PER_JOB = 2 * 1024**3
+
+
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
+
+
+def switch(name: str) -> bool:
+    value = os.environ.get(name, "0")
+    if value not in ("", "0", "1"):
+        raise SystemExit(f"saml-kernels: {name} must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
+
+def default_jobs() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = available_memory()
+    return max(1, cores if memory is None else min(cores, memory // BYTES_PER_JOB))
+
+
+def cuda_omitted(torch_cuda: str | None, cuda_home: str | None) -> str | None:
+    """None when the CUDA sources can be built, else why they are left out. Never looks for a GPU."""
+    skip, force = switch("SAML_KERNELS_SKIP_CUDA"), switch("SAML_KERNELS_FORCE_CUDA")
+    if skip and force:
+        raise SystemExit("saml-kernels: SAML_KERNELS_SKIP_CUDA and SAML_KERNELS_FORCE_CUDA exclude each other")
+    if skip:
+        reason = "SAML_KERNELS_SKIP_CUDA is set"
+    elif torch_cuda is None:
+        reason = "the installed torch is a CPU build"
+    elif cuda_home is None or not (Path(cuda_home) / "bin" / "nvcc").exists():
+        reason = "nvcc was not found (set CUDA_HOME)"
+    else:
+        return None
+    if force:
+        raise SystemExit(f"saml-kernels: SAML_KERNELS_FORCE_CUDA is set, but {reason}")
+    return reason
+
+
+def extension_arguments() -> dict[str, Any]:
+    """ext_modules and cmdclass for setup()."""
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        return missing_torch_arguments()
+
+    os.environ.setdefault("MAX_JOBS", str(default_jobs()))
+    omitted = cuda_omitted(torch.version.cuda, cpp_extension.CUDA_HOME)
+    macros = [("SAML_KERNELS_TORCH_VERSION", f'"{torch.__version__}"')]
+    # torch's own headers warn; as system headers they stay silent and ours do not hide behind them.
+    compile_flags = ["-std=c++20", "-O3", "-Wall", "-Wextra"]
+    compile_flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    if switch("SAML_KERNELS_WERROR"):
+        compile_flags.append("-Werror")
+
+    if omitted is None:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
+        macros.append(("SAML_KERNELS_CUDA", f'"{torch.version.cuda}"'))
+        extension = cpp_extension.CUDAExtension(
+            EXTENSION,
+            sources("*.cpp", "cpu/*.cpp", "cuda/*.cu"),
+            define_macros=macros,
+            extra_compile_args={"cxx": compile_flags, "nvcc": ["-std=c++20", "-O3", "-lineinfo"]},
+        )
+    else:
+        print(f"saml-kernels: building without CUDA kernels: {omitted}", file=sys.stderr)
+        macros.append(("SAML_KERNELS_CUDA_OMITTED", f'"{omitted}"'))
+        extension = cpp_extension.CppExtension(
+            EXTENSION,
+            sources("*.cpp", "cpu/*.cpp"),
+            define_macros=macros,
+            extra_compile_args={"cxx": compile_flags},
+        )
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
+    }
+
+
+def missing_torch_arguments() -> dict[str, Any]:
+    """Source distributions and metadata need no torch; compiling says what to do."""
+
+    class MissingTorch(build_ext):
+        def run(self) -> None:
+            raise SystemExit(
+                "saml-kernels: torch is not installed in the build environment. Install torch, setuptools and "
+                "ninja first, then build against them: pip install --no-build-isolation ."
+            )
+
+    return {"ext_modules": [Extension(EXTENSION, sources("*.cpp"))], "cmdclass": {"build_ext": MissingTorch}}
+
+
+setup(
+    packages=[
+        "saml_kernels",
+        "saml_kernels.backends",
+        "saml_rec",
+        "saml_rec.data",
+        "saml_rec.models",
+    ],
+    package_dir={"saml_kernels": "saml_kernels", "saml_rec": "python/saml_rec"},
+    package_data={"saml_kernels": ["py.typed"], "saml_rec": ["py.typed"]},
+    **extension_arguments(),
+)

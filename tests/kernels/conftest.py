@@ -1,0 +1,33 @@
+"""Hypothesis profiles and the process-wide switches that tests turn on and must turn off again."""
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+# One profile for everybody bounds the time; CI also draws the same examples on every run.
+_bounded = {"max_examples": 60, "deadline": None, "print_blob": True}
+hypothesis.settings.register_profile("local", **_bounded)
+hypothesis.settings.register_profile("ci", derandomize=True, **_bounded)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture
+def poisoned_empty() -> Iterator[None]:
+    """torch.empty hands out NaN, in C++ too: memory that is read before it is written shows."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = before
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def keep_num_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

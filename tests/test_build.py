@@ -1,0 +1,157 @@
+"""The build: what setup.py decides, and that the packages work without what is optional."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import setuptools
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def setup_py(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: None)
+    monkeypatch.setenv("MAX_JOBS", "1")
+    for name in ("SAML_KERNELS_SKIP_CUDA", "SAML_KERNELS_FORCE_CUDA", "SAML_KERNELS_WERROR"):
+        monkeypatch.delenv(name, raising=False)
+    spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def cuda_home(tmp_path: Path) -> str:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").touch()
+    return str(tmp_path)
+
+
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+def test_cuda_joins_in_with_torch_and_nvcc_alone(setup_py, cuda_home):
+    assert setup_py.cuda_omitted("13.0", cuda_home) is None
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "home", "reason"),
+    [(None, "", "CPU build"), ("13.0", None, "nvcc"), ("13.0", "/nonexistent", "nvcc")],
+)
+def test_cuda_left_out_says_why(setup_py, torch_cuda, home, reason):
+    assert reason in setup_py.cuda_omitted(torch_cuda, home)
+
+
+def test_cuda_switches(setup_py, cuda_home, monkeypatch):
+    monkeypatch.setenv("SAML_KERNELS_SKIP_CUDA", "1")
+    assert "SKIP_CUDA" in setup_py.cuda_omitted("13.0", cuda_home)
+    monkeypatch.setenv("SAML_KERNELS_FORCE_CUDA", "1")
+    with pytest.raises(SystemExit, match="exclude each other"):
+        setup_py.cuda_omitted("13.0", cuda_home)
+    monkeypatch.setenv("SAML_KERNELS_SKIP_CUDA", "0")
+    assert setup_py.cuda_omitted("13.0", cuda_home) is None
+    with pytest.raises(SystemExit, match="FORCE_CUDA is set, but the installed torch is a CPU build"):
+        setup_py.cuda_omitted(None, cuda_home)
+    monkeypatch.setenv("SAML_KERNELS_FORCE_CUDA", "yes")
+    with pytest.raises(SystemExit, match="must be 0 or 1, got 'yes'"):
+        setup_py.cuda_omitted("13.0", cuda_home)
+
+
+@pytest.mark.parametrize(("memory", "jobs"), [(None, 8), (64 * 2**30, 8), (5 * 2**30, 2), (2**20, 1)])
+def test_jobs_are_bounded_by_cores_and_memory(setup_py, monkeypatch, memory, jobs):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(setup_py, "available_memory", lambda: memory)
+    assert setup_py.default_jobs() == jobs
+
+
+def test_max_jobs_is_honoured(setup_py):
+    assert os.environ["MAX_JOBS"] == "1"
+
+
+def test_packages_are_all_listed():
+    declared = set(re.findall(r'"(saml_[a-z_.]+)",', (ROOT / "setup.py").read_text()))
+    found = {
+        ".".join(init.parent.relative_to(base).parts)
+        for base, name in ((ROOT, "saml_kernels"), (ROOT / "python", "saml_rec"))
+        for init in (base / name).rglob("__init__.py")
+    }
+    assert declared == found
+
+
+WITHOUT_OPTIONAL = """
+import sys
+sys.modules |= {"saml_kernels._C": None, "triton": None}
+import torch
+import saml_kernels, saml_rec
+from saml_kernels import doctor
+layer = saml_kernels.layers.MultiBranchMLP(2, 3, 4, (5,))
+scenario = torch.tensor([0, 1, 1])
+assert layer(torch.ones(3, 3), torch.ones(3, 4), scenario).own.shape == (3, 5)
+assert saml_kernels.group_by_scenario(scenario, 2).offsets.tolist() == [0, 1, 3]
+try:
+    saml_kernels.group_by_scenario(scenario, 2, backend="cpp")
+except saml_kernels.BackendUnavailable as error:
+    print(error)
+print(doctor.report())
+"""
+
+
+def test_imports_and_computes_without_extension_and_triton():
+    hidden = run(sys.executable, "-c", WITHOUT_OPTIONAL, cwd=Path("/"))
+    assert hidden.returncode == 0, hidden.stderr
+    assert "backend 'cpp' cannot run group_by_scenario: the compiled extension" in hidden.stdout
+    assert re.search(r"triton +not installed", hidden.stdout)
+
+
+def test_loads_no_cuda_and_no_triton_at_import():
+    code = "import sys, saml_kernels, saml_rec; print('triton' in sys.modules)"
+    assert run(sys.executable, "-c", code, cwd=Path("/")).stdout == "False\n"
+
+
+def test_without_torch_the_build_says_what_to_do(tmp_path):
+    hide_torch = tmp_path / "torch.py"
+    hide_torch.write_text("raise ImportError('hidden')")
+    built = run(sys.executable, "setup.py", "-q", "build_ext", PYTHONPATH=str(tmp_path))
+    assert built.returncode != 0
+    assert "pip install --no-build-isolation" in built.stderr
+
+
+@pytest.mark.slow
+def test_sdist_builds_the_wheel_and_the_wheel_works(tmp_path):
+    """Source distribution from the tree, wheel from the source distribution, use in another environment."""
+    built = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT), cwd=tmp_path)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"csrc/ops.cpp", "csrc/grouping.h", "csrc/cuda/grouping.cu", "python/saml_rec/cli.py", "LICENSE"} <= names
+    content = zipfile.ZipFile(wheel).namelist()
+    assert any(name.startswith("saml_kernels/_C.") for name in content)
+    assert {"saml_rec/cli.py", "saml_kernels/py.typed", "saml_rec/py.typed"} <= set(content)
+    assert not any("test" in name or name.startswith("csrc") for name in content)
+
+    # The other environment shares torch and the like; only what the wheel brings must come from the wheel.
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True, symlinks=True)
+    site = next((environment / "lib").glob("python*/site-packages"))
+    installed = run(str(environment / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--no-index", str(wheel))
+    assert installed.returncode == 0, installed.stderr
+    shared = next(path for path in sys.path if path.endswith("site-packages"))
+    doctor = run(
+        str(environment / "bin" / "saml-rec"), "doctor", cwd=tmp_path, PYTHONPATH=os.pathsep.join([str(site), shared])
+    )
+    assert doctor.returncode == 0, doctor.stderr
+    assert re.search(r"group_by_scenario +available", doctor.stdout.split("cpp")[1])
