@@ -98,9 +98,6 @@ def multi_branch(
     own = x_local if shared_input else streams[t, n]
     scores: list[Tensor | None] = []
 
-    def constant(stream: Tensor) -> Tensor:
-        return stream.detach() if stop_gradient else stream
-
     foreign_graph = partial(torch.set_grad_enabled, torch.is_grad_enabled() and not stop_gradient)
 
     for layer, (weight, bias) in enumerate(zip(params.branch_weights, params.branch_biases, strict=True)):
@@ -114,7 +111,7 @@ def multi_branch(
                 else:
                     inputs = torch.cat([streams, aux.expand(num_scenarios, -1, -1)], dim=2)
                 streams = delta(foreign_linear(inputs, weight, bias, foreign_dtype))
-                streams = streams.index_put((t, n), constant(own))
+                streams = streams.index_put((t, n), own)
 
         gate_weight, gate_bias = params.gate_weights[layer], params.gate_biases[layer]
         if gate_weight is None or gate_bias is None:
@@ -131,9 +128,6 @@ def multi_branch(
             own, mutual_streams, t, sizes, gate_weight, gate_bias, score=score, temperature=temperature
         )
         scores.append(own_alpha.detach())
-        if layer < last_mutual:
-            with foreign_graph():
-                streams = streams.index_put((t, n), constant(own))
 
     order = grouping.inverse
     return TrunkOutput(
@@ -284,5 +278,8 @@ def score_weights(cosine: Tensor, foreign: Tensor, score: str, temperature: floa
 
 
 def clamped_norm(v: Tensor) -> Tensor:
-    """max(|v|, ε) over the last dimension."""
-    return torch.linalg.vector_norm(v, dim=-1).clamp(min=NORM_EPSILON)
+    """max(|v|, ε) over the last dimension; constant, with no derivative of any order, where |v| ≤ ε."""
+    short = torch.linalg.vector_norm(v.detach(), dim=-1, keepdim=True) <= NORM_EPSILON
+    # Without the replacement the second derivative of the norm at 0 would be 0 · ∞.
+    norm = torch.linalg.vector_norm(torch.where(short, 1.0, v), dim=-1)
+    return torch.where(short.squeeze(-1), NORM_EPSILON, norm)

@@ -8,21 +8,19 @@ import pytest
 import torch
 
 # One profile for everybody bounds the time; CI also draws the same examples on every run.
-_bounded = {"max_examples": 60, "deadline": None, "print_blob": True}
-hypothesis.settings.register_profile("local", **_bounded)
-hypothesis.settings.register_profile("ci", derandomize=True, **_bounded)
+_bounded = hypothesis.settings(max_examples=60, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("local", _bounded)
+hypothesis.settings.register_profile("ci", _bounded, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 @pytest.fixture
 def poisoned_empty() -> Iterator[None]:
     """torch.empty hands out NaN, in C++ too: memory that is read before it is written shows."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
+    # Filling is on by default, but only while deterministic algorithms are asked for.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
     assert torch.empty(3).isnan().all()
     yield
-    torch.utils.deterministic.fill_uninitialized_memory = before
     torch.use_deterministic_algorithms(False)
 
 

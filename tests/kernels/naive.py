@@ -179,8 +179,8 @@ def multi_branch(
     for layer in range(len(params.branch_weights)):
         rows = [sample[2][layer] for sample in samples]
         scores.append(torch.stack([row for row in rows if row is not None]) if rows[0] is not None else None)
-    own, aux = (torch.stack([sample[i] for sample in samples]) for i in (0, 1))
-    return Output(own, aux, scores)
+    own, aux, _ = zip(*samples, strict=True)
+    return Output(torch.stack(own), torch.stack(aux), scores)
 
 
 def mutual_unit(

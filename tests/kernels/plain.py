@@ -5,7 +5,7 @@ the yardstick a kernel's error in that dtype is held against. It is itself check
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from naive import DEGENERATE_SUM, EPSILON, Output, Params
 from torch import Tensor
 

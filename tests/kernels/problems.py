@@ -112,9 +112,7 @@ class Problem:
     def run(self, **overrides: Any) -> saml_kernels.TrunkOutput:
         """saml_kernels.multi_branch on this problem."""
         arguments = self.options | overrides
-        return saml_kernels.multi_branch(
-            self.x_local, self.x_global, self.scenario, self.kernel_params(), **arguments
-        )
+        return saml_kernels.multi_branch(self.x_local, self.x_global, self.scenario, self.kernel_params(), **arguments)
 
 
 def make(case: Case) -> Problem:
@@ -169,7 +167,7 @@ def sweep() -> list[Case]:
         {"M": 4, "hidden_dims": (4, 3), "aux_dims": (3, 4), "mutual_layers": ()},
         {"M": 1, "hidden_dims": (4, 3), "aux_dims": (3, 4), "mutual_layers": (1,)},
     ]
-    cases = []
+    cases: list[Case] = []
     for shape in shapes:
         for score in ("ratio", "softmax"):
             for gate in ("vector", "scalar"):
@@ -200,9 +198,7 @@ def with_gradients(
     problem = problem.leaves()
     output = function(problem)
     generator = torch.Generator().manual_seed(seed)
-    cotangents = [
-        torch.randn(y.shape, generator=generator).to(y.device, y.dtype) for y in (output.own, output.aux)
-    ]
+    cotangents = [torch.randn(y.shape, generator=generator).to(y.device, y.dtype) for y in (output.own, output.aux)]
     names, inputs = zip(*problem.named(), strict=True)
     gradients = torch.autograd.grad(
         [output.own, output.aux],
@@ -286,54 +282,9 @@ class skip_unavailable:  # noqa: N801
             pytest.skip(f"{self.backend}: {error}")
 
 
-def backends(probe: Callable[[str], object]) -> list[Any]:
-    """Parameters for every backend this machine has; one that does not do the probed operation shows as skipped."""
-    parameters = []
-    for name, unavailable in saml_kernels.available_backends().items():
-        if unavailable is not None:
-            continue
-        marks = []
-        try:
-            probe(name)
-        except saml_kernels.BackendUnavailable as reason:
-            if name == "reference":
-                raise
-            marks = [pytest.mark.skip(reason=f"{name}: {reason}")]
-        parameters.append(pytest.param(name, marks=marks))
-    return parameters
+def backends(operation: str) -> list[str]:
+    """Every backend that runs `operation` here: the parameters of the tests that run on all of them."""
+    return [name for name, reason in saml_kernels.available_backends(operation).items() if reason is None]
 
 
-def _probe_trunk(name: str) -> object:
-    return make(Case(B=2)).to(torch.float32, device_of(name)).run(backend=name)
-
-
-def _probe_mutual_unit(name: str) -> object:
-    device = device_of(name)
-    return saml_kernels.mutual_unit(
-        torch.ones(2, 2, 4, device=device),
-        torch.tensor([0, 1], device=device),
-        torch.ones(2, 4, 4, device=device),
-        torch.ones(2, 4, device=device),
-        backend=name,
-    )
-
-
-def _probe_grouped_mlp(name: str) -> object:
-    device = device_of(name)
-    return saml_kernels.grouped_mlp(
-        torch.ones(2, 4, device=device),
-        torch.tensor([0, 1], device=device),
-        [torch.ones(2, 4, 3, device=device)],
-        [torch.ones(2, 3, device=device)],
-        backend=name,
-    )
-
-
-def _probe_grouping(name: str) -> object:
-    return saml_kernels.group_by_scenario(torch.tensor([0, 1], device=device_of(name)), 2, backend=name)
-
-
-TRUNK_BACKENDS = backends(_probe_trunk)
-MUTUAL_UNIT_BACKENDS = backends(_probe_mutual_unit)
-GROUPED_MLP_BACKENDS = backends(_probe_grouped_mlp)
-GROUPING_BACKENDS = backends(_probe_grouping)
+TRUNK_BACKENDS = backends("multi_branch")

@@ -10,7 +10,7 @@ from problems import skip_unavailable
 import saml_kernels
 
 pytestmark = pytest.mark.cpu
-on_every_backend = pytest.mark.parametrize("backend", problems.GROUPING_BACKENDS)
+on_every_backend = pytest.mark.parametrize("backend", problems.backends("group_by_scenario"))
 
 
 def group(scenario, M, backend):

@@ -85,9 +85,7 @@ def test_low_precision_errs_at_most_twice_as_much_as_plain_torch(case, dtype, ba
 @on_every_backend
 @pytest.mark.parametrize(("B", "M"), [(257, 8), (63, 2), (1000, 5)])
 def test_larger_sizes_against_plain_torch(B, M, backend):
-    case = Case(
-        M=M, B=B, local_dim=33, global_dim=17, hidden_dims=(40, 31), aux_dims=(24, 9), mutual_layers=(1, 2)
-    )
+    case = Case(M=M, B=B, local_dim=33, global_dim=17, hidden_dims=(40, 31), aux_dims=(24, 9), mutual_layers=(1, 2))
     problem = make(case)
     assert_close(kernel(problem, backend), batched_oracle(problem), FLOAT64_TOLERANCE)
 
@@ -137,6 +135,18 @@ def test_foreign_dtype_stays_near_full_precision(dtype, furthest, backend):
     assert torch.equal(full["aux"], out["aux"])
     distance = errors(out, full)["own"]
     assert 0 < distance < furthest
+
+
+@on_every_backend
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_foreign_dtype_of_zero_rows_and_columns(dtype, backend):
+    """Nothing to scale: a row of dead inputs and a column of zero weights stay zeros."""
+    problem = make(Case(M=4, mutual_layers=(1, 2), foreign_dtype=dtype))
+    problem.x_local[:3] = 0.0
+    problem.params.aux_biases[0][:] = -100.0
+    problem.params.branch_weights[0][:, :, 2] = 0.0
+    problem.params.gate_weights[0][1, :, 3] = 0.0
+    assert_close(kernel(problem, backend), oracle(problem), FLOAT64_TOLERANCE)
 
 
 @on_every_backend
@@ -274,6 +284,17 @@ def test_dead_branches(dead, score, backend):
         assert torch.equal(out["scores[1]"].cpu(), uniform)
 
 
+@on_every_backend
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("score", ["ratio", "softmax"])
+@pytest.mark.parametrize("dead", [[0], [1, 2], [0, 1, 2]], ids=str)
+def test_second_derivative_of_dead_branches(dead, score, stop_gradient, backend):
+    problem = make(Case(M=3, B=6, mutual_layers=(1, 2), score=score, stop_gradient=stop_gradient))
+    problem = dataclasses.replace(problem, scenario=torch.tensor([0, 1, 2, 0, 1, 2]))
+    problem.params.branch_biases[0][dead] = -100.0
+    assert_close(kernel(problem, backend, retain=True), oracle(problem, retain=True), 1e-9)
+
+
 # --- layouts and sizes ----------------------------------------------------------------------------------------------
 
 
@@ -316,7 +337,7 @@ def cases(draw):
         M=draw(st.integers(1, 6)),
         B=draw(st.sampled_from([0, 1, 2, 5, 9])),
         local_dim=draw(st.sampled_from([0, 1, 3])),
-        global_dim=draw(st.sampled_from([1, 4])),
+        global_dim=draw(st.sampled_from([0, 1, 4])),
         hidden_dims=draw(widths),
         aux_dims=draw(widths),
         mutual_layers=tuple(sorted(draw(st.sets(st.integers(1, L))))),
@@ -365,7 +386,7 @@ def test_no_local_features(backend):
 @on_every_backend
 def test_output_structure(backend):
     case = Case(M=4, hidden_dims=(6, 5, 4), aux_dims=(5, 3, 2), mutual_layers=(1, 3))
-    problem = make(case).to(torch.float32, problems.device_of(backend))
+    problem = make(case).to(torch.float32, problems.device_of(backend)).leaves()
     with skip_unavailable(backend):
         out = problem.run(backend=backend, return_scores=True)
     assert isinstance(out, saml_kernels.TrunkOutput)
@@ -376,6 +397,7 @@ def test_output_structure(backend):
         assert torch.allclose(rows.sum(1), torch.ones_like(rows.sum(1)))
         own = rows.gather(1, problem.scenario[:, None].long())
         assert not own.any()
+        assert not rows.requires_grad
         assert (rows > 0).sum() == case.B * (case.M - 1)
     assert problem.run(backend=backend).scores is None
 
@@ -419,9 +441,7 @@ def test_rows_do_not_see_each_other(stop_gradient, backend):
     )
     with skip_unavailable(backend), torch.no_grad():
         device = problems.device_of(backend)
-        whole, mixed, single = (
-            p.to(torch.float64, device).run(backend=backend) for p in (problem, shuffled, alone)
-        )
+        whole, mixed, single = (p.to(torch.float64, device).run(backend=backend) for p in (problem, shuffled, alone))
     assert problems.relative_error(mixed.own, whole.own[order]) < 1e-14
     assert problems.relative_error(single.own, whole.own[3:4]) < 1e-14
 
@@ -438,9 +458,7 @@ def test_one_tensor_requires_grad(trained, stop_gradient, backend):
     with skip_unavailable(backend):
         out = problem.run(backend=backend)
     generator = torch.Generator().manual_seed(99)
-    loss = sum(
-        (y * torch.randn(y.shape, generator=generator).to(y.device, y.dtype)).sum() for y in (out.own, out.aux)
-    )
+    loss = sum((y * torch.randn(y.shape, generator=generator).to(y.device, y.dtype)).sum() for y in (out.own, out.aux))
     loss.backward()
     assert problems.relative_error(leaf.grad, expected(case)[f"∂{trained}"]) <= FLOAT64_TOLERANCE
     assert all(tensor.grad is None for name, tensor in problem.named() if name != trained)

@@ -11,7 +11,7 @@ from problems import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, relative_error, skip_
 import saml_kernels
 
 pytestmark = pytest.mark.cpu
-on_every_backend = pytest.mark.parametrize("backend", problems.MUTUAL_UNIT_BACKENDS)
+on_every_backend = pytest.mark.parametrize("backend", problems.backends("mutual_unit"))
 both_scores = pytest.mark.parametrize("score", ["ratio", "softmax"])
 EVERY_OPTION = list(itertools.product(["ratio", "softmax"], ["vector", "scalar"], [True, False]))
 
@@ -40,9 +40,7 @@ def with_gradients(function, v, scenario, weight, bias, **options):
 def kernel(v, scenario, weight, bias, *, backend, **options):
     moved = (t.to(problems.device_of(backend)) for t in (v, scenario, weight, bias))
     with skip_unavailable(backend):
-        return with_gradients(
-            saml_kernels.mutual_unit, *moved, backend=backend, return_scores=True, **options
-        )
+        return with_gradients(saml_kernels.mutual_unit, *moved, backend=backend, return_scores=True, **options)
 
 
 @on_every_backend
@@ -206,6 +204,30 @@ def test_norms_below_epsilon(score, backend):
     options = {"score": score, "temperature": 0.5}
     results = kernel(v, scenario, weight, bias, backend=backend, **options)
     problems.assert_close(results, with_gradients(naive.mutual_unit, v, scenario, weight, bias, **options), 1e-9)
+
+
+@on_every_backend
+@both_scores
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("zero", [[0], [1], [0, 1, 2]], ids=str)
+def test_second_derivative_at_zero_streams(zero, stop_gradient, score, backend):
+    """Below ε the norm is the constant ε, so it has no second derivative that could be 0 · ∞."""
+    v, _, weight, bias = make(M=3, B=2)
+    v[0, zero] = 0.0
+    scenario = torch.tensor([0, 0])
+    options = {"score": score, "stop_gradient": stop_gradient}
+
+    def second(function, **keywords):
+        leaves = [t.detach().requires_grad_() for t in (v, weight, bias)]
+        out, _ = function(leaves[0], scenario, *leaves[1:], **options, **keywords)
+        first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    with skip_unavailable(backend):
+        out = second(saml_kernels.mutual_unit, backend=backend, return_scores=True)
+    for gradient, expected in zip(out, second(naive.mutual_unit), strict=True):
+        # Sample by sample, scenario by scenario: 1/ε makes the numbers at the zero stream dwarf all others.
+        assert all(relative_error(a, b) < 1e-9 for a, b in zip(gradient, expected, strict=True))
 
 
 # --- finite differences ---------------------------------------------------------------------------------------------
