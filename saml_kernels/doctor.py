@@ -37,7 +37,11 @@ def report() -> str:
         lines += [f"  not available: {extension.EXTENSION_MISSING}"]
     else:
         cuda = info["cuda"] or f"left out: {info['cuda_omitted']}"
-        lines += [f"  built for torch {info['torch']} by {info['compiler']}", f"  CUDA kernels    {cuda}"]
+        lines += [
+            f"  built for       torch {info['torch']}, compiler {info['compiler']}",
+            f"  CUDA kernels    {cuda}",
+            f"  CPU kernels     {', '.join(info['cpu_capabilities'])} (the first is used)",
+        ]
     lines += ["", "Backends"]
     reasons = {operation: available_backends(operation) for operation in OPERATIONS}
     for backend in BACKENDS:

@@ -1,6 +1,7 @@
 """Loads the compiled extension saml_kernels._C, or remembers why it cannot be loaded."""
 
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -22,15 +23,14 @@ except ImportError as error:
     )
 
 
-def build_info() -> dict[str, str | int | None] | None:
-    """How the extension was built: torch, compiler, C++ standard, CUDA or why not; None when it is not loaded."""
+def build_info() -> dict[str, Any] | None:
+    """How the extension was built and what it can run; None when it is not loaded.
+
+    Keys: "torch", "compiler", "cpp_standard", "cuda" (version or None), "cuda_omitted" (why, or None),
+    "cpu_capabilities" (instruction sets that this machine can run, best first).
+    """
     return None if _C is None else dict(_C.build_info())
 
 
 if _C is not None:
-
-    @torch.library.register_fake("saml_kernels::group_by_scenario")
-    def _(scenario: torch.Tensor, num_scenarios: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows = scenario.new_empty(scenario.shape, dtype=torch.int64)
-        offsets = scenario.new_empty((num_scenarios + 1,), dtype=torch.int64)
-        return rows, torch.empty_like(rows), offsets
+    from saml_kernels import fakes as fakes

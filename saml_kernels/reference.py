@@ -78,8 +78,9 @@ def multi_branch(
     stop_gradient: bool,
     foreign_dtype: torch.dtype | None,
     return_scores: bool,
+    recompute: bool | str = False,
 ) -> TrunkOutput:
-    """See :func:`saml_kernels.multi_branch`."""
+    """See :func:`saml_kernels.multi_branch`; ``recompute`` changes nothing here."""
     delta = ACTIVATIONS[activation]
     num_scenarios = params.branch_weights[0].shape[0]
     mutual = [weight is not None for weight in params.gate_weights]

@@ -5,7 +5,7 @@ and the function then runs in that type.
 """
 
 from collections.abc import Sequence
-from typing import cast, overload
+from typing import Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ def multi_branch(
     foreign_dtype: torch.dtype | None = None,
     backend: str = "auto",
     return_scores: bool = False,
+    recompute: bool | Literal["auto"] = "auto",
 ) -> TrunkOutput:
     """Auxiliary network, M scenario branches and their mutual units; returns every sample's own branch.
 
@@ -48,6 +49,8 @@ def multi_branch(
             branches are rounded to it; needs ``stop_gradient``.
         backend: "auto", "reference", "cpp" or "triton".
         return_scores: also return the own rows of α, which carry no gradient.
+        recompute: whether backward computes the streams of all branches again instead of keeping them (B, M, d_l)
+            per mutual layer; "auto" decides by their size. The reference always keeps them.
 
     Returns:
         TrunkOutput: ``own`` (B, d_L), ``aux`` (B, a_L), ``scores`` None or per layer None | (B, M). ``scores`` are
@@ -63,6 +66,8 @@ def multi_branch(
     checks.check_choice("score", score, checks.SCORES)
     checks.check_positive("temperature", temperature)
     checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    if recompute not in (True, False, "auto"):
+        raise ValueError(f"recompute must be True, False or 'auto', got {recompute!r}")
     check_foreign_dtype(foreign_dtype, stop_gradient)
     device_type = _device_type(x_local)
     if _autocast(device_type):
@@ -70,7 +75,7 @@ def multi_branch(
         if isinstance(params, TrunkParams):
             params = TrunkParams._make([_cast(entry, device_type) for entry in entries] for entries in params)
     checks.check_trunk(x_local, x_global, scenario, params)
-    engine = choose_backend(backend, "multi_branch", x_local)
+    engine = choose_backend(backend, "multi_branch", x_local, stop_gradient=stop_gradient, foreign_dtype=foreign_dtype)
     with torch.autocast(device_type, enabled=False):
         output = engine.multi_branch(
             x_local,
@@ -83,6 +88,7 @@ def multi_branch(
             stop_gradient=stop_gradient,
             foreign_dtype=foreign_dtype,
             return_scores=return_scores,
+            recompute=recompute,
         )
     return cast(TrunkOutput, output)
 
@@ -173,7 +179,7 @@ def mutual_unit(
     if v.shape[1] == 0:
         raise ValueError("v must hold at least one branch, got 0")
     checks.check_gate(("gate_weight", "gate_bias"), gate_weight, gate_bias, v.shape[1], v.shape[2])
-    engine = choose_backend(backend, "mutual_unit", v)
+    engine = choose_backend(backend, "mutual_unit", v, stop_gradient=stop_gradient)
     with torch.autocast(device_type, enabled=False):
         own, alpha = engine.mutual_unit(
             v,

@@ -1,12 +1,13 @@
 """Which engine runs an operation.
 
-Every backend is a module with the operations' functions and ``supports(operation, tensor) -> reason | None``.
+Every backend is a module with the operations' functions and ``supports(operation, tensor, options) -> reason | None``.
 "auto" takes the first that supports the input; a backend asked for by name raises its reason.
 """
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -28,8 +29,8 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(_MODULES[name])
 
 
-def _reason(name: str, operation: str, tensor: Tensor | None) -> str | None:
-    reason: str | None = _module(name).supports(operation, tensor)
+def _reason(name: str, operation: str, tensor: Tensor | None, options: Mapping[str, Any]) -> str | None:
+    reason: str | None = _module(name).supports(operation, tensor, options)
     return reason
 
 
@@ -41,17 +42,17 @@ def available_backends(operation: str = "multi_branch") -> dict[str, str | None]
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, got {operation!r}")
-    return {name: _reason(name, operation, None) for name in BACKENDS}
+    return {name: _reason(name, operation, None, {}) for name in BACKENDS}
 
 
-def choose_backend(name: str, operation: str, tensor: Tensor) -> ModuleType:
-    """The module that runs ``operation`` on inputs like ``tensor``. ``name`` was checked to be known."""
+def choose_backend(name: str, operation: str, tensor: Tensor, **options: Any) -> ModuleType:
+    """The module that runs ``operation`` on inputs like ``tensor`` with ``options``; ``name`` is a known one."""
     if name == "auto":
         for candidate in BACKENDS:
-            if _reason(candidate, operation, tensor) is None:
+            if _reason(candidate, operation, tensor, options) is None:
                 return _module(candidate)
         raise BackendUnavailable(f"no backend runs {operation} on {tensor.device}")
-    reason = _reason(name, operation, tensor)
+    reason = _reason(name, operation, tensor, options)
     if reason is not None:
         raise BackendUnavailable(f"backend {name!r} cannot run {operation}: {reason}")
     return _module(name)

@@ -1,5 +1,8 @@
 """Plain PyTorch as a backend: runs every operation on every device."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from saml_kernels.reference import group_by_scenario, grouped_mlp, multi_branch, mutual_unit
@@ -7,6 +10,6 @@ from saml_kernels.reference import group_by_scenario, grouped_mlp, multi_branch,
 __all__ = ["group_by_scenario", "grouped_mlp", "multi_branch", "mutual_unit", "supports"]
 
 
-def supports(operation: str, tensor: Tensor | None) -> str | None:
+def supports(operation: str, tensor: Tensor | None, options: Mapping[str, Any]) -> str | None:
     """Always None."""
     return None

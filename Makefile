@@ -1,0 +1,55 @@
+# The two commands a newcomer needs are `make demo` and `make test`; both set up everything they use in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
+CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
+DEMO := runs/demo
+
+.PHONY: demo test test-slow lint format accuracy clean
+
+demo: $(VENV)/built
+	$(BIN)/saml-rec doctor
+	$(BIN)/saml-rec data ml-100k --out $(DEMO)/data
+	for model in saml shared_bottom; do \
+	  $(BIN)/saml-rec train --data $(DEMO)/data/ml-100k.csv --schema $(DEMO)/data/ml-100k-age.toml \
+	    --model $$model --out $(DEMO)/$$model --overwrite || exit; \
+	done
+
+test: $(VENV)/built
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+# Wheel and source distribution, the real data set, a whole run in a process that gets killed.
+test-slow: $(VENV)/built
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/built
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+# AUC on ml-100k over seeds, beside a logistic regression; writes benchmarks/results/ml100k_accuracy.json
+accuracy: $(VENV)/built
+	$(BIN)/python benchmarks/ml100k_accuracy.py
+
+# torch comes first: the extension is built against the one that will be used.
+$(VENV)/environment: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	$(INSTALL) setuptools wheel ninja build
+	touch $@
+
+$(VENV)/built: $(VENV)/environment $(SOURCES)
+	$(INSTALL) --no-build-isolation --editable ".[test,lint]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info saml_kernels/*.so
