@@ -48,7 +48,7 @@ $(VENV)/environment: constraints.txt pyproject.toml
 	touch $@
 
 $(VENV)/built: $(VENV)/environment $(SOURCES)
-	$(INSTALL) --no-build-isolation --editable ".[test,lint]"
+	$(INSTALL) --no-build-isolation --editable ".[test,bench,lint]"
 	touch $@
 
 clean:

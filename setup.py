@@ -82,6 +82,10 @@ def extension_arguments() -> dict[str, Any]:
     # torch's own headers warn; as system headers they stay silent and ours do not hide behind them.
     compile_flags = ["-std=c++20", "-O3", "-Wall", "-Wextra"]
     compile_flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    # at::parallel_for is a header: compiled without OpenMP it runs on one thread and says nothing. The library is the
+    # one that torch has loaded already, under the same name.
+    openmp = ["-fopenmp"] if sys.platform == "linux" and torch.backends.openmp.is_available() else []
+    compile_flags += openmp
     if switch("SAML_KERNELS_WERROR"):
         compile_flags.append("-Werror")
 
@@ -93,6 +97,7 @@ def extension_arguments() -> dict[str, Any]:
             sources("*.cpp", "cpu/*.cpp", "cuda/*.cu"),
             define_macros=macros,
             extra_compile_args={"cxx": compile_flags, "nvcc": ["-std=c++20", "-O3", "-lineinfo"]},
+            extra_link_args=openmp,
         )
     else:
         print(f"saml-kernels: building without CUDA kernels: {omitted}", file=sys.stderr)
@@ -102,6 +107,7 @@ def extension_arguments() -> dict[str, Any]:
             sources("*.cpp", "cpu/*.cpp"),
             define_macros=macros,
             extra_compile_args={"cxx": compile_flags},
+            extra_link_args=openmp,
         )
     return {
         "ext_modules": [extension],

@@ -163,7 +163,10 @@ def _run(
     """own, aux and the own rows of α of every mutual layer, in the caller's order."""
     lengths = [len(entries) for entries in lists]
     flat = [entry for entries in lists for entry in entries]
-    outputs: tuple[Tensor, ...] = _Trunk.apply(x_local, x_global, scenario, plan, lengths, *flat)
+    # Inside an autograd.Function needs_input_grad does not tell whether gradients are switched off.
+    inputs = (x_local, x_global, *flat)
+    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    outputs: tuple[Tensor, ...] = _Trunk.apply(x_local, x_global, scenario, plan, lengths, keep, *flat)
     return outputs
 
 
@@ -176,13 +179,13 @@ class _Trunk(torch.autograd.Function):
         scenario: Tensor,
         plan: Plan,
         lengths: list[int],
+        keep: bool,
         *flat: Tensor,
     ) -> tuple[Tensor, ...]:
         grouping = group_by_scenario(scenario, flat[0].shape[0])
         dtype = _computing_dtype(x_local)
         local_sorted = x_local.index_select(0, grouping.permutation).to(dtype)
         global_sorted = x_global.index_select(0, grouping.permutation).to(dtype)
-        keep = any(ctx.needs_input_grad)
         own, aux, scores, kept = torch.ops.saml_kernels.trunk_forward(
             local_sorted,
             global_sorted,
@@ -211,11 +214,12 @@ class _Trunk(torch.autograd.Function):
             rest[num_params : num_params + ctx.num_scores],
             rest[num_params + ctx.num_scores :],
         )
-        needs_local, needs_global, _, _, _, *needs_params = ctx.needs_input_grad
+        needs_local, needs_global, _, _, _, _, *needs_params = ctx.needs_input_grad
         if torch.is_grad_enabled():
             # create_graph: the gradient itself must be differentiable, which the reference's is.
-            outputs = _reference_outputs(ctx.plan, x_local, x_global, scenario, flat, ctx.lengths)
-            gradients = _differentiable_gradients(outputs, [grad_own, grad_aux], (x_local, x_global, *flat))
+            local, glob, *params = aliases = _aliases((x_local, x_global, *flat))
+            outputs = _reference_outputs(ctx.plan, local, glob, scenario, params, ctx.lengths)
+            gradients = _differentiable_gradients(outputs, [grad_own, grad_aux], aliases)
         else:
             local_gradient, global_gradient, *lists = torch.ops.saml_kernels.trunk_backward(
                 grad_own.to(local_sorted.dtype).contiguous(),
@@ -238,7 +242,7 @@ class _Trunk(torch.autograd.Function):
             gradient.to(tensor.dtype) if need else None
             for gradient, tensor, need in zip(gradients, inputs, needs, strict=True)
         )
-        return local_gradient, global_gradient, None, None, None, *param_gradients
+        return local_gradient, global_gradient, None, None, None, None, *param_gradients
 
 
 class _MutualUnit(torch.autograd.Function):
@@ -267,8 +271,9 @@ class _MutualUnit(torch.autograd.Function):
         v, scenario, gate_weight, gate_bias, streams, permutation, _, offsets, *kept = ctx.saved_tensors
         inputs = (v, gate_weight, gate_bias)
         if torch.is_grad_enabled():
-            own, _ = reference.mutual_unit(v, scenario, gate_weight, gate_bias, **ctx.options)
-            gradients = _differentiable_gradients([own], [gradient], inputs)
+            streams, weight, bias = aliases = _aliases(inputs)
+            own, _ = reference.mutual_unit(streams, scenario, weight, bias, **ctx.options)
+            gradients = _differentiable_gradients([own], [gradient], aliases)
         else:
             gradients = torch.ops.saml_kernels.mutual_backward(
                 gradient.to(streams.dtype).contiguous(),
@@ -312,13 +317,27 @@ def _reference_outputs(
     return [output.own, output.aux]
 
 
+def _aliases(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Children of the tensors in the graph: a gradient with respect to one of them does not go on through another
+    that was computed from the same tensor."""
+    return [tensor.view_as(tensor) for tensor in tensors]
+
+
 def _differentiable_gradients(
     outputs: Sequence[Tensor], cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> list[Tensor]:
     """Gradients of all inputs with a graph of their own; an empty tensor where none is required."""
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    # The auxiliary stream depends on none of them where x_local or branch parameters alone require a gradient.
+    live = [(output, cotangent) for output, cotangent in zip(outputs, cotangents, strict=False) if output.requires_grad]
     found = iter(
-        torch.autograd.grad(outputs, wanted, cotangents[: len(outputs)], create_graph=True, materialize_grads=True)
+        torch.autograd.grad(
+            [output for output, _ in live],
+            wanted,
+            [cotangent for _, cotangent in live],
+            create_graph=True,
+            materialize_grads=True,
+        )
     )
     return [next(found) if tensor.requires_grad else tensor.new_empty(0) for tensor in inputs]
 

@@ -1,0 +1,97 @@
+"""SAML: scenario-aware features, auxiliary network, branches that learn from each other (arXiv 2012.08952).
+
+x_g, x_l   = scenario-aware embedding and attention
+A^L, V_t^L = auxiliary network and multi-branch network with mutual units
+aux_logit  = A^L w_a + c_a
+logit      = [V_t^L ; aux_logit] w_t + c_t
+loss       = BCE(logit, y) + λ BCE(aux_logit, y)
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saml_kernels.layers import GroupedMLP, MultiBranchMLP
+from saml_rec.errors import InputError
+from saml_rec.features import Batch, ScenarioAwareFeatures
+from saml_rec.schema import Schema
+
+
+class SAMLOutput(NamedTuple):
+    """Logits of the own scenario's head and of the shared auxiliary head, (B,) each."""
+
+    logit: Tensor
+    aux_logit: Tensor
+
+
+class SAML(nn.Module):
+    """The model of the paper on a schema's features.
+
+    Args:
+        schema: the features; those flagged scenario_aware get local tables.
+        num_scenarios: M.
+        vocabulary_sizes: per sparse and multi-valued feature the rows of its tables.
+        hidden_dims, aux_dims, mutual_layers, gate, score, temperature, activation, backend: of
+            :class:`saml_kernels.layers.MultiBranchMLP`.
+        aux_loss_weight: λ.
+        dropout: of x_g and x_l.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        num_scenarios: int,
+        *,
+        vocabulary_sizes: Mapping[str, int],
+        hidden_dims: Sequence[int] = (64, 32),
+        aux_dims: Sequence[int] | None = None,
+        mutual_layers: Sequence[int] = (1,),
+        gate: str = "vector",
+        score: str = "ratio",
+        temperature: float = 0.1,
+        activation: str = "relu",
+        aux_loss_weight: float = 1.0,
+        dropout: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not 0 <= aux_loss_weight < math.inf:
+            raise InputError(f"aux_loss_weight must be finite and at least 0, got {aux_loss_weight}")
+        self.features = ScenarioAwareFeatures(schema, num_scenarios, vocabulary_sizes, dropout)
+        self.trunk = MultiBranchMLP(
+            num_scenarios,
+            self.features.local_dim,
+            self.features.global_dim,
+            hidden_dims,
+            aux_dims,
+            mutual_layers,
+            gate=gate,
+            score=score,
+            temperature=temperature,
+            activation=activation,
+            backend=backend,
+        )
+        self.aux_head = nn.Linear(self.trunk.aux_dims[-1], 1)
+        self.head = GroupedMLP(
+            num_scenarios, self.trunk.hidden_dims[-1] + 1, (1,), activation="identity", backend=backend
+        )
+        self.aux_loss_weight = aux_loss_weight
+
+    def forward(self, batch: Batch) -> SAMLOutput:
+        # Dense values are float32 whatever the model's type is.
+        x_global, x_local = (x.to(self.aux_head.weight.dtype) for x in self.features(batch))
+        own, aux, _ = self.trunk(x_local, x_global, batch["scenario"])
+        aux_logit = self.aux_head(aux)
+        logit = self.head(torch.cat([own, aux_logit], dim=1), batch["scenario"])
+        return SAMLOutput(logit.squeeze(1), aux_logit.squeeze(1))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over the batch of BCE(logit) + λ BCE(aux_logit)."""
+        output = self(batch)
+        own_loss = F.binary_cross_entropy_with_logits(output.logit, batch["label"])
+        aux_loss = F.binary_cross_entropy_with_logits(output.aux_logit, batch["label"])
+        return own_loss + self.aux_loss_weight * aux_loss

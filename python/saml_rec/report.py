@@ -1,0 +1,65 @@
+"""What training and evaluation print: a line an epoch, a progress bar on a terminal, a table of measures."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+
+def measure(value: float | None) -> str:
+    """Four decimals, or a dash for a measure that is not defined."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """AUC, log loss and row count of every scenario and overall.
+
+    Args:
+        metrics: with ``overall`` and ``scenarios`` as :func:`saml_rec.metrics.evaluate_scores` gives them.
+    """
+    table = Table()
+    # Names are data: Text keeps brackets in them from being read as markup, folding keeps them complete.
+    table.add_column("scenario", overflow="fold")
+    for heading in ("AUC", "log loss", "rows"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, scores in metrics["scenarios"].items():
+        table.add_row(Text(name), *_cells(scores))
+    table.add_section()
+    table.add_row("overall", *_cells(metrics["overall"]), style="bold")
+    return table
+
+
+def _cells(scores: Mapping[str, Any]) -> tuple[str, str, str]:
+    return measure(scores["auc"]), measure(scores["logloss"]), f"{scores['rows']:,}"
+
+
+def epoch_line(history: Sequence[Mapping[str, Any]], epochs: int, best: int) -> str:
+    """The last epoch of the history on one line, with a star if it is the best one so far."""
+    entry = history[-1]
+    return (
+        f"epoch {entry['epoch']}/{epochs}  train loss {measure(entry['train_loss'])}  "
+        f"valid log loss {measure(entry['valid']['logloss'])}  valid AUC {measure(entry['valid']['auc'])}  "
+        f"{entry['seconds']:.1f} s  {entry['rows_per_second']:,.0f} rows/s{'  *' if entry['epoch'] == best else ''}"
+    )
+
+
+def say(console: Console | None, message: str) -> None:
+    """Prints one line as it is: no markup, no highlighting, no wrapping."""
+    if console is not None:
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(console: Console | None, description: str, steps: int) -> Iterator[Callable[[], None]]:
+    """A function to call after every step. It moves a bar on a terminal, and prints nothing elsewhere."""
+    if console is None or not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(description, total=steps)
+        yield lambda: bar.advance(task)

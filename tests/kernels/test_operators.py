@@ -1,0 +1,178 @@
+"""The extension's operators as PyTorch sees them: schemas, shapes without computation, torch.compile."""
+
+import problems
+import pytest
+import torch
+from problems import Case, make
+
+from saml_kernels import extension
+from saml_kernels.backends import cpp
+from saml_kernels.layers import GroupedMLP, MultiBranchMLP, MutualUnit
+
+pytestmark = [
+    pytest.mark.cpu,
+    pytest.mark.skipif(extension.EXTENSION_MISSING is not None, reason=str(extension.EXTENSION_MISSING)),
+]
+
+NAMES = ("group_by_scenario", "trunk_forward", "trunk_backward", "mutual_forward", "mutual_backward")
+# Not test_autograd_registration nor test_aot_dispatch_*: the operators have no autograd formula, the
+# autograd.Functions of saml_kernels.backends.cpp call them outside the graph.
+UTILITIES = ("test_schema", "test_faketensor")
+
+
+def operator(name):
+    return getattr(torch.ops.saml_kernels, name).default
+
+
+def opcheck(name, *arguments):
+    torch.library.opcheck(operator(name), arguments, test_utils=UTILITIES)
+
+
+TRUNKS = [
+    Case(M=3, activation="relu"),
+    Case(M=4, hidden_dims=(6, 5, 4), aux_dims=(5, 4, 3), mutual_layers=(1, 3), activation="gelu", per_branch=True),
+    Case(M=3, hidden_dims=(6, 5, 4), aux_dims=(5, 4, 3), mutual_layers=(1, 2), activation="silu", gate="scalar"),
+    Case(M=2, mutual_layers=(), activation="tanh"),
+    Case(M=1, B=0, local_dim=0, global_dim=0, score="softmax"),
+]
+
+
+def trunk_arguments(case, dtype):
+    """Inputs, permutation, offsets, parameters and options as both operators take them."""
+    problem = make(case).to(dtype)
+    grouping = cpp.group_by_scenario(problem.scenario, case.M)
+    params = [[tensor for tensor in tensors if tensor is not None] for tensors in problem.params]
+    return (
+        problem.x_local[grouping.permutation],
+        problem.x_global[grouping.permutation],
+        grouping.permutation,
+        grouping.offsets,
+        *params,
+        [layer - 1 for layer in case.mutual_layers],
+        [cpp.ACTIVATION_IDS[case.activation]] * len(case.hidden_dims),
+        cpp.SCORE_IDS[case.score],
+        case.temperature,
+        False,
+        dtype == torch.float32,
+    )
+
+
+def without_auxiliary(case, arguments):
+    """The grouped MLP: the same operators with empty auxiliary lists."""
+    local, glob, permutation, offsets, weights, biases, _, _, gates, gate_biases, *options = arguments
+    weights = [w[:, :-a].contiguous() for w, a in zip(weights, case.aux_dims, strict=True)]
+    return local, glob[:, :0].contiguous(), permutation, offsets, weights, biases, [], [], gates, gate_biases, *options
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("B", [0, 1, 9])
+def test_group_by_scenario(B, dtype):
+    opcheck("group_by_scenario", torch.arange(B, dtype=dtype) % 3, 3)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("auxiliary", [True, False], ids=["auxiliary", "grouped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", TRUNKS, ids=str)
+def test_trunk(case, dtype, auxiliary, recompute):
+    arguments = trunk_arguments(case, dtype)
+    if not auxiliary:
+        arguments = without_auxiliary(case, arguments)
+    opcheck("trunk_forward", *arguments, False, recompute)
+    opcheck("trunk_forward", *arguments, True, recompute)
+    own, aux, scores, kept = operator("trunk_forward")(*arguments, True, recompute)
+    cotangents = torch.randn_like(own), torch.randn_like(aux)
+    for needs in ((True, True), (True, False), (False, True), (False, False)):
+        opcheck("trunk_backward", *cotangents, scores, kept, *arguments, recompute, *needs)
+
+
+@pytest.mark.parametrize("gate_width", [1, 5])
+@pytest.mark.parametrize("B", [0, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mutual(dtype, B, gate_width):
+    torch.manual_seed(0)
+    grouping = cpp.group_by_scenario(torch.arange(B) % 3, 3)
+    arguments = (
+        torch.randn(B, 3, 5, dtype=dtype),
+        grouping.permutation,
+        grouping.offsets,
+        torch.randn(3, 5, gate_width, dtype=dtype),
+        torch.randn(3, gate_width, dtype=dtype),
+        cpp.SCORE_IDS["softmax"],
+        0.5,
+        False,
+    )
+    opcheck("mutual_forward", *arguments)
+    mutual, *kept = operator("mutual_forward")(*arguments)
+    opcheck("mutual_backward", torch.randn_like(mutual), *kept, *arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schemas_are_functional(name):
+    """No operator writes to an argument or returns a view of one, so torch.compile may reorder and drop calls."""
+    schema = operator(name)._schema
+    assert not schema.is_mutable
+    assert all(entry.alias_info is None for entry in (*schema.arguments, *schema.returns))
+
+
+def test_there_is_no_operator_without_a_check():
+    names = {
+        name.removeprefix("saml_kernels::").partition(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("saml_kernels::")
+    }
+    assert names == set(NAMES)
+
+
+def test_another_dtype_is_an_error():
+    arguments = trunk_arguments(TRUNKS[0], torch.float32)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        operator("trunk_forward")(arguments[0], arguments[1].double(), *arguments[2:], False, False)
+
+
+# --- torch.compile --------------------------------------------------------------------------------------------------
+
+
+def layer_and_inputs(kind):
+    torch.manual_seed(0)
+    local, glob, scenario = torch.randn(50, 9), torch.randn(50, 7), torch.randint(4, (50,))
+    if kind is MultiBranchMLP:
+        return MultiBranchMLP(4, 9, 7, (17, 8), mutual_layers=(1, 2), activation="gelu"), (local, glob, scenario)
+    if kind is GroupedMLP:
+        return GroupedMLP(4, 9, (17, 8)), (local, scenario)
+    return MutualUnit(4, 9), (torch.randn(50, 4, 9), scenario)
+
+
+def step(function, layer, inputs):
+    """Output and every gradient of a forward and a backward pass."""
+    layer.zero_grad()
+    x = inputs[0].clone().requires_grad_()
+    out = function(x, *inputs[1:])
+    own = out.own if isinstance(layer, MultiBranchMLP) else out
+    own.square().sum().backward()
+    return {"own": own.detach(), "∂x": x.grad} | {f"∂{name}": p.grad for name, p in layer.named_parameters()}
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin")
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [MultiBranchMLP, GroupedMLP, MutualUnit], ids=lambda kind: kind.__name__)
+def test_compile_equals_eager(kind, compiler):
+    layer, inputs = layer_and_inputs(kind)
+    eager = step(layer, layer, inputs)
+    compiled = torch.compile(layer, backend=compiler)
+    try:
+        for _ in range(2):
+            problems.assert_close(step(compiled, layer, inputs), eager, 1e-6)
+    finally:
+        torch.compiler.reset()
+
+
+def test_compile_of_another_batch_size():
+    layer, (local, glob, scenario) = layer_and_inputs(MultiBranchMLP)
+    compiled = torch.compile(layer, backend="aot_eager", dynamic=True)
+    try:
+        for rows in (50, 31, 1):
+            inputs = local[:rows], glob[:rows], scenario[:rows]
+            problems.assert_close(step(compiled, layer, inputs), step(layer, layer, inputs), 1e-6)
+    finally:
+        torch.compiler.reset()

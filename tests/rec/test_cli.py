@@ -1,0 +1,400 @@
+import dataclasses
+import inspect
+import json
+import os
+import shutil
+import stat
+
+import polars
+import pytest
+
+from saml_rec import models, training
+from saml_rec.cli import HYPERPARAMETERS, main
+from saml_rec.data import write_ml100k, write_synthetic
+
+SMALL = ("--epochs", 1, "--batch-size", 64, "--hidden-dims", "8,4")
+
+
+@pytest.fixture
+def train(saml_rec, small_dataset, tmp_path):
+    """Trains on the small data set into ``tmp_path/run``; keywords replace or add options."""
+
+    def run(*flags, **options):
+        options = {"data": small_dataset.data, "schema": small_dataset.schema, "out": tmp_path / "run"} | options
+        pairs = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+        return saml_rec("train", *SMALL, *pairs, *flags)
+
+    return run
+
+
+def assert_one_error(result, *parts):
+    """The command failed with one line that holds all the parts, and printed nothing else."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.endswith("\n")
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_train_prints_a_line_an_epoch_and_the_table(train, tmp_path):
+    result = train(epochs=2, patience=0)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert [line[:9] for line in lines[:2]] == ["epoch 1/2", "epoch 2/2"]
+    assert "\x1b" not in result.stdout
+    for name in ("de", "fr", "[it]", "overall"):
+        assert any(name in line for line in lines[2:])
+    assert lines[-1].startswith(f"wrote {tmp_path}")
+
+
+def test_progress_bar_only_on_a_terminal(data_console, train):
+    assert train(epochs=1).exit_code == 0
+    assert "\x1b[" in data_console.getvalue()
+    assert "scenario" in data_console.getvalue()
+
+
+@pytest.fixture
+def data_console(monkeypatch):
+    """What the command prints to a terminal."""
+    import io
+
+    from rich.console import Console
+
+    from saml_rec import cli
+
+    screen = io.StringIO()
+    monkeypatch.setattr(cli, "stdout", lambda: Console(file=screen, force_terminal=True))
+    return screen
+
+
+@pytest.mark.parametrize("model", models.MODELS)
+def test_every_model_trains_evaluates_and_predicts(train, saml_rec, small_dataset, tmp_path, model):
+    assert train(model=model, dropout=0.1, backend="reference").exit_code == 0
+    assert saml_rec("evaluate", tmp_path / "run").exit_code == 0
+    out = tmp_path / "predictions.csv"
+    assert saml_rec("predict", tmp_path / "run", "--data", small_dataset.data, "--out", out).exit_code == 0
+    assert polars.read_csv(out).height == 400
+
+
+def test_options_reach_the_model(train, tmp_path):
+    result = train(
+        "--aux-dims",
+        "6,4",
+        mutual_layers="none",
+        gate="scalar",
+        score="softmax",
+        temperature=0.5,
+        activation="tanh",
+        aux_loss_weight=0.5,
+        backend="reference",
+        lr=0.01,
+        weight_decay=0.1,
+        seed=3,
+        patience=7,
+    )
+    assert result.exit_code == 0, result.output
+    options = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["options"]
+    model_options = options.pop("model_options")
+    assert options == {
+        "model": "saml",
+        "epochs": 1,
+        "batch_size": 64,
+        "learning_rate": 0.01,
+        "weight_decay": 0.1,
+        "patience": 7,
+        "seed": 3,
+        "device": "cpu",
+    }
+    assert model_options == {
+        "hidden_dims": [8, 4],
+        "aux_dims": [6, 4],
+        "mutual_layers": [],
+        "gate": "scalar",
+        "score": "softmax",
+        "temperature": 0.5,
+        "activation": "tanh",
+        "aux_loss_weight": 0.5,
+        "dropout": 0.0,
+        "backend": "reference",
+    }
+
+
+def defaults(command):
+    return {option.name: option.default for option in command.params if option.default is not None}
+
+
+def test_defaults_are_those_of_the_functions():
+    options = dataclasses.asdict(training.TrainOptions())
+    shown = defaults(main.commands["train"])
+    assert shown["lr"] == options.pop("learning_rate")
+    assert options.pop("model_options") == {}
+    assert {name: shown[name] for name in options} == options
+    for name, function in (("synthetic", write_synthetic), ("ml-100k", write_ml100k)):
+        parameters = inspect.signature(function).parameters
+        for option in main.commands["data"].commands[name].params:
+            if option.name not in ("out", "help"):
+                assert parameters[option.name].default in (option.default, None), option.name
+
+
+def test_every_hyperparameter_of_every_model_is_an_option():
+    taken = {name for model in models.MODELS for name in training.hyperparameters(model)}
+    assert taken == set(HYPERPARAMETERS)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "train", "evaluate", "predict", "data", "data ml-100k", "data synthetic", "doctor"],
+)
+def test_help_explains_every_option(saml_rec, command):
+    result = saml_rec(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: saml-rec")
+    group = main
+    for name in command.split():
+        group = group.commands[name]
+    assert group.help
+    assert all(option.help for option in group.params if option.param_type_name == "option")
+
+
+def test_help_names_every_model(saml_rec):
+    text = " ".join(saml_rec("train", "--help").stdout.split())
+    assert all(model in text for model in models.MODELS)
+
+
+def test_help_does_not_load_torch(python):
+    program = "import sys, saml_rec.cli; print({'torch', 'polars', 'sklearn', 'rich'} & set(sys.modules))"
+    assert python("-c", program).stdout == "set()\n"
+
+
+def test_version(saml_rec):
+    import saml_kernels
+
+    assert saml_rec("--version").stdout == f"saml-rec {saml_kernels.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"data": "missing.csv"}, ["missing.csv"]),
+        ({"data": "."}, ["directory"]),
+        ({"schema": "missing.toml"}, ["missing.toml"]),
+        ({"model": "samml"}, ["'samml'", "did you mean 'saml'?"]),
+        ({"model": "shared_bottom", "gate": "scalar"}, ["model shared_bottom does not take gate"]),
+        ({"tower_dims": "4"}, ["model saml does not take tower_dims"]),
+        ({"mutual_layers": "3"}, ["model saml: mutual_layers must lie in 1..2, got 3"]),
+        ({"aux_dims": "8"}, ["model saml: hidden_dims has 2 layers but aux_dims has 1"]),
+        ({"hidden_dims": "none"}, ["model saml: hidden_dims must name at least one layer"]),
+        ({"lr": "nan"}, ["learning_rate must be above 0 and finite, got nan"]),
+        ({"lr": "0"}, ["learning_rate must be above 0 and finite, got 0.0"]),
+        ({"weight_decay": "-1"}, ["weight_decay must be at least 0"]),
+        ({"device": "warp:9"}, ["device 'warp:9' cannot be used here"]),
+        ({"backend": "triton", "device": "cpu"}, ["backend 'triton' cannot run"]),
+    ],
+)
+def test_train_refuses_in_one_line_and_leaves_nothing(train, tmp_path, options, parts, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_one_error(train(**options), *parts)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["data", "schema", "out"])
+def test_train_needs_its_files(saml_rec, option):
+    files = {"data": "a.csv", "schema": "a.toml", "out": "run"}
+    del files[option]
+    result = saml_rec("train", *[part for name, value in files.items() for part in (f"--{name}", value)])
+    assert result.exit_code == 2
+    assert f"Missing option '--{option}'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--hidden-dims", "8,,4"),
+        ("--hidden-dims", "8,-4"),
+        ("--mutual-layers", "0"),
+        ("--dropout", "1"),
+        ("--temperature", "0"),
+        ("--epochs", "0"),
+        ("--seed", "-1"),
+        ("--gate", "round"),
+        ("--backend", "cuda"),
+        ("--epoch",),
+    ],
+)
+def test_usage_errors(train, arguments, tmp_path):
+    result = train(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: saml-rec train")
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_data_leave_nothing(train, dataset_of, small_dataset, tmp_path):
+    dataset = dataset_of(small_dataset.frame.with_columns(age=polars.lit("old")))
+    assert_one_error(train(data=dataset.data), str(dataset.data), "'age'", "'old'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_existing_run_is_refused_before_any_work(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").touch()
+    assert_one_error(train(data="missing.csv"), "holds an unfinished run; resume it, overwrite it or choose another")
+
+
+def test_damaged_checkpoint(train, tmp_path):
+    assert train().exit_code == 0
+    (tmp_path / "run" / "metrics.json").unlink()
+    with (tmp_path / "run" / "checkpoint.pt").open("r+b") as file:
+        file.truncate(1000)
+    assert_one_error(train("--resume"), "checkpoint.pt: is damaged")
+
+
+def test_resume_of_a_finished_run_says_so(train, tmp_path):
+    assert train().exit_code == 0
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    result = train("--resume")
+    assert result.exit_code == 0
+    assert result.stdout == f"{tmp_path / 'run'} is finished already (best epoch 1 of 1): nothing to resume\n"
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert train("--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(("flags", "hint"), [((), "--resume"), (("--overwrite",), "--resume in place of --overwrite")])
+def test_interrupt_in_training(train, monkeypatch, flags, hint):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    if flags:
+        assert train().exit_code == 0
+    monkeypatch.setattr(training, "_run_epoch", interrupt)
+    result = train(*flags)
+    assert result.exit_code == 130
+    assert result.stderr == f"interrupted; to continue, repeat the command with {hint}\n"
+
+
+def test_interrupt_before_training(train, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "check_model", interrupt)
+    result = train()
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_directory_without_permission(train, tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    assert_one_error(train(), str(tmp_path), "Permission denied")
+
+
+def test_operating_system_errors_are_one_line(train, tmp_path):
+    (tmp_path / "file").touch()
+    assert_one_error(train(out=tmp_path / "file" / "run"), "Not a directory")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "split"),
+    [
+        ((), "evaluation-test.json", "test"),
+        (("--split", "valid"), "evaluation-valid.json", "valid"),
+        (("--data", "DATA"), "evaluation-clicks.csv.json", None),
+        (("--data", "DATA", "--split", "train"), "evaluation-train.json", "train"),
+        (("--out", "OUT/my.json"), "OUT/my.json", "test"),
+        (("--out", "OUT"), "OUT/metrics.json", "test"),
+    ],
+)
+def test_evaluate_writes_where_it_says(saml_rec, finished_run, small_dataset, tmp_path, arguments, name, split):
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(finished_run, run)
+    known = {"DATA": str(small_dataset.data), "OUT": str(out)}
+    arguments = [known.get(part, part.replace("OUT", str(out))) for part in arguments]
+    result = saml_rec("evaluate", run, *arguments)
+    assert result.exit_code == 0, result.output
+    target = run / name.replace("OUT", str(out))
+    assert result.stdout.splitlines()[-1] == f"wrote {target}"
+    metrics = json.loads(target.read_text(encoding="utf-8"))
+    assert metrics["split"] == split
+    assert metrics["overall"]["rows"] == {"test": 40, "valid": 40, "train": 320, None: 400}[split]
+    assert f"{metrics['overall']['auc']:.4f}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("evaluate", "missing"), "missing: holds no run"),
+        (("evaluate", "RUN", "--data", "missing.csv"), "missing.csv"),
+        (("evaluate", "RUN", "--device", "warp"), "device 'warp'"),
+        (("evaluate", "RUN", "--backend", "triton", "--device", "cpu"), "backend 'triton' cannot run"),
+        (("predict", "RUN", "--data", "missing.csv", "--out", "p.csv"), "missing.csv"),
+        (("predict", "missing", "--data", "DATA", "--out", "p.csv"), "missing: holds no run"),
+        (("predict", "RUN", "--data", "DATA", "--out", "p.xlsx"), "p.xlsx: the name must end in .csv or .parquet"),
+        (("predict", "RUN", "--data", "DATA", "--out", "no/p.csv"), "does not exist"),
+        (("predict", "RUN", "--data", "DATA", "--out", "DATA"), "is the input file"),
+    ],
+)
+def test_scoring_refuses_in_one_line(saml_rec, finished_run, small_dataset, tmp_path, monkeypatch, arguments, part):
+    monkeypatch.chdir(tmp_path)
+    known = {"RUN": finished_run, "DATA": small_dataset.data}
+    before = {*finished_run.iterdir()}
+    assert_one_error(saml_rec(*(known.get(argument, argument) for argument in arguments)), part)
+    assert not list(tmp_path.iterdir())
+    assert {*finished_run.iterdir()} == before
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_predict_adds_a_column(saml_rec, finished_run, dataset_of, small_dataset, tmp_path, suffix):
+    dataset = dataset_of(small_dataset.frame.drop("click"))
+    out = tmp_path / f"predictions.{suffix}"
+    out.write_bytes(b"old")
+    result = saml_rec("predict", finished_run, "--data", dataset.data, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"wrote 400 rows to {out}\n"
+    frame = polars.read_csv(out) if suffix == "csv" else polars.read_parquet(out)
+    assert frame.columns == [*dataset.frame.columns, "prediction"]
+    assert frame["prediction"].is_between(0, 1).all()
+    assert [str(price) for price in frame["price"]] == [str(price) for price in dataset.frame["price"]]
+    assert frame["user"].to_list() == dataset.frame["user"].to_list()
+
+
+def test_data_synthetic_is_ready_to_train_on(saml_rec, tmp_path):
+    out = tmp_path / "new" / "data"
+    result = saml_rec("data", "synthetic", "--out", out, "--scenarios", 3, "--rows", 300, "--seed", 5)
+    assert result.exit_code == 0, result.output
+    names = ("synthetic.csv", "synthetic.toml", "synthetic-relation.json")
+    assert result.stdout.splitlines() == [f"wrote {out / name}" for name in names]
+    assert polars.read_csv(out / "synthetic.csv").height == 300
+    files = ("--data", out / names[0], "--schema", out / names[1], "--out", tmp_path / "run")
+    assert saml_rec("train", *files, *SMALL).exit_code == 0
+
+
+def test_data_errors_are_one_line(saml_rec, tmp_path):
+    assert_one_error(saml_rec("data", "synthetic", "--out", tmp_path, "--scenarios", 0), "scenarios must be at least 1")
+    (tmp_path / "file").touch()
+    assert_one_error(saml_rec("data", "synthetic", "--out", tmp_path / "file"), str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(("arguments", "scenario"), [((), "age"), (("--scenario", "occupation"), "occupation")])
+def test_data_ml_100k(saml_rec, tmp_path, monkeypatch, arguments, scenario):
+    calls = []
+
+    def write(out, **options):
+        calls.append((out, options))
+        return out / "a.csv", out / "a.toml"
+
+    monkeypatch.setattr("saml_rec.data.ml100k.write_ml100k", write)
+    result = saml_rec("data", "ml-100k", "--out", tmp_path, *arguments)
+    assert calls == [(tmp_path, {"scenario": scenario})]
+    assert result.stdout == f"wrote {tmp_path / 'a.csv'}\nwrote {tmp_path / 'a.toml'}\n"
+
+
+def test_doctor(saml_rec):
+    from saml_kernels import doctor
+
+    assert saml_rec("doctor").stdout == doctor.report() + "\n"
+
+
+def test_runs_as_a_module(python):
+    result = python("-m", "saml_rec.cli", "evaluate", "missing")
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", "error: missing: holds no run\n")

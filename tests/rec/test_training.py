@@ -1,0 +1,446 @@
+import dataclasses
+import json
+import math
+import shutil
+import signal
+from collections import namedtuple
+
+import numpy as np
+import polars
+import pytest
+import torch
+from torch import nn
+
+from saml_rec import models, training
+from saml_rec.checkpoint import load
+from saml_rec.data import prepare
+from saml_rec.errors import InputError
+from saml_rec.schema import Schema, load_schema
+from saml_rec.training import TrainOptions, best_epoch, evaluate, load_trained, predict, train
+
+SMALL = TrainOptions(epochs=3, batch_size=64, patience=0, model_options={"hidden_dims": (8, 4), "dropout": 0.2})
+
+# Trains in a process that sends itself a signal: at an optimizer step or before a file reaches the disk.
+INTERRUPTED = """
+import os, signal, sys, torch
+from saml_rec import cli
+site, count, number, *arguments = sys.argv[1:]
+calls = 0
+def interrupting(function):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == int(count):
+            os.kill(os.getpid(), int(number))
+        return function(*args, **kwargs)
+    return call
+torch.set_num_threads(1)
+if site == "step":
+    torch.optim.AdamW.step = interrupting(torch.optim.AdamW.step)
+else:
+    os.fsync = interrupting(os.fsync)
+cli.main(arguments, prog_name="saml-rec")
+"""
+ARGUMENTS = ("--epochs", 4, "--batch-size", 64, "--patience", 0, "--hidden-dims", "8,4", "--dropout", 0.2)
+
+
+class Output(namedtuple("Output", "logit")):
+    pass
+
+
+class Scripted(nn.Module):
+    """One number as the logit of every row; subclasses say how its loss moves it."""
+
+    def __init__(self, schema, num_scenarios, *, vocabulary_sizes):
+        super().__init__()
+        self.number = nn.Parameter(torch.zeros(()))
+        self.steps = 0
+
+    def forward(self, batch):
+        return Output(self.number.expand(len(batch["scenario"])))
+
+    def loss(self, batch):
+        self.steps += 1
+        return self.number.square()
+
+
+class Worsening(Scripted):
+    """Moves away from the log loss's minimum by one learning rate a step."""
+
+    def loss(self, batch):
+        return -self.number
+
+
+class NotFinite(Scripted):
+    """Its loss is not a number at step 12, counted over all epochs."""
+
+    def loss(self, batch):
+        return super().loss(batch) * (math.nan if self.steps == 12 else 1)
+
+
+class Overflowing(Scripted):
+    def forward(self, batch):
+        return Output(super().forward(batch).logit + math.inf)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Makes the scripted models known by name."""
+    for model in (Scripted, Worsening, NotFinite, Overflowing):
+        monkeypatch.setitem(models.MODELS, model.__name__, model)
+
+
+@pytest.fixture(scope="module")
+def schema(small_dataset):
+    return load_schema(small_dataset.schema)
+
+
+@pytest.fixture(scope="module")
+def data(small_dataset, schema):
+    return prepare(small_dataset.data, schema, seed=0)
+
+
+def results(out):
+    """What a run came to, without what a clock decides."""
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    history = json.loads((out / "history.json").read_text(encoding="utf-8"))
+    timing = [metrics.pop("timing"), *(entry.pop(name) for entry in history for name in ("seconds", "rows_per_second"))]
+    assert timing
+    return metrics, history
+
+
+def assert_same_run(first, second):
+    assert results(first) == results(second)
+    weights = [load(out / "model.pt", "model")["weights"] for out in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+
+
+@pytest.mark.parametrize("model", models.MODELS)
+def test_run_leaves_its_files(data, schema, model, tmp_path):
+    options = dataclasses.replace(SMALL, model=model)
+    result = train(data, schema, options, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"checkpoint.pt", "model.pt", "history.json", "metrics.json"}
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics == result.metrics
+    assert json.loads((tmp_path / "history.json").read_text(encoding="utf-8")) == result.history
+    assert metrics["model"] == model
+    assert metrics["split"] == "test"
+    assert set(metrics["scenarios"]) == {"de", "fr", "[it]"}
+    assert sum(scores["rows"] for scores in metrics["scenarios"].values()) == metrics["overall"]["rows"] == 40
+    assert metrics["data"]["rows"] == {"train": 320, "valid": 40, "test": 40}
+    weights = load(tmp_path / "model.pt", "model")["weights"]
+    assert metrics["parameters"] == sum(tensor.numel() for tensor in weights.values())
+    assert set(metrics["backend"].values()) <= {"reference", "cpp", "triton"}
+    assert metrics["backend"]
+    assert [entry["epoch"] for entry in result.history] == [1, 2, 3]
+    assert metrics["valid"] == result.history[metrics["best_epoch"] - 1]["valid"]
+    assert metrics["timing"]["rows_per_second"] * metrics["timing"]["seconds_per_epoch"] == pytest.approx(320)
+
+
+def test_training_learns(data, schema, tmp_path):
+    options = dataclasses.replace(SMALL, epochs=15, learning_rate=0.02, model_options={"hidden_dims": (16, 8)})
+    result = train(data, schema, options, tmp_path)
+    assert result.history[-1]["train_loss"] < 0.5 * result.history[0]["train_loss"]
+    assert result.metrics["overall"]["auc"] > 0.8
+
+
+def test_seed_decides_everything(data, schema, tmp_path):
+    first, second, other = tmp_path / "first", tmp_path / "second", tmp_path / "other"
+    train(data, schema, SMALL, first)
+    torch.manual_seed(123)
+    train(data, schema, SMALL, second)
+    train(data, schema, dataclasses.replace(SMALL, seed=1), other)
+    assert_same_run(first, second)
+    assert results(first)[1] != results(other)[1]
+
+
+def test_random_numbers_of_the_caller_are_left_alone(data, schema, tmp_path):
+    before = torch.get_rng_state()
+    train(data, schema, dataclasses.replace(SMALL, epochs=1), tmp_path)
+    load_trained(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (3, 4), (0, 6)])
+def test_stops_after_patience_and_keeps_the_best_weights(data, schema, patience, epochs, tmp_path):
+    options = TrainOptions(model="Worsening", epochs=6, batch_size=320, patience=patience, learning_rate=0.5)
+    options = dataclasses.replace(options, weight_decay=0)
+    result = train(data, schema, options, tmp_path)
+    assert len(result.history) == epochs
+    assert result.metrics["best_epoch"] == 1
+    assert load(tmp_path / "model.pt", "model")["weights"]["number"] == pytest.approx(0.5)
+    assert load(tmp_path / "checkpoint.pt", "checkpoint")["weights"]["number"] == pytest.approx(0.5 * epochs)
+    assert result.metrics["overall"]["logloss"] == pytest.approx(
+        np.mean([math.log1p(math.exp(-0.5 if label else 0.5)) for label in data.tables["test"].label.tolist()])
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"), [([3, 2, 1], 3), ([2, 1, 1], 2), ([1, 2, 3], 1), ([None, None], 2), ([], 0)]
+)
+def test_best_epoch_is_the_first_of_the_lowest_losses(losses, best):
+    assert best_epoch([{"valid": {"logloss": loss}} for loss in losses]) == best
+
+
+@pytest.mark.usefixtures("scripted")
+def test_loss_that_is_not_finite_names_epoch_and_step(data, schema, tmp_path):
+    options = TrainOptions(model="NotFinite", epochs=4, batch_size=64)
+    # 320 rows are 5 steps an epoch.
+    with pytest.raises(InputError, match=r"^the loss is nan at epoch 3, step 2; try a lower learning rate$"):
+        train(data, schema, options, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"checkpoint.pt"}
+    assert len(load(tmp_path / "checkpoint.pt", "checkpoint")["history"]) == 2
+
+
+@pytest.mark.usefixtures("scripted")
+def test_scores_that_are_not_finite(data, schema, tmp_path):
+    with pytest.raises(InputError, match="gives 40 of 40 rows a score that is not finite"):
+        train(data, schema, TrainOptions(model="Overflowing"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("site", "count"),
+    [
+        ("step", 13),  # in the third epoch of 5 steps
+        ("fsync", 1),  # the first checkpoint, before it replaces anything
+        ("fsync", 5),  # the checkpoint of epoch 2: a file and its directory are synchronised for each
+        ("fsync", 15),  # metrics.json
+    ],
+)
+def test_killed_run_resumes_to_the_same_results(small_dataset, python, saml_rec, site, count, tmp_path, whole_run):
+    out = tmp_path / "killed"
+    command = ["train", "--data", small_dataset.data, "--schema", small_dataset.schema, "--out", out, *ARGUMENTS]
+    assert python("-c", INTERRUPTED, site, count, int(signal.SIGKILL), *command).returncode == -signal.SIGKILL
+    assert not (out / "metrics.json").exists()
+    started = (out / "checkpoint.pt").exists()
+    assert started == ((site, count) != ("fsync", 1))
+    resumed = saml_rec(*command, *(["--resume"] if started else []))
+    assert resumed.exit_code == 0, resumed.output
+    assert_same_run(out, whole_run)
+    assert {file.name for file in out.iterdir()} == {file.name for file in whole_run.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole_run(small_dataset, tmp_path_factory):
+    """The run of ARGUMENTS without an interruption."""
+    from click.testing import CliRunner
+
+    from saml_rec.cli import main
+
+    out = tmp_path_factory.mktemp("whole") / "run"
+    command = ["train", "--data", small_dataset.data, "--schema", small_dataset.schema, "--out", out, *ARGUMENTS]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = CliRunner().invoke(main, [str(argument) for argument in command])
+    torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_interrupted_run_says_how_to_resume(small_dataset, python, tmp_path):
+    out = tmp_path / "run"
+    command = ["train", "--data", small_dataset.data, "--schema", small_dataset.schema, "--out", out, *ARGUMENTS]
+    result = python("-c", INTERRUPTED, "step", 7, int(signal.SIGINT), *command)
+    assert result.returncode == 130
+    assert result.stderr == "interrupted; to continue, repeat the command with --resume\n"
+
+
+@pytest.fixture
+def stopped_run(data, schema, tmp_path, monkeypatch):
+    """A run of SMALL that stopped after its first epoch."""
+    run_epoch = training._run_epoch
+
+    def stop_in_second(state, *arguments):
+        if state.history:
+            raise KeyboardInterrupt
+        return run_epoch(state, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_run_epoch", stop_in_second)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, schema, SMALL, tmp_path / "stopped")
+    return tmp_path / "stopped"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.1}, "options changed: learning_rate was 0.001, is 0.1"),
+        ({"model": "shared_bottom", "model_options": {"hidden_dims": (8, 4)}}, "model was 'saml', is 'shared_bottom'"),
+        ({"model_options": {"hidden_dims": (8, 2), "dropout": 0.2}}, r"model_options.hidden_dims\[1\] was 4, is 2"),
+    ],
+)
+def test_resume_refuses_other_options(data, schema, stopped_run, changes, message):
+    before = (stopped_run / "checkpoint.pt").read_bytes()
+    with pytest.raises(InputError, match=message):
+        train(data, schema, dataclasses.replace(SMALL, **changes), stopped_run, resume=True)
+    assert (stopped_run / "checkpoint.pt").read_bytes() == before
+
+
+def test_resume_takes_options_that_mean_the_same(data, schema, stopped_run):
+    options = dataclasses.replace(SMALL, device="cpu", model_options={**SMALL.model_options, "gate": "vector"})
+    assert len(train(data, schema, options, stopped_run, resume=True).history) == 3
+
+
+def test_resume_refuses_another_schema(data, schema, stopped_run):
+    mapping = schema.to_dict()
+    mapping["features"]["item"]["dim"] = 4
+    with pytest.raises(InputError, match=r"schema changed: features.item.dim was 8, is 4"):
+        train(data, Schema.from_dict(mapping), SMALL, stopped_run, resume=True)
+
+
+@pytest.mark.parametrize(("split", "row"), [("train", 0), ("valid", 3), ("test", 39)])
+def test_resume_refuses_other_data(small_dataset, data, schema, stopped_run, dataset_of, split, row):
+    position = int(data.rows[split][row])
+    frame = small_dataset.frame.with_columns(
+        click=polars.Series([1 - y if n == position else y for n, y in enumerate(small_dataset.frame["click"])])
+    )
+    changed = prepare(dataset_of(frame).data, schema, seed=0)
+    with pytest.raises(InputError, match=rf"data changed: {split} rows are not the same"):
+        train(changed, schema, SMALL, stopped_run, resume=True)
+
+
+def test_resume_of_a_finished_run_leaves_it(data, schema, tmp_path):
+    done = train(data, schema, SMALL, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    again = train(data, schema, SMALL, tmp_path, resume=True)
+    assert again.already_finished
+    assert (again.metrics, again.history) == (done.metrics, done.history)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    with pytest.raises(InputError, match="epochs was 3, is 9"):
+        train(data, schema, dataclasses.replace(SMALL, epochs=9), tmp_path, resume=True)
+
+
+def test_finished_run_needs_no_checkpoint(data, schema, small_dataset, tmp_path):
+    train(data, schema, SMALL, tmp_path, data_path=small_dataset.data)
+    (tmp_path / "checkpoint.pt").unlink()
+    assert evaluate(tmp_path)["overall"]["rows"] == 40
+    assert train(data, schema, SMALL, tmp_path, resume=True).already_finished
+    with pytest.raises(InputError, match="holds a finished run"):
+        train(data, schema, SMALL, tmp_path)
+
+
+def test_overwrite_starts_anew(data, schema, tmp_path):
+    train(data, schema, SMALL, tmp_path)
+    result = train(data, schema, dataclasses.replace(SMALL, epochs=1), tmp_path, overwrite=True)
+    assert len(result.history) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"patience": -1},
+        {"seed": -1},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"weight_decay": -1.0},
+        {"weight_decay": math.inf},
+    ],
+)
+def test_options_out_of_range(change):
+    (name,) = change
+    with pytest.raises(InputError, match=f"^{name} must be at least|^{name} must be above"):
+        TrainOptions(**change)
+
+
+def test_options_of_another_model():
+    with pytest.raises(InputError, match="model shared_bottom does not take gate; it takes hidden_dims, tower_dims"):
+        TrainOptions(model="shared_bottom", model_options={"gate": "vector"}).resolved()
+    with pytest.raises(InputError, match=r"no model 'smal' \(models: saml, .*\); did you mean 'saml'\?"):
+        TrainOptions(model="smal").resolved()
+
+
+def test_resolved_options_hold_every_default():
+    options = TrainOptions(device="cpu", model_options={"dropout": 0.5}).resolved()
+    assert options.model_options.keys() == training.hyperparameters("saml").keys()
+    assert options.model_options["dropout"] == 0.5
+    assert json.loads(json.dumps(options.to_dict())) == options.to_dict()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x", "meta"])
+def test_device_that_is_not_here(device):
+    with pytest.raises(InputError, match=f"^device '{device}' cannot be used here: [^\n]+$"):
+        TrainOptions(device=device).resolved()
+
+
+@pytest.mark.parametrize(("split", "rows"), [([0.9, 0.0, 0.1], "valid"), ([0.9, 0.1, 0.0], "test")])
+def test_split_without_rows(dataset_of, split, rows, tmp_path):
+    dataset = dataset_of()
+    schema = dataclasses.replace(load_schema(dataset.schema), split=tuple(split))
+    metrics = train(prepare(dataset.data, schema, seed=0), schema, SMALL, tmp_path / "run").metrics
+    nothing = {"auc": None, "logloss": None, "rows": 0}
+    if rows == "valid":
+        assert metrics["valid"] == nothing
+        assert metrics["best_epoch"] == metrics["epochs"] == 3
+    else:
+        assert metrics["overall"] == metrics["scenarios"]["de"] == nothing
+
+
+def test_evaluation_of_a_split_repeats_the_measures_of_training(finished_run):
+    trained = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))
+    for split, expected in (("test", trained), ("valid", {"overall": trained["valid"]})):
+        measured = evaluate(finished_run, split=split)
+        assert measured["split"] == split
+        assert {name: measured[name] for name in expected if name in ("overall", "scenarios")} == {
+            name: expected[name] for name in expected if name in ("overall", "scenarios")
+        }
+
+
+def test_evaluation_of_a_whole_file(finished_run, small_dataset):
+    measured = evaluate(finished_run, data_path=small_dataset.data)
+    assert measured["split"] is None
+    assert measured["overall"]["rows"] == 400
+
+
+def test_evaluation_of_a_scenario_with_one_class(finished_run, dataset_of, small_dataset):
+    frame = small_dataset.frame.filter((polars.col("country") != "de") | (polars.col("click") == 1))
+    frame = frame.filter(polars.col("country") != "fr")
+    measured = evaluate(finished_run, data_path=dataset_of(frame).data)["scenarios"]
+    assert measured["de"]["auc"] is None
+    assert measured["de"]["logloss"] > 0
+    assert measured["fr"] == {"auc": None, "logloss": None, "rows": 0}
+
+
+def test_evaluation_refuses_rows_that_training_did_not_have(finished_run, small_dataset, dataset_of):
+    dataset = dataset_of(small_dataset.frame.head(399))
+    with pytest.raises(InputError, match="its test rows are not those that"):
+        evaluate(finished_run, data_path=dataset.data, split="test")
+
+
+def test_moved_training_file(small_dataset, tmp_path):
+    moved, run = tmp_path / "moved.csv", tmp_path / "run"
+    shutil.copy(small_dataset.data, moved)
+    schema = load_schema(small_dataset.schema)
+    metrics = train(prepare(moved, schema, seed=0), schema, SMALL, run, data_path=moved).metrics
+    shutil.move(moved, tmp_path / "elsewhere.csv")
+    with pytest.raises(InputError, match="was trained on is gone; name it with --data and --split"):
+        evaluate(run)
+    assert evaluate(run, data_path=tmp_path / "elsewhere.csv", split="test")["overall"] == metrics["overall"]
+
+
+def test_prediction_does_not_depend_on_other_rows_or_the_label(finished_run, small_dataset, dataset_of):
+    whole = predict(finished_run, small_dataset.data)
+    assert whole.columns == [*small_dataset.frame.columns, "prediction"]
+    assert whole["prediction"].is_between(0, 1).all()
+    assert whole["prediction"].n_unique() > 100
+    few = small_dataset.frame.drop("click").gather([17, 3, 250])
+    again = predict(finished_run, dataset_of(few).data)
+    assert again["prediction"].to_list() == pytest.approx(whole["prediction"].gather([17, 3, 250]).to_list(), rel=1e-5)
+
+
+def test_prediction_refuses_a_table_with_predictions(finished_run, small_dataset, dataset_of):
+    dataset = dataset_of(small_dataset.frame.with_columns(prediction=0.5))
+    with pytest.raises(InputError, match="already has a column 'prediction'"):
+        predict(finished_run, dataset.data)
+
+
+def test_unfinished_and_missing_runs_cannot_score(stopped_run, tmp_path):
+    with pytest.raises(InputError, match="holds an unfinished run; finish it with train --resume"):
+        load_trained(stopped_run)
+    with pytest.raises(InputError, match="holds no run"):
+        load_trained(tmp_path / "nothing")
