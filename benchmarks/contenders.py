@@ -1,0 +1,144 @@
+"""Who takes part: the peers, eager and compiled, and the backends of saml_kernels.multi_branch, by precision."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor
+
+import saml_kernels
+from peers import PEERS, Trunk
+from saml_kernels import TrunkParams
+from workload import Cell, Problem
+
+PASSES: Final = ("forward", "step")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One implementation of the trunk in one precision."""
+
+    implementation: str
+    """A key of peers.PEERS, or a backend of saml_kernels."""
+    compiled: bool = False
+    """Under torch.compile (inductor)."""
+    dtype: torch.dtype = torch.float32
+    """Of inputs, parameters and results."""
+    foreign_dtype: torch.dtype | None = None
+
+    @property
+    def is_peer(self) -> bool:
+        return self.implementation in PEERS
+
+    @property
+    def name(self) -> str:
+        parts = [self.implementation]
+        parts += [short(self.dtype)] if self.dtype != torch.float32 else []
+        parts += [f"foreign {short(self.foreign_dtype)}"] if self.foreign_dtype else []
+        parts += ["compiled"] if self.compiled else []
+        return ", ".join(parts)
+
+    def function(self) -> Trunk:
+        """The implementation as peers.Trunk; compiling happens at its first calls."""
+        if self.is_peer:
+            function = PEERS[self.implementation].function
+        else:
+            function = partial(_multi_branch, backend=self.implementation, foreign_dtype=self.foreign_dtype)
+        return torch.compile(function, dynamic=False) if self.compiled else function
+
+    def bytes_needed(self, cell: Cell) -> int:
+        """A rough upper bound of a training step's memory, to leave out what would exhaust it."""
+        copies = PEERS[self.implementation].stream_copies if self.is_peer else 4
+        return copies * cell.B * cell.M * cell.hidden_dims[0] * self.dtype.itemsize
+
+
+def _multi_branch(
+    x_local: Tensor,
+    x_global: Tensor,
+    scenario: Tensor,
+    params: TrunkParams,
+    *,
+    backend: str,
+    foreign_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    output = saml_kernels.multi_branch(
+        x_local, x_global, scenario, params, backend=backend, foreign_dtype=foreign_dtype
+    )
+    return output.own, output.aux
+
+
+EAGER_PEERS: Final = tuple(Contender(name) for name in PEERS)
+COMPILED_PEERS: Final = tuple(Contender(name, compiled=True) for name in PEERS)
+LOW_PRECISION_PEERS: Final = tuple(
+    Contender("grouped", compiled=compiled, dtype=torch.bfloat16) for compiled in (False, True)
+)
+REFERENCE: Final = Contender("reference")
+CPP: Final = Contender("cpp")
+CPP_FOREIGN: Final = Contender("cpp", foreign_dtype=torch.bfloat16)
+CPP_LOW_PRECISION: Final = Contender("cpp", dtype=torch.bfloat16)
+
+
+def short(dtype: torch.dtype) -> str:
+    """torch.bfloat16 as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def forward_call(function: Trunk, problem: Problem) -> Callable[[], object]:
+    """Inference: no graph is kept."""
+
+    def call() -> object:
+        with torch.inference_mode():
+            return function(problem.x_local, problem.x_global, problem.scenario, problem.params)
+
+    return call
+
+
+def step_call(function: Trunk, problem: Problem) -> Callable[[], object]:
+    """Forward and backward of own and aux into fresh .grad of inputs and parameters, as a training step does it."""
+    leaves = [tensor for _, tensor in problem.named()]
+
+    def call() -> object:
+        for leaf in leaves:
+            leaf.grad = None
+        outputs = function(problem.x_local, problem.x_global, problem.scenario, problem.params)
+        torch.autograd.backward(outputs, problem.cotangents)
+        return outputs
+
+    return call
+
+
+CALLS: Final = {"forward": forward_call, "step": step_call}
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product of layer 1's size, all branches: the rate against which the trunk's is held."""
+
+    library: str
+    """"torch.mm" (the BLAS torch was built with), or "oneDNN"."""
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        return f"product {self.library} {short(self.dtype)}"
+
+    def call(self, cell: Cell) -> Callable[[], object]:
+        """x (B, D_l + a_1) times w (D_l + a_1, M·d_1)."""
+        K, N = cell.local_dim + cell.hidden_dims[0], cell.M * cell.hidden_dims[0]
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(cell.B, K, generator=generator).to(self.dtype)
+        w = torch.randn(N, K, generator=generator).to(self.dtype)
+        if self.library == "oneDNN":
+            return lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+        w = w.t().contiguous()
+        return lambda: torch.mm(x, w)
+
+
+def products(dtypes: set[torch.dtype]) -> list[Product]:
+    """Those that this torch has."""
+    libraries = ["torch.mm"]
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        libraries.append("oneDNN")
+    return [Product(library, dtype) for dtype in sorted(dtypes, key=short) for library in libraries]
