@@ -8,14 +8,14 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp c
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 DEMO := runs/demo
 
-.PHONY: demo test test-slow lint format accuracy clean
+.PHONY: demo test test-slow sanitize lint format accuracy clean
 
 demo: $(VENV)/built
 	$(BIN)/saml-rec doctor
 	$(BIN)/saml-rec data ml-100k --out $(DEMO)/data
 	for model in saml shared_bottom; do \
 	  $(BIN)/saml-rec train --data $(DEMO)/data/ml-100k.csv --schema $(DEMO)/data/ml-100k-age.toml \
-	    --model $$model --out $(DEMO)/$$model --overwrite || exit; \
+	    --model $$model --weight-decay 3 --out $(DEMO)/$$model --overwrite || exit; \
 	done
 
 test: $(VENV)/built
@@ -24,6 +24,10 @@ test: $(VENV)/built
 # Wheel and source distribution, the real data set, a whole run in a process that gets killed.
 test-slow: $(VENV)/built
 	$(BIN)/python -m pytest -q -m slow
+
+# Address, undefined-behaviour and thread sanitizers over the CPU kernels.
+sanitize: $(VENV)/built
+	tests/sanitizers/run.sh
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ exit status 2; an interrupt ends in status 130.
 """
 
 import errno
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,9 @@ def stdout() -> "Console":
 )
 def main() -> None:
     """Train and use recommenders for several scenarios at once."""
+    # Read by OpenMP when torch is loaded. By default threads spin while they wait for each other: on two cores that
+    # another program used too, training took 25 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @main.command()
@@ -175,6 +179,7 @@ def train(
     """
     from saml_rec import report, training
     from saml_rec.checkpoint import RunDirectory
+    from saml_rec.construction import check_model, resolve_device
     from saml_rec.data.prepare import prepare
     from saml_rec.schema import load_schema
 
@@ -192,7 +197,7 @@ def train(
         model_options={name: value for name, value in hyperparameters.items() if value is not None},
     ).resolved()
     loaded_schema = load_schema(schema)
-    training.check_model(options, loaded_schema)
+    check_model(model, options.model_options, loaded_schema, resolve_device(options.device))
     console = stdout()
     try:
         result = training.train(
@@ -233,7 +238,7 @@ def evaluate(
     run: Path, data: Path | None, split: str | None, out: Path | None, device: str, backend: str | None
 ) -> None:
     """Measure the model of the finished run RUN."""
-    from saml_rec import report, training
+    from saml_rec import report, scoring
     from saml_rec.files import check_output_file, write_json
 
     if out is None:
@@ -243,7 +248,7 @@ def evaluate(
     if target.parent.exists():
         check_output_file(target)
     console = stdout()
-    metrics = training.evaluate(run, data_path=data, split=split, device=device, backend=backend, console=console)
+    metrics = scoring.evaluate(run, data_path=data, split=split, device=device, backend=backend, console=console)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, metrics)
     rows = f"the {metrics['split']} rows" if metrics["split"] else f"all rows of {data}"
@@ -259,8 +264,9 @@ def evaluate(
 @device_option
 @backend_option
 def predict(run: Path, data: Path, out: Path, device: str, backend: str | None) -> None:
-    """Write the rows of a table with a column prediction: the probability of label 1, by the model of RUN."""
-    from saml_rec import report, training
+    """Write a table as it is with a column prediction: the probability of label 1, by the model of RUN."""
+    from saml_rec import report, scoring
+    from saml_rec.data.readers import require_csv_columns
     from saml_rec.files import check_output_file, replacing
 
     if out.suffix not in (".csv", ".parquet"):
@@ -268,8 +274,10 @@ def predict(run: Path, data: Path, out: Path, device: str, backend: str | None) 
     check_output_file(out)
     if out.exists() and data.exists() and out.samefile(data):
         raise InputError(f"{out}: is the input file")
+    if out.suffix == ".csv":
+        require_csv_columns(data)
     console = stdout()
-    frame = training.predict(run, data, device=device, backend=backend, console=console)
+    frame = scoring.predict(run, data, device=device, backend=backend, console=console)
     with replacing(out) as file:
         if out.suffix == ".csv":
             frame.write_csv(file)

@@ -98,8 +98,9 @@ def _construct(
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
         return MODELS[name](schema, num_scenarios, vocabulary_sizes=vocabulary_sizes, **options)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"model {name}: {error}") from error
+    # RuntimeError: widths that memory cannot hold.
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"model {name}: {str(error).splitlines()[0]}") from error
 
 
 def backends_used(model: nn.Module, device: torch.device) -> dict[str, str]:
@@ -121,6 +122,7 @@ def backends_used(model: nn.Module, device: torch.device) -> dict[str, str]:
 
 
 def parameter_count(model: nn.Module) -> int:
+    """Numbers in all parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

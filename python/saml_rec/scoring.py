@@ -19,7 +19,7 @@ from saml_rec.checkpoint import RunDirectory, fingerprint, versions
 from saml_rec.construction import backends_used, build_model, own_random_numbers, parameter_count, resolve_device
 from saml_rec.data.batches import Batch, EncodedTable
 from saml_rec.data.encoding import Encoder
-from saml_rec.data.readers import read_table
+from saml_rec.data.readers import conform, read_frame, read_table
 from saml_rec.data.splits import split_rows
 from saml_rec.errors import InputError
 from saml_rec.metrics import evaluate_scores
@@ -54,7 +54,7 @@ def load_trained(run: Path, *, device: str = "auto", backend: str | None = None)
 
     Args:
         run: the run directory.
-        device: where to score, as in :class:`TrainOptions`.
+        device: where to score, as in :class:`saml_rec.training.TrainOptions`.
         backend: of the kernels; None: as in training.
 
     Raises:
@@ -156,17 +156,18 @@ def predict(
         console: where to show progress; None prints nothing.
 
     Returns:
-        The table in its order of rows, and a column ``prediction``, float64 in [0, 1].
+        The table as :func:`saml_rec.data.read_frame` reads it, with a column ``prediction``, float64 in [0, 1].
 
     Raises:
         InputError: the run or the table cannot be used, or the table has a column ``prediction`` already.
         OSError: a file cannot be read.
     """
     trained = load_trained(run, device=device, backend=backend)
-    frame = read_table(data_path, trained.schema, need_label=False)
+    frame = read_frame(data_path)
     if PREDICTION in frame.columns:
         raise InputError(f"{data_path}: already has a column {PREDICTION!r}")
-    logits = trained.logits(trained.encoder.encode(frame), console=console)
+    checked = conform(frame, trained.schema, source=str(data_path), need_label=False)
+    logits = trained.logits(trained.encoder.encode(checked), console=console)
     return frame.with_columns(polars.Series(PREDICTION, torch.from_numpy(logits).sigmoid().numpy()))
 
 
@@ -201,6 +202,11 @@ def score(
 def measure(
     model: nn.Module, table: EncodedTable, encoder: Encoder, device: torch.device, console: Console | None
 ) -> dict[str, Any]:
+    """Overall and per scenario as :func:`saml_rec.metrics.evaluate_scores` gives them.
+
+    Raises:
+        InputError: the table has no labels, or a score is not finite.
+    """
     if table.label is None:
         raise InputError("the table has no labels to measure against")
     logits = score(model, table, device, console=console)
@@ -214,6 +220,7 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
 
 
 def num_batches(table: EncodedTable, batch_size: int) -> int:
+    """Batches that hold every row once."""
     return math.ceil(len(table) / batch_size)
 
 

@@ -1,4 +1,4 @@
-"""Training with early stopping and exact resumption, and scoring with the trained model.
+"""Training with early stopping and exact resumption.
 
 After every epoch the validation rows are scored. The best epoch is the first one with the lowest overall
 validation log loss: unlike AUC it is defined for any validation rows. Training stops after ``patience``
@@ -182,7 +182,7 @@ def train(
         out: the run directory; made if missing.
         resume: go on after the last finished epoch of the run in ``out``.
         overwrite: delete the run in ``out`` first.
-        data_path: where the data came from, kept for :func:`evaluate`.
+        data_path: where the data came from, kept for :func:`saml_rec.scoring.evaluate`.
         console: where to print a line an epoch; None prints nothing.
 
     Raises:

@@ -10,6 +10,7 @@ import pytest
 
 from saml_rec import models, training
 from saml_rec.cli import HYPERPARAMETERS, main
+from saml_rec.construction import hyperparameters
 from saml_rec.data import write_ml100k, write_synthetic
 
 SMALL = ("--epochs", 1, "--batch-size", 64, "--hidden-dims", "8,4")
@@ -140,7 +141,7 @@ def test_defaults_are_those_of_the_functions():
 
 
 def test_every_hyperparameter_of_every_model_is_an_option():
-    taken = {name for model in models.MODELS for name in training.hyperparameters(model)}
+    taken = {name for model in models.MODELS for name in hyperparameters(model)}
     assert taken == set(HYPERPARAMETERS)
 
 
@@ -167,6 +168,15 @@ def test_help_names_every_model(saml_rec):
 def test_help_does_not_load_torch(python):
     program = "import sys, saml_rec.cli; print({'torch', 'polars', 'sklearn', 'rich'} & set(sys.modules))"
     assert python("-c", program).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+def test_threads_wait_without_spinning_unless_told(saml_rec, monkeypatch, given, expected):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert saml_rec("evaluate", "missing").exit_code == 2
+    assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
 def test_version(saml_rec):
@@ -278,7 +288,7 @@ def test_interrupt_before_training(train, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "check_model", interrupt)
+    monkeypatch.setattr("saml_rec.construction.check_model", interrupt)
     result = train()
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 
@@ -356,6 +366,25 @@ def test_predict_adds_a_column(saml_rec, finished_run, dataset_of, small_dataset
     assert frame["prediction"].is_between(0, 1).all()
     assert [str(price) for price in frame["price"]] == [str(price) for price in dataset.frame["price"]]
     assert frame["user"].to_list() == dataset.frame["user"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("column", "dtype"),
+    [
+        (polars.Series([["t1"], []] * 200), "List(String)"),
+        (polars.Series([{"x": 1}] * 400), "Struct({'x': Int64})"),
+        (polars.Series([b"x"] * 400), "Binary"),
+    ],
+    ids=lambda value: str(value)[:6],
+)
+def test_predict_refuses_a_column_that_csv_cannot_hold(saml_rec, finished_run, small_dataset, tmp_path, column, dtype):
+    """Before the model is read, and only for CSV."""
+    data, out = tmp_path / "new.parquet", tmp_path / "predictions.csv"
+    small_dataset.frame.with_columns(column.alias("tags" if dtype.startswith("List") else "more")).write_parquet(data)
+    refused = saml_rec("predict", tmp_path / "missing", "--data", data, "--out", out)
+    assert_one_error(refused, f"{data}: column ", f"holds {dtype}, which CSV cannot hold; write a .parquet file")
+    assert not out.exists()
+    assert saml_rec("predict", finished_run, "--data", data, "--out", tmp_path / "p.parquet").exit_code == 0
 
 
 def test_data_synthetic_is_ready_to_train_on(saml_rec, tmp_path):

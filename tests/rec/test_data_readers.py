@@ -6,7 +6,7 @@ from decimal import Decimal
 import polars as pl
 import pytest
 
-from saml_rec.data.readers import conform, read_table
+from saml_rec.data.readers import conform, read_frame, read_table, require_csv_columns
 from saml_rec.errors import InputError
 from saml_rec.schema import Schema
 
@@ -391,3 +391,56 @@ def test_conform_takes_what_it_returns():
     assert conform(frame, SCHEMA).equals(frame)
     with pytest.raises(InputError, match=r"^clicks: column 'y', row 1"):
         conform(as_parquet(y=[3, 0]), SCHEMA, source="clicks")
+
+
+def test_the_frame_of_a_csv_file_is_its_text(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_bytes(b'\xef\xbb\xbfa,b\r\n5,""\r\n 5.0,\r\n')
+    assert read_frame(path).equals(pl.DataFrame({"a": ["5", " 5.0"], "b": ["", None]}))
+
+
+def test_the_frame_of_a_parquet_file_keeps_its_types(tmp_path):
+    frame = as_parquet(item=[7, 8], more=[{"x": 1}, None], price=pl.Series([1, None], dtype=pl.Int16))
+    frame.write_parquet(tmp_path / "data.parquet")
+    read_back = read_frame(tmp_path / "data.parquet")
+    assert read_back.schema == frame.schema
+    assert read_back.equals(frame)
+
+
+def test_what_csv_can_hold(tmp_path):
+    path = tmp_path / "data"
+    path.write_text(GOOD, encoding="utf-8")
+    require_csv_columns(path)
+    kinds = {"i": [1], "f": [0.5], "s": ["x"], "b": [True], "d": [datetime.date(2024, 1, 1)], "c": [Decimal("1.5")]}
+    frame = pl.DataFrame(kinds | {"t": [datetime.datetime(2024, 1, 1)], "n": [None]})
+    frame.write_parquet(path)
+    require_csv_columns(path)
+    frame.write_csv(tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pl.Series([[1]]),
+        pl.Series([[1]], dtype=pl.Array(pl.Int8, 1)),
+        pl.Series([{"x": 1}]),
+        pl.Series([b"x"]),
+        pl.Series([datetime.timedelta(1)]),
+    ],
+    ids=lambda column: str(column.dtype),
+)
+def test_what_csv_cannot_hold(tmp_path, column):
+    path = tmp_path / "data"
+    frame = pl.DataFrame({"a": [1], "b": column})
+    frame.write_parquet(path)
+    with pytest.raises(InputError, match=r"^[^\n]*column 'b' holds [^\n]*, which CSV cannot hold; [^\n]*$"):
+        require_csv_columns(path)
+    with pytest.raises(pl.exceptions.PolarsError):
+        frame.write_csv(tmp_path / "out.csv")
+
+
+def test_columns_of_damaged_parquet(tmp_path):
+    path = tmp_path / "data"
+    path.write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(InputError, match="begins like Parquet but cannot be read"):
+        require_csv_columns(path)

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import math
-import shutil
 import signal
 from collections import namedtuple
 
@@ -13,10 +12,12 @@ from torch import nn
 
 from saml_rec import models, training
 from saml_rec.checkpoint import load
+from saml_rec.construction import hyperparameters
 from saml_rec.data import prepare
 from saml_rec.errors import InputError
 from saml_rec.schema import Schema, load_schema
-from saml_rec.training import TrainOptions, best_epoch, evaluate, load_trained, predict, train
+from saml_rec.scoring import evaluate, load_trained
+from saml_rec.training import TrainOptions, best_epoch, train
 
 SMALL = TrainOptions(epochs=3, batch_size=64, patience=0, model_options={"hidden_dims": (8, 4), "dropout": 0.2})
 
@@ -357,7 +358,7 @@ def test_options_of_another_model():
 
 def test_resolved_options_hold_every_default():
     options = TrainOptions(device="cpu", model_options={"dropout": 0.5}).resolved()
-    assert options.model_options.keys() == training.hyperparameters("saml").keys()
+    assert options.model_options.keys() == hyperparameters("saml").keys()
     assert options.model_options["dropout"] == 0.5
     assert json.loads(json.dumps(options.to_dict())) == options.to_dict()
 
@@ -379,68 +380,3 @@ def test_split_without_rows(dataset_of, split, rows, tmp_path):
         assert metrics["best_epoch"] == metrics["epochs"] == 3
     else:
         assert metrics["overall"] == metrics["scenarios"]["de"] == nothing
-
-
-def test_evaluation_of_a_split_repeats_the_measures_of_training(finished_run):
-    trained = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))
-    for split, expected in (("test", trained), ("valid", {"overall": trained["valid"]})):
-        measured = evaluate(finished_run, split=split)
-        assert measured["split"] == split
-        assert {name: measured[name] for name in expected if name in ("overall", "scenarios")} == {
-            name: expected[name] for name in expected if name in ("overall", "scenarios")
-        }
-
-
-def test_evaluation_of_a_whole_file(finished_run, small_dataset):
-    measured = evaluate(finished_run, data_path=small_dataset.data)
-    assert measured["split"] is None
-    assert measured["overall"]["rows"] == 400
-
-
-def test_evaluation_of_a_scenario_with_one_class(finished_run, dataset_of, small_dataset):
-    frame = small_dataset.frame.filter((polars.col("country") != "de") | (polars.col("click") == 1))
-    frame = frame.filter(polars.col("country") != "fr")
-    measured = evaluate(finished_run, data_path=dataset_of(frame).data)["scenarios"]
-    assert measured["de"]["auc"] is None
-    assert measured["de"]["logloss"] > 0
-    assert measured["fr"] == {"auc": None, "logloss": None, "rows": 0}
-
-
-def test_evaluation_refuses_rows_that_training_did_not_have(finished_run, small_dataset, dataset_of):
-    dataset = dataset_of(small_dataset.frame.head(399))
-    with pytest.raises(InputError, match="its test rows are not those that"):
-        evaluate(finished_run, data_path=dataset.data, split="test")
-
-
-def test_moved_training_file(small_dataset, tmp_path):
-    moved, run = tmp_path / "moved.csv", tmp_path / "run"
-    shutil.copy(small_dataset.data, moved)
-    schema = load_schema(small_dataset.schema)
-    metrics = train(prepare(moved, schema, seed=0), schema, SMALL, run, data_path=moved).metrics
-    shutil.move(moved, tmp_path / "elsewhere.csv")
-    with pytest.raises(InputError, match="was trained on is gone; name it with --data and --split"):
-        evaluate(run)
-    assert evaluate(run, data_path=tmp_path / "elsewhere.csv", split="test")["overall"] == metrics["overall"]
-
-
-def test_prediction_does_not_depend_on_other_rows_or_the_label(finished_run, small_dataset, dataset_of):
-    whole = predict(finished_run, small_dataset.data)
-    assert whole.columns == [*small_dataset.frame.columns, "prediction"]
-    assert whole["prediction"].is_between(0, 1).all()
-    assert whole["prediction"].n_unique() > 100
-    few = small_dataset.frame.drop("click").gather([17, 3, 250])
-    again = predict(finished_run, dataset_of(few).data)
-    assert again["prediction"].to_list() == pytest.approx(whole["prediction"].gather([17, 3, 250]).to_list(), rel=1e-5)
-
-
-def test_prediction_refuses_a_table_with_predictions(finished_run, small_dataset, dataset_of):
-    dataset = dataset_of(small_dataset.frame.with_columns(prediction=0.5))
-    with pytest.raises(InputError, match="already has a column 'prediction'"):
-        predict(finished_run, dataset.data)
-
-
-def test_unfinished_and_missing_runs_cannot_score(stopped_run, tmp_path):
-    with pytest.raises(InputError, match="holds an unfinished run; finish it with train --resume"):
-        load_trained(stopped_run)
-    with pytest.raises(InputError, match="holds no run"):
-        load_trained(tmp_path / "nothing")

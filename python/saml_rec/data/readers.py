@@ -3,7 +3,8 @@
 import csv
 import itertools
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -21,6 +22,7 @@ NOT_A_TABLE = (  # how other files begin that are easily mistaken for a table
 )
 HEAD_BYTES = 8192
 LONGEST_CELL = 2**31 - 1
+NOT_IN_CSV = (pl.Binary, pl.Duration, pl.Object)
 LARGEST_FLOAT32 = 3.4028234e38
 LABELS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 SPLITS = ("train", "valid", "test")
@@ -30,11 +32,44 @@ TIME = "a number or an ISO-8601 date or time"
 TIME_TYPE = pl.Datetime("us", "UTC")
 
 
-def read_table(path: str | Path, schema: Schema, *, need_label: bool = True, need_split: bool = True) -> pl.DataFrame:
-    """Read a CSV or Parquet file and check every cell the schema speaks of.
+def read_frame(path: str | Path) -> pl.DataFrame:
+    """Read a CSV or Parquet file as it is.
 
     Whether a file is Parquet is decided by its first bytes, not by its name. CSV is UTF-8 with a header, commas and
     double quotes; all its cells are read as the strings they are, so an id ``007`` stays ``007``.
+
+    Args:
+        path: the file.
+
+    Returns:
+        One row per row of the file, in its order, with all columns: String from CSV, null where a cell is empty and
+        not quoted; from Parquet in the types of the file.
+
+    Raises:
+        InputError: the file cannot be read as a table.
+    """
+    path = Path(path)
+    return _read_parquet(path) if _is_parquet(path) else _read_csv(path)
+
+
+def require_csv_columns(path: str | Path) -> None:
+    """Refuse a table with columns that CSV has no notation for, without reading its rows.
+
+    Raises:
+        InputError: a column of a Parquet file holds lists, structures, bytes or durations; or as :func:`read_frame`.
+    """
+    path = Path(path)
+    if not _is_parquet(path):
+        return
+    with _parquet_errors(path):
+        columns = pl.read_parquet_schema(path)
+    for name, dtype in columns.items():
+        if dtype.is_nested() or dtype in NOT_IN_CSV:
+            raise InputError(f"{path}: column {name!r} holds {dtype}, which CSV cannot hold; write a .parquet file")
+
+
+def read_table(path: str | Path, schema: Schema, *, need_label: bool = True, need_split: bool = True) -> pl.DataFrame:
+    """Read a CSV or Parquet file as :func:`read_frame` does, and check every cell the schema speaks of.
 
     Args:
         path: the file.
@@ -52,9 +87,7 @@ def read_table(path: str | Path, schema: Schema, *, need_label: bool = True, nee
         InputError: the file cannot be read as a table, lacks a column, or a cell is not what its column holds. Rows
             are counted from 1, the header not included.
     """
-    path = Path(path)
-    frame = _read_parquet(path) if _is_parquet(path) else _read_csv(path)
-    return conform(frame, schema, source=str(path), need_label=need_label, need_split=need_split)
+    return conform(read_frame(path), schema, source=str(path), need_label=need_label, need_split=need_split)
 
 
 def conform(
@@ -134,9 +167,14 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:
+    with _parquet_errors(path), path.open("rb") as file:
+        return pl.read_parquet(file)
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            return pl.read_parquet(file)
+        yield
     # Some kinds of damage make the reader panic.
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise InputError(f"{path} begins like Parquet but cannot be read: {_first_line(error)}") from None

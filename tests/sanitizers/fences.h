@@ -1,0 +1,27 @@
+// Appended to a copy of csrc/cpu/capability.h: every piece of scratch memory starts as NaN and ends at a fence that
+// AddressSanitizer watches, so that a piece that is too small shows although its neighbour has room.
+
+template <typename scalar_t>
+inline scalar_t* fenced_piece(char* block, int64_t& bytes, int64_t count) {
+  constexpr int64_t kFence = 64;
+  const int64_t size = count * static_cast<int64_t>(sizeof(scalar_t));
+  const int64_t whole = round_up(size, 64) + kFence;
+  char* piece = block == nullptr ? nullptr : block + bytes;
+  if (piece != nullptr) {
+    ASAN_UNPOISON_MEMORY_REGION(piece, size);
+    std::memset(piece, 0xff, static_cast<size_t>(size));
+    ASAN_POISON_MEMORY_REGION(piece + size, whole - size);
+  }
+  bytes += whole;
+  return reinterpret_cast<scalar_t*>(piece);
+}
+
+template <>
+inline float* Scratch<float>::take(int64_t count) {
+  return fenced_piece<float>(block_, bytes_, count);
+}
+
+template <>
+inline double* Scratch<double>::take(int64_t count) {
+  return fenced_piece<double>(block_, bytes_, count);
+}

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Builds the CPU kernels with GCC's sanitizers and runs them.
+#
+# Address and UndefinedBehavior: a driver that calls every kernel in memory that ends where it should, then the
+# extension in Python, where fresh memory is filled with NaN. Thread: the driver, on threads the sanitizer knows
+# (OpenMP's it does not). Needs g++ with libasan, libubsan and libtsan. Environment: PYTHON (default .venv/bin/python),
+# CXX (default g++).
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+sources=$root/csrc
+python=${PYTHON:-$root/.venv/bin/python}
+cxx=${CXX:-g++}
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+
+memory="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -fPIC"
+threads="-fsanitize=thread"
+common="-std=c++20 -O1 -g1 -Wall -Wextra -include sanitizer/asan_interface.h"
+
+# A copy, whose scratch memory has fences.
+cp -r "$sources" "$stage/csrc"
+cat "$root/tests/sanitizers/fences.h" >>"$stage/csrc/cpu/capability.h"
+cp "$root/tests/sanitizers/driver.cpp" "$stage/csrc/cpu/"
+kernels=$(cd "$stage/csrc/cpu" && echo capability_*.cpp)
+
+torch=$("$python" - <<'END'
+import sysconfig, torch
+from torch.utils import cpp_extension
+print(*(f"-isystem {path}" for path in (*cpp_extension.include_paths(), sysconfig.get_path("include"))), end=" ")
+print("-DTORCH_EXTENSION_NAME=_C -DSAML_KERNELS_TORCH_VERSION='\"sanitized\"' -DSAML_KERNELS_CUDA_OMITTED='\"sanitized\"'", end=" ")
+print(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)} -fopenmp")
+END
+)
+library_path=$("$python" -c 'from torch.utils import cpp_extension; print(cpp_extension.library_paths()[0])')
+
+# One command a line, as many at a time as there are cores.
+mkdir "$stage/memory" "$stage/threads"
+compile() { # folder, flags, files
+  local folder=$1 flags=$2 file
+  shift 2
+  for file in "$@"; do
+    echo "cd $stage/csrc && $cxx $common $flags -c $file -o $stage/$folder/$(basename "$file" .cpp).o"
+  done
+}
+{
+  compile memory "$memory $torch" ops.cpp cpu/trunk.cpp cpu/grouping.cpp
+  compile memory "$memory" ${kernels//capability_/cpu/capability_} cpu/driver.cpp
+  compile threads "$threads" ${kernels//capability_/cpu/capability_} cpu/driver.cpp
+} | tr '\n' '\0' | xargs -0 -P "$(nproc)" -I{} bash -c '{}'
+
+cd "$stage"
+$cxx $memory memory/capability_*.o memory/driver.o -o memory/driver -pthread
+$cxx $threads threads/capability_*.o threads/driver.o -o threads/driver -pthread
+cp -r "$root/saml_kernels" package && rm -f package/*.so
+mkdir python && mv package python/saml_kernels
+$cxx -shared $memory -fopenmp memory/ops.o memory/trunk.o memory/grouping.o memory/capability_*.o \
+  -L"$library_path" -lc10 -ltorch_cpu -ltorch -ltorch_python -o python/saml_kernels/_C.so
+
+echo "== address, undefined behaviour: driver"
+ASAN_OPTIONS=detect_leaks=0 memory/driver
+
+echo "== thread: driver"
+# ThreadSanitizer cannot place its shadow where the kernel randomises addresses too widely.
+fixed=()
+setarch -R true 2>/dev/null && fixed=(setarch -R)
+TSAN_OPTIONS=halt_on_error=1 "${fixed[@]}" threads/driver threads
+
+echo "== address, undefined behaviour: extension"
+cd "$root"
+# -P: this checkout's own package must not come first.
+preload="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libubsan.so)"
+env LD_PRELOAD="$preload" PYTHONPATH="$stage/python" OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
+  ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
+  "$python" -P -m pytest -q -p no:cacheprovider -k "not compile" \
+  tests/kernels/test_cpp_backend.py tests/kernels/test_operators.py tests/kernels/test_grouping.py
