@@ -15,6 +15,7 @@
 
 #define SAML_VECTOR_BYTES 32
 #define SAML_HAS_BFLOAT16_DOT 0
+#define SAML_HAS_TILES 0
 
 // Only this project's code follows: inline functions of the library, shared with the rest of the program by the
 // linker, must not be compiled for an instruction set that the machine may lack.

@@ -17,6 +17,7 @@
 
 #define SAML_VECTOR_BYTES 64
 #define SAML_HAS_BFLOAT16_DOT 1
+#define SAML_HAS_TILES 0
 
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC's own intrinsics start from a variable they leave uninitialised on purpose (GCC bug 105593).

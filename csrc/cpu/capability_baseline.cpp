@@ -13,6 +13,7 @@
 
 #define SAML_VECTOR_BYTES 16
 #define SAML_HAS_BFLOAT16_DOT 0
+#define SAML_HAS_TILES 0
 
 namespace saml_kernels {
 namespace {

@@ -8,6 +8,11 @@
 #include <ATen/ops/zeros.h>
 #include <c10/core/ScalarType.h>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -23,11 +28,21 @@ namespace saml_kernels {
 namespace {
 
 // Rows of a tile: enough to use a packed weight panel often, few enough that a small batch feeds every core. Depends
-// on the batch alone, never on the number of threads, so that results do not either.
-int64_t tile_rows(int64_t rows) {
-  constexpr int64_t kMostRows = 96, kFewestRows = 12, kTilesWanted = 16;
-  return std::clamp((rows / kTilesWanted + kFewestRows - 1) / kFewestRows * kFewestRows, kFewestRows, kMostRows);
+// on the batch and the capability, never on the number of threads, so that results do not either.
+int64_t tile_rows(int64_t rows, int64_t multiple) {
+  constexpr int64_t kMostRows = 96, kTilesWanted = 16;
+  return std::clamp((rows / kTilesWanted + multiple - 1) / multiple * multiple, multiple, kMostRows);
 }
+
+#if defined(__x86_64__) && defined(__linux__)
+// AMX state is large, so Linux wants a process to ask for it, once; threads and children inherit the answer.
+bool amx_permitted() {
+  constexpr long kRequestComponentPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestComponentPermission, kTileData) == 0;
+}
+#else
+bool amx_permitted() { return false; }
+#endif
 
 const std::vector<const Capability*>& capabilities() {
   // Best first.
@@ -37,7 +52,11 @@ const std::vector<const Capability*>& capabilities() {
     __builtin_cpu_init();
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) {
+    const bool bfloat16_dot = avx512 && __builtin_cpu_supports("avx512bf16");
+    if (bfloat16_dot && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && amx_permitted()) {
+      result.push_back(&kAmx);
+    }
+    if (bfloat16_dot) {
       result.push_back(&kAvx512Bf16);
     }
     if (avx512) {
@@ -112,8 +131,16 @@ scalar_t* data_of(const at::Tensor& tensor) {
 template <typename scalar_t>
 Weights<scalar_t> weights_of(const at::Tensor& weight, const at::Tensor& bias, int64_t k1) {
   const int64_t matrices = weight.dim() == 3 ? weight.size(0) : 1;
-  return {matrices, k1,     weight.size(-2) - k1, weight.size(-1), data_of<scalar_t>(weight), data_of<scalar_t>(bias),
-          nullptr,  nullptr};
+  return {matrices,
+          k1,
+          weight.size(-2) - k1,
+          weight.size(-1),
+          data_of<scalar_t>(weight),
+          data_of<scalar_t>(bias),
+          nullptr,
+          nullptr,
+          nullptr,
+          1};
 }
 
 // The trunk's description, and ownership of what it points to.
@@ -157,7 +184,7 @@ Problem<scalar_t> describe(const TrunkInputs& inputs) {
   trunk.num_scenarios = inputs.branch_weights[0].size(0);
   trunk.num_layers = static_cast<int64_t>(problem.layers.size());
   trunk.num_shared = num_shared;
-  trunk.tile_rows = tile_rows(trunk.rows);
+  trunk.tile_rows = tile_rows(trunk.rows, kernels<scalar_t>().row_multiple);
   trunk.score = static_cast<Score>(inputs.score);
   trunk.temperature = inputs.temperature;
   trunk.per_branch_input = inputs.x_local.dim() == 3;
@@ -171,52 +198,52 @@ Problem<scalar_t> describe(const TrunkInputs& inputs) {
   return problem;
 }
 
-// Lays out in panels every matrix that enough tiles read: a tile that packs for itself reads the matrix in strides.
+// Lays out every matrix that enough tiles read: a tile that packs for itself reads the matrix in strides. `forward`:
+// for the trunk's products; `backward`: for those of the input gradients.
 template <typename scalar_t>
-void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& kernel) {
+void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& kernel, bool forward, bool backward) {
   constexpr int64_t kUses = 3;
   const Trunk<scalar_t>& trunk = problem.trunk;
-  const auto round_up = [](int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; };
   const int64_t tiles = trunk.num_tiles(), own_tiles = tiles / trunk.num_scenarios;
   std::vector<PanelItem<scalar_t>> items;
-  const auto add = [&](Weights<scalar_t>& weights, int64_t uses, int64_t bfloat16_uses) {
-    const int64_t width = round_up(weights.n, kernel.panel_width);
-    if (uses >= kUses) {
+  const auto bfloat16_block = [&](int64_t elements) {
+    problem.panels.push_back(at::empty({elements}, at::kBFloat16));
+    return static_cast<uint16_t*>(problem.panels.back().data_ptr());
+  };
+  // The tiles that read a matrix in the own precision, in the foreign one.
+  const auto add = [&](Weights<scalar_t>& weights, int64_t own, int64_t foreign) {
+    const bool one_precision = trunk.own_bfloat16 == trunk.foreign_bfloat16;
+    const int64_t in_bfloat16 = (trunk.own_bfloat16 ? own : 0) + (trunk.foreign_bfloat16 ? foreign : 0);
+    const int64_t in_floats = one_precision && !trunk.own_bfloat16 ? own + foreign : trunk.own_bfloat16 ? 0 : own;
+    const bool parts = kernel.layouts.float_parts && in_floats + in_bfloat16 >= kUses;
+    weights.parts = kernel.layouts.float_parts && !trunk.own_bfloat16 ? 3 : 1;
+    if (forward && !parts && in_floats >= kUses) {
       problem.panels.push_back(
-          at::empty({weights.matrices * weights.k() * width}, c10::CppTypeToScalarType<scalar_t>::value));
+          at::empty({weights.matrices * kernel.panels_size(weights)}, c10::CppTypeToScalarType<scalar_t>::value));
       weights.panels = data_of<scalar_t>(problem.panels.back());
     }
-    if (bfloat16_uses >= kUses && kernel.bfloat16_panels) {
-      const int64_t k = round_up(weights.k1, 2) + round_up(weights.k2, 2);
-      problem.panels.push_back(at::empty({weights.matrices * k * width}, at::kBFloat16));
-      weights.bfloat16_panels = static_cast<uint16_t*>(problem.panels.back().data_ptr());
+    if (forward && (parts || (kernel.layouts.bfloat16 && in_bfloat16 >= kUses))) {
+      weights.bfloat16_panels = bfloat16_block(weights.matrices * kernel.bfloat16_panels_size(weights));
     }
-    for (int64_t i = 0; i < weights.matrices && (weights.panels != nullptr || weights.bfloat16_panels != nullptr);
-         ++i) {
-      items.push_back({&weights, i});
+    if (backward && kernel.layouts.transposed && own >= kUses) {
+      weights.transposed_bfloat16_panels = bfloat16_block(weights.matrices * kernel.transposed_panels_size(weights));
     }
-  };
-  const auto add_own = [&](Weights<scalar_t>& weights, int64_t uses) {
-    add(weights, trunk.own_bfloat16 ? 0 : uses, trunk.own_bfloat16 ? uses : 0);
+    if (weights.panels != nullptr || weights.bfloat16_panels != nullptr ||
+        weights.transposed_bfloat16_panels != nullptr) {
+      for (int64_t i = 0; i < weights.matrices; ++i) {
+        items.push_back({&weights, i});
+      }
+    }
   };
   for (int64_t l = 0; l < trunk.num_layers; ++l) {
     Layer<scalar_t>& layer = problem.layers[l];
     if (layer.aux_width > 0) {
-      add_own(layer.aux_net, tiles);
+      add(layer.aux_net, tiles, 0);
     }
     // The weights of layers that all branches run are read by every tile; their gates too, but at the last of them.
-    const auto add_shared = [&](Weights<scalar_t>& weights, bool all_branches) {
-      if (!all_branches) {
-        add_own(weights, own_tiles);
-      } else if (trunk.own_bfloat16 == trunk.foreign_bfloat16) {
-        add_own(weights, tiles);
-      } else {
-        add(weights, own_tiles, tiles);
-      }
-    };
-    add_shared(layer.branch, l < trunk.num_shared);
+    add(layer.branch, own_tiles, l < trunk.num_shared ? tiles - own_tiles : 0);
     if (layer.has_mutual_unit()) {
-      add_shared(layer.gates, l + 1 < trunk.num_shared);
+      add(layer.gates, own_tiles, l + 1 < trunk.num_shared ? tiles - own_tiles : 0);
     }
   }
   for_each_item(static_cast<int64_t>(items.size()), 1, [&](int64_t item, void*) { kernel.lay_out(items[item]); });
@@ -285,33 +312,33 @@ TrunkForward forward(const TrunkInputs& inputs, bool keep, bool recompute) {
   trunk.out_own = data_of<scalar_t>(result.own);
   trunk.out_aux = data_of<scalar_t>(result.aux);
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
-  lay_out_weights(problem, kernel);
+  lay_out_weights(problem, kernel, true, false);
   for_each_item(trunk.num_tiles(), kernel.forward_scratch(trunk),
                 [&](int64_t tile, void* scratch) { kernel.forward_tile(trunk, tile, scratch); });
   return result;
 }
 
 void add_gradient_items(std::vector<GradientItem>& items, GradientItem::Kind kind, int64_t layer, int64_t scenario,
-                        int64_t height) {
+                        int64_t height, int64_t rows) {
   // A weight without rows still has a bias.
-  for (int64_t begin = 0; begin == 0 || begin < height; begin += kGradientItemRows) {
-    items.push_back({kind, layer, scenario, begin, std::min(begin + kGradientItemRows, height)});
+  for (int64_t begin = 0; begin == 0 || begin < height; begin += rows) {
+    items.push_back({kind, layer, scenario, begin, std::min(begin + rows, height)});
   }
 }
 
 template <typename scalar_t>
-std::vector<GradientItem> gradient_items(const Trunk<scalar_t>& trunk) {
+std::vector<GradientItem> gradient_items(const Trunk<scalar_t>& trunk, int64_t rows) {
   using Kind = GradientItem::Kind;
   std::vector<GradientItem> items;
   for (int64_t l = 0; l < trunk.num_layers; ++l) {
     const Layer<scalar_t>& layer = trunk.layers[l];
     if (layer.aux_width > 0) {
-      add_gradient_items(items, Kind::kAux, l, 0, layer.aux_in);
+      add_gradient_items(items, Kind::kAux, l, 0, layer.aux_in, rows);
     }
     for (int64_t k = 0; k < trunk.num_scenarios; ++k) {
-      add_gradient_items(items, Kind::kBranch, l, k, layer.in_width + layer.aux_width);
+      add_gradient_items(items, Kind::kBranch, l, k, layer.in_width + layer.aux_width, rows);
       if (layer.has_mutual_unit()) {
-        add_gradient_items(items, Kind::kGate, l, k, layer.width);
+        add_gradient_items(items, Kind::kGate, l, k, layer.width, rows);
       }
     }
   }
@@ -375,12 +402,12 @@ TrunkBackward backward(const TrunkInputs& inputs, const at::Tensor& grad_own, co
     trunk.grad_x_global = read ? data_of<scalar_t>(result.x_global) : nullptr;
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
-  if (recompute) {
-    lay_out_weights(problem, kernel);
+  if (recompute || kernel.layouts.transposed) {
+    lay_out_weights(problem, kernel, recompute, true);
   }
   for_each_item(trunk.num_tiles(), kernel.backward_scratch(trunk),
                 [&](int64_t tile, void* scratch) { kernel.backward_tile(trunk, tile, scratch); });
-  const std::vector<GradientItem> items = gradient_items(trunk);
+  const std::vector<GradientItem> items = gradient_items(trunk, kernel.gradient_item_rows);
   for_each_item(static_cast<int64_t>(items.size()), kernel.gradient_scratch(trunk),
                 [&](int64_t item, void* scratch) { kernel.gradient_item(trunk, items[item], scratch); });
   return result;
@@ -402,7 +429,7 @@ Problem<scalar_t> describe(const MutualInputs& inputs) {
   trunk.rows = inputs.streams.size(0);
   trunk.num_scenarios = inputs.streams.size(1);
   trunk.num_layers = trunk.num_shared = 1;
-  trunk.tile_rows = tile_rows(trunk.rows);
+  trunk.tile_rows = tile_rows(trunk.rows, kernels<scalar_t>().row_multiple);
   trunk.score = static_cast<Score>(inputs.score);
   trunk.temperature = inputs.temperature;
   trunk.own_bfloat16 = trunk.foreign_bfloat16 = inputs.bfloat16;
@@ -454,7 +481,7 @@ MutualBackward mutual_backward(const MutualInputs& inputs, const at::Tensor& gra
                 [&](int64_t tile, void* scratch) { kernel.mutual_backward_tile(trunk, tile, scratch); });
   std::vector<GradientItem> items;
   for (int64_t k = 0; k < trunk.num_scenarios; ++k) {
-    add_gradient_items(items, GradientItem::Kind::kGate, 0, k, layer.width);
+    add_gradient_items(items, GradientItem::Kind::kGate, 0, k, layer.width, kernel.gradient_item_rows);
   }
   for_each_item(static_cast<int64_t>(items.size()), kernel.gradient_scratch(trunk),
                 [&](int64_t item, void* scratch) { kernel.gradient_item(trunk, items[item], scratch); });

@@ -18,7 +18,7 @@ inline bool derivative_needs_argument(Activation activation) {
 }
 
 // A layer's weights (matrices, k1 + k2, n), one matrix a branch, one for the auxiliary layer; and, where enough tiles
-// read them to pay for it, the same laid out panel by panel, as the register tile reads it.
+// read them to pay for it, the same laid out as the capability's products read them. How is the capability's affair.
 template <typename scalar_t>
 struct Weights {
   int64_t matrices;
@@ -26,9 +26,11 @@ struct Weights {
   int64_t k2;
   int64_t n;
   const scalar_t* data;
-  const scalar_t* bias;       // (matrices, n)
-  scalar_t* panels;           // null: not laid out
-  uint16_t* bfloat16_panels;  // rounded, in pairs of rows; null: not laid out
+  const scalar_t* bias;                  // (matrices, n)
+  scalar_t* panels;                      // null: not laid out
+  uint16_t* bfloat16_panels;             // bfloat16 parts; null: not laid out
+  uint16_t* transposed_bfloat16_panels;  // of the transpose, which backward reads
+  int64_t parts;                         // bfloat16 parts of a number: 1 is the rounded number, 3 are all of a float
 
   int64_t k() const { return k1 + k2; }
   const scalar_t* matrix(int64_t i) const { return data + i * k() * n; }
@@ -113,8 +115,6 @@ struct GradientItem {
   int64_t end;
 };
 
-constexpr int64_t kGradientItemRows = 96;
-
 // One matrix to lay out in panels.
 template <typename scalar_t>
 struct PanelItem {
@@ -122,11 +122,23 @@ struct PanelItem {
   int64_t matrix;
 };
 
+// Which layouts of weights a capability's products read.
+struct Layouts {
+  bool bfloat16;     // products of bfloat16 factors read bfloat16 panels
+  bool float_parts;  // so do products of float factors, in three parts
+  bool transposed;   // the input gradients read transposed ones
+};
+
 // What one instruction set provides. Scratch is a block of scratch_bytes, aligned to 64.
 template <typename scalar_t>
 struct TrunkKernels {
-  int64_t panel_width;
-  bool bfloat16_panels;  // whether products of bfloat16 factors read them
+  Layouts layouts;
+  int64_t row_multiple;        // tiles of rows are multiples of it, but the last
+  int64_t gradient_item_rows;  // rows of a weight in one GradientItem
+  // Elements of one matrix in panels, in bfloat16 panels, in transposed ones.
+  int64_t (*panels_size)(const Weights<scalar_t>&);
+  int64_t (*bfloat16_panels_size)(const Weights<scalar_t>&);
+  int64_t (*transposed_panels_size)(const Weights<scalar_t>&);
   void (*lay_out)(const PanelItem<scalar_t>& item);
   int64_t (*forward_scratch)(const Trunk<scalar_t>&);
   void (*forward_tile)(const Trunk<scalar_t>&, int64_t tile, void* scratch);
@@ -150,6 +162,7 @@ extern const Capability kBaseline;
 extern const Capability kAvx2;
 extern const Capability kAvx512;
 extern const Capability kAvx512Bf16;
+extern const Capability kAmx;
 #endif
 
 }  // namespace saml_kernels

@@ -6,7 +6,7 @@ constexpr int64_t kGradientChunk = 256;
 
 template <typename scalar_t>
 struct BackwardScratch {
-  scalar_t* panel;
+  ProductScratch<scalar_t> product;
   scalar_t* inputs[2];
   scalar_t* aux[2];
   scalar_t* mix;
@@ -16,12 +16,12 @@ struct BackwardScratch {
   BackwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch) {
     const Widest<scalar_t> widest(trunk);
     const int64_t rows = trunk.tile_rows;
-    panel = scratch.take(widest.factor * round_up(rows, kPanel<scalar_t>));
+    product = ProductScratch<scalar_t>(rows, widest.factor, true, scratch);
     for (auto& buffer : inputs) buffer = scratch.take(rows * std::max(widest.factor, widest.width));
     for (auto& buffer : aux) buffer = scratch.take(rows * widest.width);
     mix = scratch.take(widest.stream);
     scaled = scratch.take(widest.stream);
-    row = scratch.take_double(4 * trunk.num_scenarios);
+    row = scratch.template take<double>(4 * trunk.num_scenarios);
   }
 };
 
@@ -103,15 +103,15 @@ void mutual_backward_row(const Trunk<scalar_t>& trunk, const Layer<scalar_t>& la
 template <typename scalar_t>
 void mutual_backward(const Trunk<scalar_t>& trunk, const Layer<scalar_t>& layer, int64_t begin, int64_t end,
                      View<scalar_t> streams, View<scalar_t> d_own, BackwardScratch<scalar_t>& scratch) {
-  const int64_t d = layer.width, gate_width = layer.gate_width;
+  const int64_t gate_width = layer.gate_width;
   for_each_segment(trunk.offsets, trunk.num_scenarios, begin, end, [&](Segment s) {
     scalar_t* d_gate = layer.grad_gate_argument + begin * gate_width;
     for (int64_t r = s.begin; r < s.end; ++r) {
       mutual_backward_row(trunk, layer, s.scenario, streams.row(r), layer.alpha + (begin + r) * trunk.num_scenarios,
                           layer.gate + (begin + r) * gate_width, d_own.row(r), d_gate + r * gate_width, scratch);
     }
-    multiply_transposed(s.rows(), d, gate_width, d_gate + s.begin * gate_width, gate_width,
-                        layer.gates.matrix(s.scenario), gate_width, d_own.row(s.begin), d_own.ld, true, scratch.panel);
+    transposed_product(s.begin, s.end, 0, layer.gates, s.scenario, d_gate, gate_width, d_own.data, d_own.ld, true,
+                       scratch.product);
   });
 }
 
@@ -178,6 +178,7 @@ int64_t backward_scratch(const Trunk<scalar_t>& trunk) {
 
 template <typename scalar_t>
 void backward_tile(const Trunk<scalar_t>& trunk, int64_t tile, void* block) {
+  [[maybe_unused]] const TileRegisters registers;
   Scratch<scalar_t> pieces(block);
   BackwardScratch<scalar_t> scratch(trunk, pieces);
   TileStreams<scalar_t> all_streams(trunk, pieces);
@@ -221,8 +222,8 @@ void backward_tile(const Trunk<scalar_t>& trunk, int64_t tile, void* block) {
     const int64_t first = l == 0 && trunk.grad_x_local == nullptr ? in : 0;
     const View<scalar_t> d_in{scratch.inputs[turn], in + a};
     segments([&](Segment s) {
-      multiply_transposed(s.rows(), in + a - first, d, dz + s.begin * d, d, layer.branch.matrix(s.scenario) + first * d,
-                          d, d_in.row(s.begin) + first, d_in.ld, false, scratch.panel);
+      transposed_product(s.begin, s.end, first, layer.branch, s.scenario, dz, d, d_in.data, d_in.ld, false,
+                         scratch.product);
     });
     d_own = {d_in.data, d_in.ld};
     if (a == 0) {
@@ -240,8 +241,7 @@ void backward_tile(const Trunk<scalar_t>& trunk, int64_t tile, void* block) {
     }
     if (l > 0 || trunk.grad_x_global != nullptr) {
       d_aux = {scratch.aux[turn], layer.aux_in};
-      multiply_transposed(rows, layer.aux_in, a, dz_aux, a, layer.aux_net.data, a, d_aux.data, d_aux.ld, false,
-                          scratch.panel);
+      transposed_product(0, rows, 0, layer.aux_net, 0, dz_aux, a, d_aux.data, d_aux.ld, false, scratch.product);
     }
   }
 
@@ -263,6 +263,7 @@ void backward_tile(const Trunk<scalar_t>& trunk, int64_t tile, void* block) {
 
 template <typename scalar_t>
 void mutual_backward_tile(const Trunk<scalar_t>& trunk, int64_t tile, void* block) {
+  [[maybe_unused]] const TileRegisters registers;
   Scratch<scalar_t> pieces(block);
   BackwardScratch<scalar_t> scratch(trunk, pieces);
   const Layer<scalar_t>& layer = trunk.layers[0];
@@ -281,13 +282,22 @@ void mutual_backward_tile(const Trunk<scalar_t>& trunk, int64_t tile, void* bloc
 }
 
 template <typename scalar_t>
+constexpr int64_t kGradientItemRows = kHasTiles<scalar_t> ? 384 : 96;
+
+template <typename scalar_t>
 struct GradientScratch {
   scalar_t* input;  // (kTileRows blocks, kGradientChunk, kTileRows)
   scalar_t* panel;
+  uint16_t* left;
+  uint16_t* right;
 
   explicit GradientScratch(Scratch<scalar_t>& scratch) {
-    input = scratch.take(kGradientChunk * round_up(kGradientItemRows, kTileRows));
+    input = scratch.take(kGradientChunk * round_up(kGradientItemRows<scalar_t>, kTileRows));
     panel = scratch.take(kGradientChunk * kPanel<scalar_t>);
+    if constexpr (kHasTiles<scalar_t>) {
+      left = scratch.template take<uint16_t>(tiles_size(kGradientItemRows<scalar_t>, kGradientChunk, kFloatParts));
+      right = scratch.template take<uint16_t>(tiles_size(kBlockSide, kGradientChunk, kFloatParts));
+    }
   }
 };
 
@@ -304,6 +314,7 @@ struct Columns {
   View<const scalar_t> left;
   int64_t left_width;
   View<const scalar_t> right;
+  int64_t right_width;
 
   void copy(int64_t row, int64_t begin, int64_t end, scalar_t* target) const {
     const int64_t split = std::clamp(left_width, begin, end);
@@ -314,13 +325,50 @@ struct Columns {
   }
 };
 
+#if SAML_HAS_TILES
+
+// The same sum on the tile unit, of that many bfloat16 parts.
+inline void sum_outer_products_in_tiles(int64_t rows, const Columns<float>& columns, int64_t begin, int64_t end,
+                                        const float* dz, int64_t n, int64_t parts, float* out,
+                                        GradientScratch<float>& scratch) {
+  std::fill_n(out, (end - begin) * n, 0.0f);
+  for (int64_t start = 0; start < rows; start += kGradientChunk) {
+    const int64_t chunk = std::min(kGradientChunk, rows - start);
+    const TileSource source{columns.left.row(start),
+                            columns.left.ld,
+                            columns.left_width,
+                            columns.right.row(start),
+                            columns.right.ld,
+                            columns.right_width,
+                            chunk};
+    lay_out_left_transposed(source, begin, end - begin, parts, scratch.left);
+    for (int64_t column = 0; column < n; column += kBlockSide) {
+      const int64_t width = std::min(kBlockSide, n - column);
+      lay_out_right(one_matrix(dz + start * n, n, n, chunk), column, width, parts, scratch.right);
+      const TileFactors factors{scratch.left, scratch.right, tiles_of(chunk, kTileDepth), parts};
+      multiply_tiles(factors, parts, 0, end - begin, width, Sums::kAccumulate, nullptr, out + column, n);
+    }
+  }
+}
+
+#endif
+
 // out (end - begin, n) = Σ over rows of columns[begin:end]ᵀ dz, in ascending order of the rows.
 template <typename scalar_t>
 void sum_outer_products(int64_t rows, const Columns<scalar_t>& columns, int64_t begin, int64_t end, const scalar_t* dz,
-                        int64_t n, scalar_t* out, GradientScratch<scalar_t>& scratch) {
+                        int64_t n, [[maybe_unused]] bool bfloat16, scalar_t* out, GradientScratch<scalar_t>& scratch) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
   const int64_t count = end - begin;
-  alignas(64) scalar_t slice[kGradientItemRows + kTileRows];
+#if SAML_HAS_TILES
+  if constexpr (kHasTiles<scalar_t>) {
+    // Below a tile in any direction most of it would be zeros.
+    if (std::min({rows, count, n}) >= kTileSide) {
+      sum_outer_products_in_tiles(rows, columns, begin, end, dz, n, bfloat16 ? 1 : kFloatParts, out, scratch);
+      return;
+    }
+  }
+#endif
+  alignas(64) scalar_t slice[kGradientItemRows<scalar_t> + kTileRows];
   alignas(64) scalar_t edge[kTileRows * panel_width];
   std::fill_n(out, count * n, scalar_t(0));
   for (int64_t start = 0; start < rows; start += kGradientChunk) {
@@ -370,6 +418,7 @@ void sum_rows(int64_t rows, int64_t n, const scalar_t* dz, scalar_t* out) {
 
 template <typename scalar_t>
 void gradient_item(const Trunk<scalar_t>& trunk, const GradientItem& item, void* block) {
+  [[maybe_unused]] const TileRegisters registers;
   Scratch<scalar_t> pieces(block);
   GradientScratch<scalar_t> scratch(pieces);
   const Layer<scalar_t>& layer = trunk.layers[item.layer];
@@ -378,7 +427,7 @@ void gradient_item(const Trunk<scalar_t>& trunk, const GradientItem& item, void*
   const bool dense = item.kind == GradientItem::Kind::kAux;
   const int64_t first = dense ? 0 : trunk.offsets[k], rows = (dense ? trunk.rows : trunk.offsets[k + 1]) - first;
 
-  Columns<scalar_t> columns{{nullptr, 0}, 0, {nullptr, 0}};
+  Columns<scalar_t> columns{{nullptr, 0}, 0, {nullptr, 0}, 0};
   const scalar_t* dz = nullptr;
   scalar_t *out = nullptr, *bias = nullptr;
   int64_t n = 0, height = 0;
@@ -396,6 +445,7 @@ void gradient_item(const Trunk<scalar_t>& trunk, const GradientItem& item, void*
       columns.left_width = layer.in_width;
       if (layer.aux_width > 0) {
         columns.right = {layer.aux + first * layer.aux_width, layer.aux_width};
+        columns.right_width = layer.aux_width;
       }
       dz = layer.grad_argument + first * n;
       out = layer.grad_weight + k * height * n;
@@ -421,21 +471,27 @@ void gradient_item(const Trunk<scalar_t>& trunk, const GradientItem& item, void*
       bias = layer.grad_gate_bias + k * n;
       break;
   }
-  sum_outer_products(rows, columns, item.begin, item.end, dz, n, out + item.begin * n, scratch);
+  sum_outer_products(rows, columns, item.begin, item.end, dz, n, trunk.own_bfloat16, out + item.begin * n, scratch);
   if (item.begin == 0) {
     sum_rows(rows, n, dz, bias);
   }
 }
 
 template <typename scalar_t>
-constexpr TrunkKernels<scalar_t> kTrunkKernels = {kPanel<scalar_t>,
-                                                  SAML_HAS_BFLOAT16_DOT != 0 && std::is_same_v<scalar_t, float>,
-                                                  &lay_out<scalar_t>,
-                                                  &forward_scratch<scalar_t>,
-                                                  &forward_tile<scalar_t>,
-                                                  &backward_scratch<scalar_t>,
-                                                  &backward_tile<scalar_t>,
-                                                  &mutual_forward_tile<scalar_t>,
-                                                  &mutual_backward_tile<scalar_t>,
-                                                  &gradient_scratch<scalar_t>,
-                                                  &gradient_item<scalar_t>};
+constexpr TrunkKernels<scalar_t> kTrunkKernels = {
+    {std::is_same_v<scalar_t, float> && (SAML_HAS_BFLOAT16_DOT != 0 || SAML_HAS_TILES != 0), kHasTiles<scalar_t>,
+     kHasTiles<scalar_t>},
+    kHasTiles<scalar_t> ? 32 : 12,
+    kGradientItemRows<scalar_t>,
+    &panels_size<scalar_t>,
+    &bfloat16_panels_size<scalar_t>,
+    &transposed_panels_size<scalar_t>,
+    &lay_out<scalar_t>,
+    &forward_scratch<scalar_t>,
+    &forward_tile<scalar_t>,
+    &backward_scratch<scalar_t>,
+    &backward_tile<scalar_t>,
+    &mutual_forward_tile<scalar_t>,
+    &mutual_backward_tile<scalar_t>,
+    &gradient_scratch<scalar_t>,
+    &gradient_item<scalar_t>};

@@ -1,26 +1,5 @@
 // Forward tile, backward tile and weight-gradient item of the trunk. Included once per capability.
 
-// Hands out 64-byte aligned pieces of one block; with a null block it only counts.
-template <typename scalar_t>
-class Scratch {
- public:
-  explicit Scratch(void* block) : block_(static_cast<char*>(block)) {}
-
-  scalar_t* take(int64_t count) {
-    char* piece = block_ == nullptr ? nullptr : block_ + bytes_;
-    bytes_ += round_up(std::max<int64_t>(count, 1) * static_cast<int64_t>(sizeof(scalar_t)), 64);
-    return reinterpret_cast<scalar_t*>(piece);
-  }
-  double* take_double(int64_t count) {
-    return reinterpret_cast<double*>(take(count * static_cast<int64_t>(sizeof(double) / sizeof(scalar_t))));
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  char* block_;
-  int64_t bytes_ = 0;
-};
-
 template <typename scalar_t>
 struct Widest {
   int64_t width = 1;   // of any stream, branch or auxiliary, inputs included
@@ -136,40 +115,10 @@ inline void add_gated(int64_t d, const scalar_t* v, const scalar_t* gate, int64_
   }
 }
 
-// Elements of one matrix in panels; Problem::lay_out allocates by the same count.
-template <typename scalar_t>
-inline int64_t panels_size(const Weights<scalar_t>& weights) {
-  return weights.k() * round_up(weights.n, kPanel<scalar_t>);
-}
-
-template <typename scalar_t>
-inline int64_t bfloat16_panels_size(const Weights<scalar_t>& weights) {
-  return (round_up(weights.k1, 2) + round_up(weights.k2, 2)) * round_up(weights.n, kPanel<scalar_t>);
-}
-
-template <typename element_t>
-inline element_t* matrix_of(element_t* first, int64_t i, int64_t size) {
-  return first == nullptr ? nullptr : first + i * size;
-}
-
-template <typename scalar_t>
-void lay_out(const PanelItem<scalar_t>& item) {
-  const Weights<scalar_t>& weights = *item.weights;
-  const scalar_t* matrix = weights.matrix(item.matrix);
-  if (weights.panels != nullptr) {
-    pack_panels(matrix, weights.k(), weights.n, matrix_of(weights.panels, item.matrix, panels_size(weights)));
-  }
-  if (weights.bfloat16_panels != nullptr) {
-    pack_all_pairs(matrix, weights.k1, weights.k2, weights.n,
-                   matrix_of(weights.bfloat16_panels, item.matrix, bfloat16_panels_size(weights)));
-  }
-}
-
 // Everything a tile needs while it runs through the trunk.
 template <typename scalar_t>
 struct TileScratch {
-  scalar_t* panel;
-  scalar_t* rounded;
+  ProductScratch<scalar_t> product;
   scalar_t* aux[2];
   scalar_t* own[2];
   scalar_t* argument;
@@ -182,38 +131,17 @@ struct TileScratch {
   TileScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch) {
     const Widest<scalar_t> widest(trunk);
     const int64_t rows = trunk.tile_rows, m = trunk.num_scenarios;
-    // Twice, as the kernel without a bfloat16 instruction packs a panel before it is packed again.
-    panel = scratch.take(2 * (widest.factor + 2) * kPanel<scalar_t>);
-    rounded = scratch.take(rows * (widest.factor + 2));
+    product = ProductScratch<scalar_t>(rows, widest.factor, false, scratch);
     for (auto& buffer : aux) buffer = scratch.take(rows * widest.width);
     for (auto& buffer : own) buffer = scratch.take(rows * widest.stream);
     argument = scratch.take(rows * widest.width);
     for (auto& buffer : streams) buffer = scratch.take(rows * m * widest.shared);
     gate = scratch.take(rows * widest.stream * (widest.tables ? m : 1));
     mix = scratch.take(widest.stream * (widest.tables ? m : 1));
-    row = scratch.take_double(m * (widest.tables ? m : 1) + m);
+    row = scratch.template take<double>(m * (widest.tables ? m : 1) + m);
     weights = scratch.take(m);
   }
 };
-
-// C = bias + [A1 ; A2] W_i in the precision asked for.
-template <typename scalar_t>
-inline void product(bool bfloat16, int64_t rows, const Operand<scalar_t>& a1, const Operand<scalar_t>& a2,
-                    const Weights<scalar_t>& weights, int64_t i, scalar_t* c, int64_t ldc,
-                    TileScratch<scalar_t>& scratch) {
-  if (rows == 0) {
-    return;
-  }
-  const int64_t n = weights.n;
-  const scalar_t* bias = weights.bias + i * n;
-  if (bfloat16) {
-    const uint16_t* panels = matrix_of(weights.bfloat16_panels, i, bfloat16_panels_size<scalar_t>(weights));
-    multiply_bfloat16(rows, n, a1, a2, weights.matrix(i), n, panels, bias, c, ldc, scratch.panel, scratch.rounded);
-  } else {
-    const scalar_t* panels = matrix_of(weights.panels, i, panels_size<scalar_t>(weights));
-    multiply<scalar_t>(rows, n, a1, a2, weights.matrix(i), n, panels, bias, c, ldc, scratch.panel);
-  }
-}
 
 template <typename scalar_t>
 inline void activate_rows(Activation activation, int64_t rows, int64_t n, View<scalar_t> z, View<scalar_t> v) {
@@ -273,7 +201,8 @@ class TilePass {
                                  ? rows_of(layer.aux_argument, scratch_.argument, layer.aux_width)
                                  : out;
     const Operand<scalar_t> a = previous.operand(0, layer.aux_in);
-    product(trunk_.own_bfloat16, rows(), a, nothing(a), layer.aux_net, 0, z.data, z.ld, scratch_);
+    prepare_rows(0, rows(), a, nothing(a), layer.aux_net, scratch_.product);
+    product(trunk_.own_bfloat16, 0, rows(), a, nothing(a), layer.aux_net, 0, z.data, z.ld, scratch_.product);
     activate_rows(layer.activation, rows(), layer.aux_width, z, out);
     return out;
   }
@@ -283,19 +212,21 @@ class TilePass {
                               View<scalar_t> out) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
     const int64_t m = trunk_.num_scenarios, d = layer.width;
-    if (trunk_.foreign_bfloat16 == trunk_.own_bfloat16) {
-      for (int64_t k = 0; k < m; ++k) {
-        branch(l, k, 0, rows(), trunk_.own_bfloat16, stream_input(l, k, previous), aux, {out.data + k * d, out.ld});
+    const bool one_input = l == 0 && !trunk_.per_branch_input;
+    for (int64_t k = 0; k < m; ++k) {
+      const View<scalar_t> input = stream_input(l, k, previous), target{out.data + k * d, out.ld};
+      if (k == 0 || !one_input) {
+        prepare_branch(l, 0, rows(), input, aux);
       }
-    } else {
-      for (int64_t k = 0; k < m; ++k) {
-        const int64_t first = std::clamp(trunk_.offsets[k], begin_, end_) - begin_;
-        const int64_t last = std::clamp(trunk_.offsets[k + 1], begin_, end_) - begin_;
-        const View<scalar_t> input = stream_input(l, k, previous), target{out.data + k * d, out.ld};
-        branch(l, k, 0, first, trunk_.foreign_bfloat16, input, aux, target);
-        branch(l, k, first, last, trunk_.own_bfloat16, input, aux, target);
-        branch(l, k, last, rows(), trunk_.foreign_bfloat16, input, aux, target);
+      if (trunk_.foreign_bfloat16 == trunk_.own_bfloat16) {
+        branch(l, k, 0, rows(), trunk_.own_bfloat16, input, aux, target);
+        continue;
       }
+      const int64_t first = std::clamp(trunk_.offsets[k], begin_, end_) - begin_;
+      const int64_t last = std::clamp(trunk_.offsets[k + 1], begin_, end_) - begin_;
+      branch(l, k, 0, first, trunk_.foreign_bfloat16, input, aux, target);
+      branch(l, k, first, last, trunk_.own_bfloat16, input, aux, target);
+      branch(l, k, last, rows(), trunk_.foreign_bfloat16, input, aux, target);
     }
     if (argument.data != nullptr) {
       copy_own(out, d, argument);
@@ -310,8 +241,9 @@ class TilePass {
     const View<scalar_t> out = rows_of(layer.own, scratch_.own[l % 2], layer.width);
     const View<scalar_t> z = layer.own_argument != nullptr ? rows_of(layer.own_argument, nullptr, layer.width) : out;
     segments([&](Segment s) {
-      branch(l, s.scenario, s.begin, s.end, trunk_.own_bfloat16,
-             l > 0 ? previous : stream_input(l, s.scenario, previous), aux, z);
+      const View<scalar_t> input = l > 0 ? previous : stream_input(l, s.scenario, previous);
+      prepare_branch(l, s.begin, s.end, input, aux);
+      branch(l, s.scenario, s.begin, s.end, trunk_.own_bfloat16, input, aux, z);
     });
     activate_rows(layer.activation, rows(), layer.width, z, out);
     return out;
@@ -381,20 +313,27 @@ class TilePass {
  private:
   static Operand<scalar_t> nothing(const Operand<scalar_t>& a) { return {a.data, 0, 1, 0}; }
 
+  void prepare_branch(int64_t l, int64_t first, int64_t last, View<scalar_t> input, View<scalar_t> aux) {
+    const Layer<scalar_t>& layer = trunk_.layers[l];
+    prepare_rows(first, last, input.operand(0, layer.in_width), aux.operand(0, layer.aux_width), layer.branch,
+                 scratch_.product);
+  }
+
   // z of branch k for rows first .. last.
   void branch(int64_t l, int64_t k, int64_t first, int64_t last, bool bfloat16, View<scalar_t> input,
               View<scalar_t> aux, View<scalar_t> z) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
-    product(bfloat16, last - first, input.operand(first, layer.in_width), aux.operand(first, layer.aux_width),
-            layer.branch, k, z.row(first), z.ld, scratch_);
+    product(bfloat16, first, last, input.operand(0, layer.in_width), aux.operand(0, layer.aux_width), layer.branch, k,
+            z.data, z.ld, scratch_.product);
   }
 
   // g = sigmoid(V U + u) of branch k for rows first .. last.
   void gates(int64_t l, int64_t k, int64_t first, int64_t last, bool bfloat16, View<scalar_t> v, View<scalar_t> gate) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
     const int64_t d = layer.width, width = layer.gate_width;
-    const Operand<scalar_t> a = v.operand(first, d);
-    product(bfloat16, last - first, a, nothing(a), layer.gates, k, gate.row(first), gate.ld, scratch_);
+    const Operand<scalar_t> a = v.operand(0, d);
+    prepare_rows(first, last, a, nothing(a), layer.gates, scratch_.product);
+    product(bfloat16, first, last, a, nothing(a), layer.gates, k, gate.data, gate.ld, scratch_.product);
     for (int64_t r = first; r < last; ++r) {
       scalar_t* g = gate.row(r);
       for (int64_t i = 0; i < width; ++i) {
@@ -418,6 +357,7 @@ int64_t forward_scratch(const Trunk<scalar_t>& trunk) {
 
 template <typename scalar_t>
 void forward_tile(const Trunk<scalar_t>& trunk, int64_t tile, void* block) {
+  [[maybe_unused]] const TileRegisters registers;
   Scratch<scalar_t> pieces(block);
   TileScratch<scalar_t> scratch(trunk, pieces);
   TilePass<scalar_t> pass(trunk, tile, scratch);
@@ -468,6 +408,7 @@ void forward_tile(const Trunk<scalar_t>& trunk, int64_t tile, void* block) {
 // The mutual unit alone, on streams that are given; its scratch is that of forward_tile.
 template <typename scalar_t>
 void mutual_forward_tile(const Trunk<scalar_t>& trunk, int64_t tile, void* block) {
+  [[maybe_unused]] const TileRegisters registers;
   Scratch<scalar_t> pieces(block);
   TileScratch<scalar_t> scratch(trunk, pieces);
   TilePass<scalar_t> pass(trunk, tile, scratch);
