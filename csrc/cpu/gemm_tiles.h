@@ -74,6 +74,17 @@ struct TileSource {
   }
 };
 
+// What will be read soon: a column block of 128 rows touches as many pages, which the processor does not foresee.
+inline void prefetch(const TileSource& source, int64_t row, int64_t column) {
+  if (column >= source.left_width + source.right_width) {
+    return;
+  }
+  const bool left = column < source.left_width;
+  const float* place = left ? source.left + row * source.left_ld + column
+                            : source.right + row * source.right_ld + column - source.left_width;
+  _mm_prefetch(reinterpret_cast<const char*>(place), _MM_HINT_T0);
+}
+
 inline TileSource one_matrix(const float* data, int64_t ld, int64_t width, int64_t rows) {
   return {data, ld, width, data, 0, 0, rows};
 }
@@ -153,29 +164,22 @@ inline void lay_out_left(const TileSource& source, int64_t first, int64_t last, 
   }
 }
 
-// The transpose of columns begin .. begin + count as a left factor, k running over the source's rows.
-inline void lay_out_left_transposed(const TileSource& source, int64_t begin, int64_t count, int64_t parts,
-                                    uint16_t* tiles) {
-  const int64_t depth = tiles_of(source.rows, kTileDepth);
-  for (int64_t side = 0; side < tiles_of(count, kTileSide); ++side) {
-    for (int64_t k = 0; k < depth; ++k, tiles += parts * kTileElements) {
+// Columns begin .. begin + count as a right factor, or their transpose as a left one; k runs over the source's rows.
+// Row by row, so that the source is read in order.
+template <bool transposed>
+inline void lay_out_columns(const TileSource& source, int64_t begin, int64_t count, int64_t parts, uint16_t* tiles) {
+  const int64_t depth = tiles_of(source.rows, kTileDepth), step = parts * kTileElements;
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t side = 0; side < tiles_of(count, kTileSide); ++side) {
+      uint16_t* target = tiles + (side * depth + k) * step;
       for (int64_t r = 0; r < kTileSide; ++r) {
-        store_pair_units(source, k * kTileDepth + 2 * r, begin + side * kTileSide, parts, tiles + r * kTileDepth);
+        const int64_t row = k * kTileDepth + 2 * r, column = begin + side * kTileSide;
+        prefetch(source, row, column + kBlockSide);
+        prefetch(source, row + 1, column + kBlockSide);
+        store_pair_units(source, row, column, parts, target + r * kTileDepth);
       }
-      for (int64_t part = 0; part < parts; ++part) {
-        transpose_units(tiles + part * kTileElements);
-      }
-    }
-  }
-}
-
-// Columns begin .. begin + count as a right factor, k running over the source's rows.
-inline void lay_out_right(const TileSource& source, int64_t begin, int64_t count, int64_t parts, uint16_t* tiles) {
-  const int64_t depth = tiles_of(source.rows, kTileDepth);
-  for (int64_t side = 0; side < tiles_of(count, kTileSide); ++side) {
-    for (int64_t k = 0; k < depth; ++k, tiles += parts * kTileElements) {
-      for (int64_t r = 0; r < kTileSide; ++r) {
-        store_pair_units(source, k * kTileDepth + 2 * r, begin + side * kTileSide, parts, tiles + r * kTileDepth);
+      for (int64_t part = 0; transposed && part < parts; ++part) {
+        transpose_units(target + part * kTileElements);
       }
     }
   }

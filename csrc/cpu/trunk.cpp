@@ -27,11 +27,12 @@
 namespace saml_kernels {
 namespace {
 
-// Rows of a tile: enough to use a packed weight panel often, few enough that a small batch feeds every core. Depends
-// on the batch and the capability, never on the number of threads, so that results do not either.
+// Rows of a tile: many use a weight often while it is in cache, few leave every core its share. How a row is computed
+// depends on neither, so the number of threads may decide.
 int64_t tile_rows(int64_t rows, int64_t multiple) {
-  constexpr int64_t kMostRows = 96, kTilesWanted = 16;
-  return std::clamp((rows / kTilesWanted + multiple - 1) / multiple * multiple, multiple, kMostRows);
+  constexpr int64_t kMostRows = 96, kTilesPerThread = 2;
+  const int64_t share = rows / (kTilesPerThread * at::get_num_threads());
+  return std::clamp((share + multiple - 1) / multiple * multiple, multiple, kMostRows);
 }
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -198,24 +199,25 @@ Problem<scalar_t> describe(const TrunkInputs& inputs) {
   return problem;
 }
 
-// Lays out every matrix that enough tiles read: a tile that packs for itself reads the matrix in strides. `forward`:
-// for the trunk's products; `backward`: for those of the input gradients.
+// Lays out every matrix that enough rows read to pay for it; which ones depends on the batch alone, as a product of
+// laid out factors may round differently. `forward`: for the trunk's products; `backward`: for those of the input
+// gradients.
 template <typename scalar_t>
 void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& kernel, bool forward, bool backward) {
-  constexpr int64_t kUses = 3;
+  constexpr int64_t kRowsOfUse = 32, kUses = 3;
   const Trunk<scalar_t>& trunk = problem.trunk;
-  const int64_t tiles = trunk.num_tiles(), own_tiles = tiles / trunk.num_scenarios;
+  const int64_t uses = trunk.rows / kRowsOfUse, own_uses = uses / trunk.num_scenarios;
   std::vector<PanelItem<scalar_t>> items;
   const auto bfloat16_block = [&](int64_t elements) {
     problem.panels.push_back(at::empty({elements}, at::kBFloat16));
     return static_cast<uint16_t*>(problem.panels.back().data_ptr());
   };
-  // The tiles that read a matrix in the own precision, in the foreign one.
+  // `own` uses of a matrix in the own precision, `foreign` ones in the foreign.
   const auto add = [&](Weights<scalar_t>& weights, int64_t own, int64_t foreign) {
     const bool one_precision = trunk.own_bfloat16 == trunk.foreign_bfloat16;
     const int64_t in_bfloat16 = (trunk.own_bfloat16 ? own : 0) + (trunk.foreign_bfloat16 ? foreign : 0);
     const int64_t in_floats = one_precision && !trunk.own_bfloat16 ? own + foreign : trunk.own_bfloat16 ? 0 : own;
-    const bool parts = kernel.layouts.float_parts && in_floats + in_bfloat16 >= kUses;
+    const bool parts = kernel.layouts.float_parts && (in_floats + in_bfloat16 >= kUses || trunk.own_bfloat16);
     weights.parts = kernel.layouts.float_parts && !trunk.own_bfloat16 ? 3 : 1;
     if (forward && !parts && in_floats >= kUses) {
       problem.panels.push_back(
@@ -225,7 +227,7 @@ void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& k
     if (forward && (parts || (kernel.layouts.bfloat16 && in_bfloat16 >= kUses))) {
       weights.bfloat16_panels = bfloat16_block(weights.matrices * kernel.bfloat16_panels_size(weights));
     }
-    if (backward && kernel.layouts.transposed && own >= kUses) {
+    if (backward && kernel.layouts.transposed && (own >= kUses || trunk.own_bfloat16)) {
       weights.transposed_bfloat16_panels = bfloat16_block(weights.matrices * kernel.transposed_panels_size(weights));
     }
     if (weights.panels != nullptr || weights.bfloat16_panels != nullptr ||
@@ -238,12 +240,12 @@ void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& k
   for (int64_t l = 0; l < trunk.num_layers; ++l) {
     Layer<scalar_t>& layer = problem.layers[l];
     if (layer.aux_width > 0) {
-      add(layer.aux_net, tiles, 0);
+      add(layer.aux_net, uses, 0);
     }
-    // The weights of layers that all branches run are read by every tile; their gates too, but at the last of them.
-    add(layer.branch, own_tiles, l < trunk.num_shared ? tiles - own_tiles : 0);
+    // All rows read the weights of layers that all branches run; their gates too, but at the last of them.
+    add(layer.branch, own_uses, l < trunk.num_shared ? uses - own_uses : 0);
     if (layer.has_mutual_unit()) {
-      add(layer.gates, own_tiles, l + 1 < trunk.num_shared ? tiles - own_tiles : 0);
+      add(layer.gates, own_uses, l + 1 < trunk.num_shared ? uses - own_uses : 0);
     }
   }
   for_each_item(static_cast<int64_t>(items.size()), 1, [&](int64_t item, void*) { kernel.lay_out(items[item]); });

@@ -341,10 +341,10 @@ inline void sum_outer_products_in_tiles(int64_t rows, const Columns<float>& colu
                             columns.right.ld,
                             columns.right_width,
                             chunk};
-    lay_out_left_transposed(source, begin, end - begin, parts, scratch.left);
+    lay_out_columns<true>(source, begin, end - begin, parts, scratch.left);
     for (int64_t column = 0; column < n; column += kBlockSide) {
       const int64_t width = std::min(kBlockSide, n - column);
-      lay_out_right(one_matrix(dz + start * n, n, n, chunk), column, width, parts, scratch.right);
+      lay_out_columns<false>(one_matrix(dz + start * n, n, n, chunk), column, width, parts, scratch.right);
       const TileFactors factors{scratch.left, scratch.right, tiles_of(chunk, kTileDepth), parts};
       multiply_tiles(factors, parts, 0, end - begin, width, Sums::kAccumulate, nullptr, out + column, n);
     }
