@@ -48,12 +48,14 @@ std::tuple<at::Tensor, at::Tensor, Tensors, Tensors> trunk_forward(
     const at::Tensor& x_local, const at::Tensor& x_global, const at::Tensor& permutation, const at::Tensor& offsets,
     at::TensorList branch_weights, at::TensorList branch_biases, at::TensorList aux_weights, at::TensorList aux_biases,
     at::TensorList gate_weights, at::TensorList gate_biases, at::IntArrayRef mutual_layers, at::IntArrayRef activations,
-    int64_t score, double temperature, bool own_bfloat16, bool foreign_bfloat16, bool keep, bool recompute) {
+    int64_t score, double temperature, bool own_bfloat16, bool foreign_bfloat16, bool keep, bool recompute,
+    bool all_branches) {
+  TORCH_CHECK_VALUE(!all_branches || mutual_layers.empty(), "all_branches excludes mutual layers");
   TrunkForward result =
       trunk_forward_cpu(trunk_inputs(x_local, x_global, permutation, offsets, branch_weights, branch_biases,
                                      aux_weights, aux_biases, gate_weights, gate_biases, mutual_layers, activations,
                                      score, temperature, own_bfloat16, foreign_bfloat16),
-                        keep, recompute);
+                        keep, recompute, all_branches);
   return {result.own, result.aux, result.scores, result.kept};
 }
 
@@ -104,8 +106,9 @@ TORCH_LIBRARY(saml_kernels, library) {
   "Tensor x_local, Tensor x_global, Tensor permutation, Tensor offsets, Tensor[] branch_weights, "                   \
   "Tensor[] branch_biases, Tensor[] aux_weights, Tensor[] aux_biases, Tensor[] gate_weights, Tensor[] gate_biases, " \
   "int[] mutual_layers, int[] activations, int score, float temperature, bool own_bfloat16, bool foreign_bfloat16, "
-  library.def("trunk_forward(" SAML_TRUNK_INPUTS
-              "bool keep, bool recompute) -> (Tensor own, Tensor aux, Tensor[] scores, Tensor[] kept)");
+  library.def(
+      "trunk_forward(" SAML_TRUNK_INPUTS
+      "bool keep, bool recompute, bool all_branches) -> (Tensor own, Tensor aux, Tensor[] scores, Tensor[] kept)");
   library.def("trunk_backward(Tensor grad_own, Tensor grad_aux, Tensor[] scores, Tensor[] kept, " SAML_TRUNK_INPUTS
               "bool recompute, bool need_local, bool need_global) -> (Tensor x_local, Tensor x_global, "
               "Tensor[] branch_weights, Tensor[] branch_biases, Tensor[] aux_weights, Tensor[] aux_biases, "

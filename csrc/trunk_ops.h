@@ -30,7 +30,7 @@ struct TrunkInputs {
 };
 
 struct TrunkForward {
-  at::Tensor own;
+  at::Tensor own;  // (B, d_L), or of all branches (B, M, d_L)
   at::Tensor aux;
   std::vector<at::Tensor> scores;  // a mutual layer's own rows of α, rows sorted
   std::vector<at::Tensor> kept;    // for backward, in its order
@@ -75,7 +75,9 @@ struct MutualBackward {
 MutualForward mutual_forward_cpu(const MutualInputs& inputs);
 MutualBackward mutual_backward_cpu(const MutualInputs& inputs, const at::Tensor& gradient, const MutualForward& kept);
 
-TrunkForward trunk_forward_cpu(const TrunkInputs& inputs, bool keep, bool recompute);
+// all_branches: every branch of every sample, for which there must be no mutual layer; backward is that of the own
+// branch either way.
+TrunkForward trunk_forward_cpu(const TrunkInputs& inputs, bool keep, bool recompute, bool all_branches);
 
 // Cotangents and the inputs' gradients stand in the caller's row order. An input's gradient that is not needed is
 // empty.

@@ -35,6 +35,7 @@ def _trunk_forward(
     foreign_bfloat16: bool,
     keep: bool,
     recompute: bool,
+    all_branches: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     rows, scenarios = x_local.shape[0], branch_weights[0].shape[0]
     scores: list[Tensor] = []
@@ -59,7 +60,8 @@ def _trunk_forward(
             (mutual, (rows, gate_width)),
         )
         kept += [x_local.new_empty(shape) for wanted, shape in buffers if keep and wanted]
-    return x_local.new_empty(rows, width), x_local.new_empty(rows, aux_width), scores, kept
+    own = x_local.new_empty((rows, scenarios, width) if all_branches else (rows, width))
+    return own, x_local.new_empty(rows, aux_width), scores, kept
 
 
 @torch.library.register_fake("saml_kernels::trunk_backward")

@@ -76,7 +76,8 @@ int64_t transposed_panels_size(const Weights<scalar_t>& weights) {
 inline void lay_out_bfloat16(const Weights<float>& weights, int64_t i) {
   const TileSource matrix = one_matrix(weights.matrix(i), weights.n, weights.n, weights.k());
   if (weights.bfloat16_panels != nullptr) {
-    lay_out_columns<false>(matrix, 0, weights.n, weights.parts, weights.bfloat16_panels + i * bfloat16_panels_size(weights));
+    lay_out_columns<false>(matrix, 0, weights.n, weights.parts,
+                           weights.bfloat16_panels + i * bfloat16_panels_size(weights));
   }
   if (weights.transposed_bfloat16_panels != nullptr) {
     lay_out_right_transposed(matrix, weights.parts,

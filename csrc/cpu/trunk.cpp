@@ -290,9 +290,13 @@ const std::vector<Kept<scalar_t>>& kept_buffers() {
 }
 
 template <typename scalar_t>
-TrunkForward forward(const TrunkInputs& inputs, bool keep, bool recompute) {
+TrunkForward forward(const TrunkInputs& inputs, bool keep, bool recompute, bool all_branches) {
   Problem<scalar_t> problem = describe<scalar_t>(inputs);
   Trunk<scalar_t>& trunk = problem.trunk;
+  if (all_branches) {
+    trunk.all_branches = true;
+    trunk.num_shared = trunk.num_layers;
+  }
   const auto options = inputs.x_local.options();
   TrunkForward result;
   for (Layer<scalar_t>& layer : problem.layers) {
@@ -309,7 +313,8 @@ TrunkForward forward(const TrunkInputs& inputs, bool keep, bool recompute) {
     }
   }
   const Layer<scalar_t>& last = problem.layers.back();
-  result.own = at::empty({trunk.rows, last.width}, options);
+  result.own = all_branches ? at::empty({trunk.rows, trunk.num_scenarios, last.width}, options)
+                            : at::empty({trunk.rows, last.width}, options);
   result.aux = at::empty({trunk.rows, last.aux_width}, options);
   trunk.out_own = data_of<scalar_t>(result.own);
   trunk.out_aux = data_of<scalar_t>(result.aux);
@@ -501,9 +506,9 @@ MutualBackward mutual_backward_cpu(const MutualInputs& inputs, const at::Tensor&
                                                      : mutual_backward<float>(inputs, gradient, kept);
 }
 
-TrunkForward trunk_forward_cpu(const TrunkInputs& inputs, bool keep, bool recompute) {
-  return inputs.x_local.scalar_type() == at::kDouble ? forward<double>(inputs, keep, recompute)
-                                                     : forward<float>(inputs, keep, recompute);
+TrunkForward trunk_forward_cpu(const TrunkInputs& inputs, bool keep, bool recompute, bool all_branches) {
+  return inputs.x_local.scalar_type() == at::kDouble ? forward<double>(inputs, keep, recompute, all_branches)
+                                                     : forward<float>(inputs, keep, recompute, all_branches);
 }
 
 TrunkBackward trunk_backward_cpu(const TrunkInputs& inputs, const at::Tensor& grad_own, const at::Tensor& grad_aux,

@@ -80,11 +80,12 @@ struct Trunk {
   int64_t rows;
   int64_t num_scenarios;
   int64_t num_layers;
-  int64_t num_shared;  // layers that all branches run: up to and with the last mutual one
+  int64_t num_shared;  // layers that all branches run: up to and with the last mutual one, or all
   int64_t tile_rows;
   Score score;
   double temperature;
   bool per_branch_input;
+  bool all_branches;
   bool own_bfloat16;      // products of own branches and auxiliary layers take bfloat16 factors
   bool foreign_bfloat16;  // products of foreign branches do
 
@@ -94,7 +95,7 @@ struct Trunk {
   const scalar_t* x_global;    // (B, D_g), rows sorted
   Layer<scalar_t>* layers;
 
-  scalar_t* out_own;  // (B, d_L), in the caller's order
+  scalar_t* out_own;  // (B, d_L), or (B, M, d_L) if all layers are shared, in the caller's order
   scalar_t* out_aux;  // (B, a_L), in the caller's order; null without auxiliary network
 
   const scalar_t* grad_own;  // cotangents in the caller's order

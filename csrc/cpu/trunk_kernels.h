@@ -396,9 +396,11 @@ void forward_tile(const Trunk<scalar_t>& trunk, int64_t tile, void* block) {
   }
 
   const Layer<scalar_t>& last = trunk.layers[trunk.num_layers - 1];
+  const View<scalar_t> result = trunk.all_branches ? streams : own;
+  const int64_t result_width = trunk.all_branches ? m * last.width : last.width;
   for (int64_t r = 0; r < pass.rows(); ++r) {
     const int64_t row = trunk.permutation[pass.begin() + r];
-    std::copy_n(own.row(r), last.width, trunk.out_own + row * last.width);
+    std::copy_n(result.row(r), result_width, trunk.out_own + row * result_width);
     if (last.aux_width > 0) {
       std::copy_n(aux.row(r), last.aux_width, trunk.out_aux + row * last.aux_width);
     }

@@ -113,6 +113,37 @@ def grouped_mlp(
     return own
 
 
+def branch_scores(
+    x: Tensor,
+    scenario: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    activation: str,
+    output_activation: str,
+    foreign_dtype: torch.dtype | None,
+) -> Tensor:
+    """See :func:`saml_kernels.branch_scores`; the trunk whose layers are all run by all branches."""
+    names = [activation] * (len(weights) - 1) + [output_activation]
+    plan = Plan(
+        activations=tuple(ACTIVATION_IDS[name] for name in names),
+        mutual_layers=(),
+        score=SCORE_IDS["ratio"],
+        temperature=1.0,
+        own_bfloat16=x.dtype == torch.bfloat16,
+        foreign_bfloat16=torch.bfloat16 in (x.dtype, foreign_dtype),
+        recompute=False,
+        reference_options={
+            "activation": activation,
+            "output_activation": output_activation,
+            "foreign_dtype": foreign_dtype,
+        },
+        all_branches=True,
+    )
+    scores, _ = _run(x, x.new_empty(x.shape[0], 0), scenario, plan, (weights, biases, (), (), (), ()))
+    return scores
+
+
 def mutual_unit(
     v: Tensor,
     scenario: Tensor,
@@ -141,6 +172,8 @@ class Plan:
     foreign_bfloat16: bool
     recompute: bool
     reference_options: dict[str, Any]
+    all_branches: bool = False
+    """Own is (B, M, d_L), the last layer of every branch, of which the foreign ones are constants."""
 
     def arguments(self) -> tuple[Any, ...]:
         """As both operators take them, after the parameters."""
@@ -195,6 +228,7 @@ class _Trunk(torch.autograd.Function):
             *plan.arguments(),
             keep,
             plan.recompute,
+            plan.all_branches,
         )
         alphas = [alpha.index_select(0, grouping.inverse) for alpha in scores]
         ctx.mark_non_differentiable(*alphas)
@@ -215,6 +249,8 @@ class _Trunk(torch.autograd.Function):
             rest[num_params + ctx.num_scores :],
         )
         needs_local, needs_global, _, _, _, _, *needs_params = ctx.needs_input_grad
+        if ctx.plan.all_branches and not torch.is_grad_enabled():
+            grad_own = grad_own[torch.arange(len(scenario)), scenario]
         if torch.is_grad_enabled():
             # create_graph: the gradient itself must be differentiable, which the reference's is.
             local, glob, *params = aliases = _aliases((x_local, x_global, *flat))
@@ -307,6 +343,8 @@ def _reference_outputs(
     branch_weights, branch_biases, aux_weights, aux_biases, gate_weights, gate_biases = (
         [next(entries) for _ in range(length)] for length in lengths
     )
+    if plan.all_branches:
+        return [reference.branch_scores(x_local, scenario, branch_weights, branch_biases, **plan.reference_options)]
     if not aux_weights:
         return [reference.grouped_mlp(x_local, scenario, branch_weights, branch_biases, **plan.reference_options)]
     gates: list[list[Tensor | None]] = [[None] * len(branch_weights) for _ in range(2)]

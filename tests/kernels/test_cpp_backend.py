@@ -66,6 +66,9 @@ CASES = [
     Case(M=3, hidden_dims=(33, 17, 47), aux_dims=(17, 33, 5), mutual_layers=(1, 3), score="softmax"),
     # More than one item of a weight gradient, more rows than it packs at a time, more than one scalar tile.
     Case(M=1, B=600, local_dim=65, global_dim=100, hidden_dims=(65, 130), aux_dims=(47, 98)),
+    # Enough rows of every scenario to lay out all weights, backward's too.
+    Case(M=3, B=400, local_dim=37, global_dim=19, hidden_dims=(49, 33), aux_dims=(35, 17), mutual_layers=(1, 2)),
+    Case(M=2, B=500, local_dim=8, global_dim=40, hidden_dims=(32, 100, 7), aux_dims=(64, 9, 16), per_branch=True),
 ]
 CASES = [
     dataclasses.replace(case, B=max(case.B, 61), activation=problems.ACTIVATIONS[i % len(problems.ACTIVATIONS)], seed=i)
@@ -143,6 +146,7 @@ LOW_PRECISION = [
     Case(M=4, B=140, local_dim=33, global_dim=17, hidden_dims=(33, 47), aux_dims=(17, 33)),
     Case(M=3, B=140, hidden_dims=(17, 33, 16), aux_dims=(33, 1, 7), mutual_layers=(1, 2), per_branch=True),
     Case(M=2, B=140, local_dim=1, hidden_dims=(16, 17), aux_dims=(16, 5), mutual_layers=(2,), activation="gelu"),
+    Case(M=3, B=400, local_dim=37, global_dim=19, hidden_dims=(49, 33), aux_dims=(35, 17), mutual_layers=(1, 2)),
 ]
 
 

@@ -78,9 +78,11 @@ def test_trunk(case, dtype, auxiliary, recompute):
     arguments = trunk_arguments(case, dtype)
     if not auxiliary:
         arguments = without_auxiliary(case, arguments)
-    opcheck("trunk_forward", *arguments, False, recompute)
-    opcheck("trunk_forward", *arguments, True, recompute)
-    own, aux, scores, kept = operator("trunk_forward")(*arguments, True, recompute)
+    opcheck("trunk_forward", *arguments, False, recompute, False)
+    opcheck("trunk_forward", *arguments, True, recompute, False)
+    if not case.mutual_layers:
+        opcheck("trunk_forward", *arguments, True, recompute, True)
+    own, aux, scores, kept = operator("trunk_forward")(*arguments, True, recompute, False)
     cotangents = torch.randn_like(own), torch.randn_like(aux)
     for needs in ((True, True), (True, False), (False, True), (False, False)):
         opcheck("trunk_backward", *cotangents, scores, kept, *arguments, recompute, *needs)
@@ -124,10 +126,16 @@ def test_there_is_no_operator_without_a_check():
     assert names == set(NAMES)
 
 
+def test_all_branches_exclude_mutual_layers():
+    case = next(case for case in TRUNKS if case.mutual_layers)
+    with pytest.raises(ValueError, match="all_branches excludes mutual layers"):
+        operator("trunk_forward")(*trunk_arguments(case, torch.float32), False, False, True)
+
+
 def test_another_dtype_is_an_error():
     arguments = trunk_arguments(TRUNKS[0], torch.float32)
     with pytest.raises(RuntimeError, match="expected scalar type"):
-        operator("trunk_forward")(arguments[0], arguments[1].double(), *arguments[2:], False, False)
+        operator("trunk_forward")(arguments[0], arguments[1].double(), *arguments[2:], False, False, False)
 
 
 # --- torch.compile --------------------------------------------------------------------------------------------------
