@@ -365,10 +365,6 @@ TrunkBackward backward(const TrunkInputs& inputs, const at::Tensor& grad_own, co
     return data_of<scalar_t>(argument_gradients.back());
   };
   TrunkBackward result;
-  const auto gradient_of = [&](std::vector<at::Tensor>& list, const at::Tensor& parameter) {
-    list.push_back(at::empty(parameter.sizes(), options));
-    return data_of<scalar_t>(list.back());
-  };
   size_t gate = 0;
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     Layer<scalar_t>& layer = problem.layers[l];
@@ -378,19 +374,12 @@ TrunkBackward backward(const TrunkInputs& inputs, const at::Tensor& grad_own, co
       }
     }
     layer.grad_argument = argument_gradient(layer.width);
-    layer.grad_weight = gradient_of(result.branch_weights, inputs.branch_weights[l]);
-    layer.grad_bias = gradient_of(result.branch_biases, inputs.branch_biases[l]);
     if (layer.aux_width > 0) {
       layer.grad_aux_argument = argument_gradient(layer.aux_width);
-      layer.grad_aux_weight = gradient_of(result.aux_weights, inputs.aux_weights[l]);
-      layer.grad_aux_bias = gradient_of(result.aux_biases, inputs.aux_biases[l]);
     }
     if (layer.has_mutual_unit()) {
-      layer.alpha = data_of<scalar_t>(scores[gate]);
+      layer.alpha = data_of<scalar_t>(scores[gate++]);
       layer.grad_gate_argument = argument_gradient(layer.gate_width);
-      layer.grad_gate_weight = gradient_of(result.gate_weights, inputs.gate_weights[gate]);
-      layer.grad_gate_bias = gradient_of(result.gate_biases, inputs.gate_biases[gate]);
-      ++gate;
     }
   }
   trunk.grad_own = data_of<scalar_t>(grad_own);
@@ -414,6 +403,27 @@ TrunkBackward backward(const TrunkInputs& inputs, const at::Tensor& grad_own, co
   }
   for_each_item(trunk.num_tiles(), kernel.backward_scratch(trunk),
                 [&](int64_t tile, void* scratch) { kernel.backward_tile(trunk, tile, scratch); });
+  // The weights' panels make room for the weights' gradients.
+  problem.panels.clear();
+  const auto gradient_of = [&](std::vector<at::Tensor>& list, const at::Tensor& parameter) {
+    list.push_back(at::empty(parameter.sizes(), options));
+    return data_of<scalar_t>(list.back());
+  };
+  gate = 0;
+  for (size_t l = 0; l < problem.layers.size(); ++l) {
+    Layer<scalar_t>& layer = problem.layers[l];
+    layer.grad_weight = gradient_of(result.branch_weights, inputs.branch_weights[l]);
+    layer.grad_bias = gradient_of(result.branch_biases, inputs.branch_biases[l]);
+    if (layer.aux_width > 0) {
+      layer.grad_aux_weight = gradient_of(result.aux_weights, inputs.aux_weights[l]);
+      layer.grad_aux_bias = gradient_of(result.aux_biases, inputs.aux_biases[l]);
+    }
+    if (layer.has_mutual_unit()) {
+      layer.grad_gate_weight = gradient_of(result.gate_weights, inputs.gate_weights[gate]);
+      layer.grad_gate_bias = gradient_of(result.gate_biases, inputs.gate_biases[gate]);
+      ++gate;
+    }
+  }
   const std::vector<GradientItem> items = gradient_items(trunk, kernel.gradient_item_rows);
   for_each_item(static_cast<int64_t>(items.size()), kernel.gradient_scratch(trunk),
                 [&](int64_t item, void* scratch) { kernel.gradient_item(trunk, items[item], scratch); });
