@@ -16,12 +16,13 @@ inline scalar_t* fenced_piece(char* block, int64_t& bytes, int64_t count) {
   return reinterpret_cast<scalar_t*>(piece);
 }
 
-template <>
-inline float* Scratch<float>::take(int64_t count) {
-  return fenced_piece<float>(block_, bytes_, count);
-}
-
-template <>
-inline double* Scratch<double>::take(int64_t count) {
-  return fenced_piece<double>(block_, bytes_, count);
-}
+#define SAML_FENCED(scalar_t, element_t)                                \
+  template <>                                                           \
+  template <>                                                           \
+  inline element_t* Scratch<scalar_t>::take<element_t>(int64_t count) { \
+    return fenced_piece<element_t>(block_, bytes_, count);              \
+  }
+SAML_FENCED(float, float)
+SAML_FENCED(float, double)
+SAML_FENCED(float, uint16_t)
+SAML_FENCED(double, double)
