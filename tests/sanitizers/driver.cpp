@@ -568,8 +568,11 @@ void check_case(const Case& problem, const Capability& capability, bool threads_
   }
   check_no_nan(where, expected);
   check_no_nan(where + ", mutual unit", alone);
-  // A value beside a rounding boundary may fall to either side.
-  const double tolerance = rounded ? 1e-2 : std::is_same_v<scalar_t, float> ? 1e-4 : 1e-10;
+  // A value beside a rounding boundary may fall to either side; of bfloat16 trunks some capabilities round in backward.
+  const double tolerance = problem.own_bfloat16              ? 3e-2
+                           : rounded                         ? 1e-2
+                           : std::is_same_v<scalar_t, float> ? 1e-4
+                                                             : 1e-10;
   check_close(where, expected, run(plain, kBaseline), tolerance);
   check_close(where + ", mutual unit", alone, unit(plain, kBaseline), tolerance);
   const std::pair<const char*, Variant> variants[] = {
