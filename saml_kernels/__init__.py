@@ -4,7 +4,7 @@ from saml_kernels import layers
 from saml_kernels.backends import BackendUnavailable, available_backends
 from saml_kernels.grouping import group_by_scenario
 from saml_kernels.structures import Grouping, TrunkOutput, TrunkParams
-from saml_kernels.trunk import grouped_mlp, multi_branch, mutual_unit
+from saml_kernels.trunk import branch_scores, grouped_mlp, multi_branch, mutual_unit
 
 __version__ = "0.1.0"
 
@@ -14,6 +14,7 @@ __all__ = [
     "TrunkOutput",
     "TrunkParams",
     "available_backends",
+    "branch_scores",
     "group_by_scenario",
     "grouped_mlp",
     "layers",

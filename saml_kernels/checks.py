@@ -147,8 +147,13 @@ def check_gate(names: tuple[str, str], weight: Tensor, bias: Tensor, num_scenari
     check_shape(names[1], bias, (num_scenarios, gate_width), f" as {names[0]} has {gate_width} columns")
 
 
-def check_towers(x: Tensor, scenario: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
-    """Types, dtypes, devices and shapes of everything :func:`saml_kernels.grouped_mlp` reads."""
+def check_towers(
+    x: Tensor, scenario: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, per_branch: bool = False
+) -> None:
+    """Types, dtypes, devices and shapes of everything :func:`saml_kernels.grouped_mlp` reads.
+
+    ``per_branch``: x may also be (B, M, d_0), as :func:`saml_kernels.branch_scores` takes it.
+    """
     if len(weights) == 0 or len(weights) != len(biases):
         raise ValueError(
             f"weights and biases must hold the same number of layers, at least 1, got {len(weights)} and {len(biases)}"
@@ -158,12 +163,16 @@ def check_towers(x: Tensor, scenario: Tensor, weights: Sequence[Tensor], biases:
         tensors |= {f"weights[{layer}]": weight, f"biases[{layer}]": bias}
     check_scenario(scenario)
     check_same_kind(tensors, scenario)
-    check_shape("x", x, ("B", "d_0"))
-    check_shape("scenario", scenario, (x.shape[0],), f" as x has B = {x.shape[0]} rows")
     check_shape("weights[0]", weights[0], ("M", "d_0", "d_1"))
-    num_scenarios, width = weights[0].shape[0], x.shape[1]
+    num_scenarios = weights[0].shape[0]
     if num_scenarios == 0:
         raise ValueError("weights[0] must hold at least one scenario, got 0")
+    if per_branch and x.dim() == 3:
+        check_shape("x", x, ("B", num_scenarios, "d_0"), f" with M = {num_scenarios} towers")
+    else:
+        check_shape("x", x, ("B", "d_0"), " or (B, M, d_0)" if per_branch else "")
+    width = x.shape[-1]
+    check_shape("scenario", scenario, (x.shape[0],), f" as x has B = {x.shape[0]} rows")
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         why = f" for an input of width {width}"
         check_shape(f"weights[{layer}]", weight, (num_scenarios, width, f"d_{layer + 1}"), why)

@@ -157,6 +157,36 @@ def grouped_mlp(
     return x[grouping.inverse]
 
 
+def branch_scores(
+    x: Tensor,
+    scenario: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    activation: str,
+    output_activation: str,
+    foreign_dtype: torch.dtype | None,
+) -> Tensor:
+    """See :func:`saml_kernels.branch_scores`."""
+    num_scenarios = weights[0].shape[0]
+    grouping = group_by_scenario(scenario, num_scenarios)
+    sizes = group_sizes(grouping)
+    t = scenario[grouping.permutation].long()
+    n = torch.arange(t.shape[0], device=t.device)
+    names = [activation] * (len(weights) - 1) + [output_activation]
+
+    x = x[grouping.permutation]
+    # Streams are (M, B, width), as in multi_branch; entry (t, n) is the own stream.
+    streams = x.expand(num_scenarios, -1, -1) if x.dim() == 2 else x.transpose(0, 1)
+    own = x if x.dim() == 2 else streams[t, n]
+    streams = streams.detach()
+    for weight, bias, name in zip(weights, biases, names, strict=True):
+        delta = ACTIVATIONS[name]
+        own = delta(grouped_linear(own, weight, bias, sizes))
+        streams = delta(foreign_linear(streams, weight.detach(), bias.detach(), foreign_dtype))
+    return streams.index_put((t, n), own).transpose(0, 1)[grouping.inverse]
+
+
 def mutual_unit(
     v: Tensor,
     scenario: Tensor,

@@ -137,6 +137,61 @@ def grouped_mlp(
     return cast(Tensor, output)
 
 
+def branch_scores(
+    x: Tensor,
+    scenario: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    activation: str = "relu",
+    output_activation: str | None = None,
+    foreign_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Every scenario's tower on every row; a row trains the tower of its own scenario only.
+
+    S_j(x_n) for all j, with S_j under stop-gradient where j ≠ t: HMoE's label space (CIKM 2020). The gradient of
+    entry (n, j), j ≠ t, is not read.
+
+    Args:
+        x: (B, d_0), or (B, M, d_0), one view per tower; float32, float64, bfloat16 or float16, as the weights.
+        scenario: (B,) int32 or int64 in [0, M).
+        weights: per layer (M, d_{l-1}, d_l).
+        biases: per layer (M, d_l).
+        activation: δ after every layer.
+        output_activation: δ after the last layer; None: the same. "identity" gives logits.
+        foreign_dtype, backend: as :func:`multi_branch`.
+
+    Returns:
+        (B, M, d_L).
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as :func:`multi_branch`.
+    """
+    output_activation = activation if output_activation is None else output_activation
+    checks.check_choice("activation", activation, ACTIVATIONS)
+    checks.check_choice("output_activation", output_activation, ACTIVATIONS)
+    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    check_foreign_dtype(foreign_dtype, stop_gradient=True)
+    device_type = _device_type(x)
+    if _autocast(device_type):
+        x = _cast(x, device_type)
+        weights, biases = ([_cast(entry, device_type) for entry in entries] for entries in (weights, biases))
+    checks.check_towers(x, scenario, weights, biases, per_branch=True)
+    engine = choose_backend(backend, "branch_scores", x, foreign_dtype=foreign_dtype)
+    with torch.autocast(device_type, enabled=False):
+        scores = engine.branch_scores(
+            x,
+            scenario,
+            weights,
+            biases,
+            activation=activation,
+            output_activation=output_activation,
+            foreign_dtype=foreign_dtype,
+        )
+    return cast(Tensor, scores)
+
+
 def mutual_unit(
     v: Tensor,
     scenario: Tensor,

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-OPERATIONS: Final = ("multi_branch", "grouped_mlp", "mutual_unit", "group_by_scenario")
+OPERATIONS: Final = ("multi_branch", "grouped_mlp", "branch_scores", "mutual_unit", "group_by_scenario")
 # In the order "auto" tries them.
 _MODULES: Final = {
     "triton": "saml_kernels.backends.triton",
@@ -37,8 +37,8 @@ def _reason(name: str, operation: str, tensor: Tensor | None, options: Mapping[s
 def available_backends(operation: str = "multi_branch") -> dict[str, str | None]:
     """For every backend None if it can run ``operation`` on this machine, else the reason why it cannot.
 
-    ``operation`` is one of "multi_branch", "grouped_mlp", "mutual_unit", "group_by_scenario". Raises ValueError for
-    any other.
+    ``operation`` is one of "multi_branch", "grouped_mlp", "branch_scores", "mutual_unit", "group_by_scenario". Raises
+    ValueError for any other.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, got {operation!r}")

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from saml_kernels.reference import group_by_scenario, grouped_mlp, multi_branch, mutual_unit
+from saml_kernels.reference import branch_scores, group_by_scenario, grouped_mlp, multi_branch, mutual_unit
 
-__all__ = ["group_by_scenario", "grouped_mlp", "multi_branch", "mutual_unit", "supports"]
+__all__ = ["branch_scores", "group_by_scenario", "grouped_mlp", "multi_branch", "mutual_unit", "supports"]
 
 
 def supports(operation: str, tensor: Tensor | None, options: Mapping[str, Any]) -> str | None:

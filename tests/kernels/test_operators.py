@@ -6,7 +6,7 @@ import torch
 from problems import Case, make
 
 from saml_kernels import extension
-from saml_kernels.backends import cpp
+from saml_kernels.backends import cpp, fused
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP, MutualUnit
 
 pytestmark = [
@@ -49,8 +49,8 @@ def trunk_arguments(case, dtype):
         grouping.offsets,
         *params,
         [layer - 1 for layer in case.mutual_layers],
-        [cpp.ACTIVATION_IDS[case.activation]] * len(case.hidden_dims),
-        cpp.SCORE_IDS[case.score],
+        [fused.ACTIVATION_IDS[case.activation]] * len(case.hidden_dims),
+        fused.SCORE_IDS[case.score],
         case.temperature,
         False,
         dtype == torch.float32,
@@ -100,7 +100,7 @@ def test_mutual(dtype, B, gate_width):
         grouping.offsets,
         torch.randn(3, 5, gate_width, dtype=dtype),
         torch.randn(3, gate_width, dtype=dtype),
-        cpp.SCORE_IDS["softmax"],
+        fused.SCORE_IDS["softmax"],
         0.5,
         False,
     )
