@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saml_kernels import TrunkOutput
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP
 from saml_rec.errors import InputError
 from saml_rec.features import Batch, ScenarioAwareFeatures
@@ -35,7 +36,7 @@ class SAML(nn.Module):
         schema: the features; those flagged scenario_aware get local tables.
         num_scenarios: M.
         vocabulary_sizes: per sparse and multi-valued feature the rows of its tables.
-        hidden_dims, aux_dims, mutual_layers, gate, score, temperature, activation, backend: of
+        hidden_dims, aux_dims, mutual_layers, gate, score, temperature, activation, stop_gradient, backend: of
             :class:`saml_kernels.layers.MultiBranchMLP`.
         aux_loss_weight: λ.
         dropout: of x_g and x_l.
@@ -54,6 +55,7 @@ class SAML(nn.Module):
         score: str = "ratio",
         temperature: float = 0.1,
         activation: str = "relu",
+        stop_gradient: bool = True,
         aux_loss_weight: float = 1.0,
         dropout: float = 0.0,
         backend: str = "auto",
@@ -73,6 +75,7 @@ class SAML(nn.Module):
             score=score,
             temperature=temperature,
             activation=activation,
+            stop_gradient=stop_gradient,
             backend=backend,
         )
         self.aux_head = nn.Linear(self.trunk.aux_dims[-1], 1)
@@ -82,12 +85,21 @@ class SAML(nn.Module):
         self.aux_loss_weight = aux_loss_weight
 
     def forward(self, batch: Batch) -> SAMLOutput:
-        # Dense values are float32 whatever the model's type is.
-        x_global, x_local = (x.to(self.aux_head.weight.dtype) for x in self.features(batch))
-        own, aux, _ = self.trunk(x_local, x_global, batch["scenario"])
+        own, aux, _ = self._trunk_output(batch)
         aux_logit = self.aux_head(aux)
         logit = self.head(torch.cat([own, aux_logit], dim=1), batch["scenario"])
         return SAMLOutput(logit.squeeze(1), aux_logit.squeeze(1))
+
+    def mutual_weights(self, batch: Batch) -> dict[int, Tensor]:
+        """Per mutual layer, counted from 1, every row's own row of α, (B, M), own entry 0."""
+        scores = self._trunk_output(batch, return_scores=True).scores
+        return {layer: rows for layer, rows in enumerate(scores or (), start=1) if rows is not None}
+
+    def _trunk_output(self, batch: Batch, return_scores: bool = False) -> TrunkOutput:
+        # Dense values are float32 whatever the model's type is.
+        x_global, x_local = (x.to(self.aux_head.weight.dtype) for x in self.features(batch))
+        output: TrunkOutput = self.trunk(x_local, x_global, batch["scenario"], return_scores=return_scores)
+        return output
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the batch of BCE(logit) + λ BCE(aux_logit)."""
