@@ -13,10 +13,8 @@ DEMO := runs/demo
 demo: $(VENV)/built
 	$(BIN)/saml-rec doctor
 	$(BIN)/saml-rec data ml-100k --out $(DEMO)/data
-	for model in saml shared_bottom; do \
-	  $(BIN)/saml-rec train --data $(DEMO)/data/ml-100k.csv --schema $(DEMO)/data/ml-100k-age.toml \
-	    --model $$model --weight-decay 3 --out $(DEMO)/$$model --overwrite || exit; \
-	done
+	$(BIN)/saml-rec compare --data $(DEMO)/data/ml-100k.csv --schema $(DEMO)/data/ml-100k-age.toml \
+	  --models saml,shared_bottom --seeds 2 --weight-decay 3 --reference-epoch --out $(DEMO)/compare
 
 test: $(VENV)/built
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"

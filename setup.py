@@ -135,6 +135,7 @@ setup(
         "saml_rec",
         "saml_rec.data",
         "saml_rec.models",
+        "saml_rec.report_page",
     ],
     package_dir={"saml_kernels": "saml_kernels", "saml_rec": "python/saml_rec"},
     package_data={"saml_kernels": ["py.typed"], "saml_rec": ["py.typed"]},

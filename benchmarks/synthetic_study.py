@@ -1,8 +1,8 @@
 """Does the mutual unit find planted relations, and does a small scenario gain from them?
 
 Every seed draws its own data (saml_rec.data.synthetic) with its own relation R between the scenarios, and every variant
-is trained on them. Planted closeness of scenarios i and k is ⟨R_i, R_k⟩ / (‖R_i‖ ‖R_k‖); each scenario ranks the others by
-it, and the learned weights, α averaged over the scenario's test rows, are judged by how well they agree.
+is trained on them. Planted closeness of scenarios i and k is ⟨R_i, R_k⟩ / (‖R_i‖ ‖R_k‖); each scenario ranks the others
+by it, and the learned weights, α averaged over the scenario's test rows, are judged by how well they agree.
 
     python benchmarks/synthetic_study.py --seeds 5         # writes benchmarks/results/synthetic_study.json
     python benchmarks/synthetic_study.py --render          # makes docs/synthetic.md and its figure from it

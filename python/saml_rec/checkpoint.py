@@ -109,10 +109,15 @@ class RunDirectory:
 
     def read_results(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """History and metrics of a finished run."""
-        return _read_json(self.history), _read_json(self.metrics)
+        return read_json(self.history), read_json(self.metrics)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of a run.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -7,6 +7,7 @@ exit status 2; an interrupt ends in status 130.
 import errno
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,7 @@ HYPERPARAMETERS: dict[str, tuple[click.ParamType, str]] = {
         click.Choice(["relu", "leaky_relu", "gelu", "silu", "tanh", "identity"]),
         "Activation of the hidden layers.",
     ),
+    "stop_gradient": (click.BOOL, "Whether a branch is trained by its own scenario's rows only; false is an ablation."),
     "aux_loss_weight": (click.FloatRange(min=0), "Weight of the auxiliary loss."),
     "dropout": (click.FloatRange(0, 1, max_open=True), "Share of the features dropped in training."),
     "backend": (BACKENDS, "What runs the kernels; auto takes the fastest one."),
@@ -221,6 +223,70 @@ def train(
     report.say(console, f"{model} on the test rows, {best}")
     console.print(report.metrics_table(result.metrics))
     report.say(console, f"wrote {run.metrics}, {run.history.name}, {run.model.name}")
+
+
+@main.command()
+@click.option("--data", type=FILE, required=True, help="Table of labelled rows, CSV or Parquet.")
+@click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
+@click.option("--out", type=FILE, required=True, help="Directory; made if missing. Runs finished there are kept.")
+@click.option("--models", default="saml,shared_bottom", show_default=True, help="Architectures, separated by commas.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each model.")
+@click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of a random split.")
+@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data at most.")
+@click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows a step.")
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW.")
+@click.option("--weight-decay", type=float, default=1e-5, show_default=True, help="Weight decay of AdamW.")
+@click.option("--patience", type=click.IntRange(0), default=2, show_default=True, help="As in train.")
+@click.option("--reference-epoch", is_flag=True, help="Also time an epoch of each model on the reference backend.")
+@device_option
+def compare(
+    data: Path,
+    schema: Path,
+    out: Path,
+    models: str,
+    seeds: int,
+    split_seed: int,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    patience: int,
+    reference_epoch: bool,
+    device: str,
+) -> None:
+    """Train several models with several seeds on one split, and write compare.json and report.html.
+
+    Repeat the command after an interruption: finished runs are not trained again.
+    """
+    from saml_rec import comparison, report, training
+    from saml_rec.construction import check_model, resolve_device
+    from saml_rec.data.prepare import prepare
+    from saml_rec.schema import load_schema
+
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    comparison.check_models(names)
+    comparison.check_directory(out)
+    options = training.TrainOptions(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=lr,
+        weight_decay=weight_decay,
+        patience=patience,
+        device=device,
+    )
+    loaded_schema = load_schema(schema)
+    for name in names:
+        check_model(name, {}, loaded_schema, resolve_device(device))
+    console = stdout()
+    prepared = prepare(data, loaded_schema, seed=split_seed)
+    record = comparison.compare(prepared, loaded_schema, names, seeds, options, out, data_path=data, console=console)
+    console.print(comparison.comparison_table(record))
+    if reference_epoch:
+        for name in names:
+            timed = training.time_backends(prepared, loaded_schema, replace(options, model=name))
+            report.say(console, f"{name}, one epoch: {report.backend_seconds(timed)}")
+    report.say(console, f"wrote {out / 'compare.json'}")
+    report.say(console, f"report: {out / 'report.html'}")
 
 
 @main.command()

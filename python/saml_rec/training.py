@@ -259,6 +259,26 @@ def train(
     return RunResult(out, metrics, history, already_finished=False)
 
 
+def time_backends(data: PreparedData, schema: Schema, options: TrainOptions) -> dict[str, float]:
+    """Seconds of one epoch of training steps on the backend in use and on the reference, each from fresh weights.
+
+    Returns:
+        Seconds by the names of the backends that ran, "a + b" for a model whose operations ran on several.
+
+    Raises:
+        InputError: an option or the data cannot be used.
+    """
+    seconds = {}
+    for backend in ("auto", "reference"):
+        asked = dataclasses.replace(options, model_options={**options.model_options, "backend": backend}).resolved()
+        device = torch.device(asked.device)
+        with own_random_numbers(device):
+            state = _State.fresh(asked, schema, data.encoder, device)
+            used = " + ".join(sorted(set(backends_used(state.model, device).values()))) or "none"
+            seconds[used] = _run_epoch(state, data, asked, device, None)["seconds"]
+    return seconds
+
+
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
     """The first epoch with the lowest validation log loss, from 1; the last one if there are no validation rows."""
     losses = [entry["valid"]["logloss"] for entry in history]
