@@ -132,6 +132,8 @@ setup(
     packages=[
         "saml_kernels",
         "saml_kernels.backends",
+        "saml_kernels.backends.triton",
+        "saml_kernels.layers",
         "saml_rec",
         "saml_rec.data",
         "saml_rec.models",

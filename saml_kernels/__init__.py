@@ -2,6 +2,7 @@
 
 from saml_kernels import layers
 from saml_kernels.backends import BackendUnavailable, available_backends
+from saml_kernels.fusion import DomainIndicatorAdapter, FusedTowers, fuse
 from saml_kernels.grouping import group_by_scenario
 from saml_kernels.structures import Grouping, TrunkOutput, TrunkParams
 from saml_kernels.trunk import branch_scores, grouped_mlp, multi_branch, mutual_unit
@@ -10,11 +11,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
+    "DomainIndicatorAdapter",
+    "FusedTowers",
     "Grouping",
     "TrunkOutput",
     "TrunkParams",
     "available_backends",
     "branch_scores",
+    "fuse",
     "group_by_scenario",
     "grouped_mlp",
     "layers",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from saml_kernels.backends import BackendUnavailable, choose_backend
-from saml_kernels.layers import GroupedMLP, MultiBranchMLP, MutualUnit
+from saml_kernels.layers import STARMLP, GroupedMLP, MultiBranchMLP, MutualUnit, ScoreMixture
 from saml_rec.data.encoding import Encoder
 from saml_rec.errors import InputError, did_you_mean
 from saml_rec.models import MODELS
@@ -19,6 +19,8 @@ OPERATION_OF_LAYER: dict[type[nn.Module], str] = {
     MultiBranchMLP: "multi_branch",
     GroupedMLP: "grouped_mlp",
     MutualUnit: "mutual_unit",
+    STARMLP: "grouped_mlp",
+    ScoreMixture: "branch_scores",
 }
 
 

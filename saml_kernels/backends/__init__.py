@@ -1,6 +1,7 @@
 """Which engine runs an operation.
 
-Every backend is a module with the operations' functions and ``supports(operation, tensor, options) -> reason | None``.
+Every backend is a module with the operations' functions and ``supports(operation, tensor, options) -> reason | None``;
+``options`` holds those of the operation that matter, and "auto" is True while nobody has asked for it by name.
 "auto" takes the first that supports the input; a backend asked for by name raises its reason.
 """
 
@@ -49,7 +50,7 @@ def choose_backend(name: str, operation: str, tensor: Tensor, **options: Any) ->
     """The module that runs ``operation`` on inputs like ``tensor`` with ``options``; ``name`` is a known one."""
     if name == "auto":
         for candidate in BACKENDS:
-            if _reason(candidate, operation, tensor, options) is None:
+            if _reason(candidate, operation, tensor, options | {"auto": True}) is None:
                 return _module(candidate)
         raise BackendUnavailable(f"no backend runs {operation} on {tensor.device}")
     reason = _reason(name, operation, tensor, options)

@@ -1,21 +1,16 @@
-"""Drop-in modules over the functions of :mod:`saml_kernels.trunk`.
+"""SAML's trunk, a tower per scenario, and the mutual unit alone."""
 
-Weights and biases start as those of nn.Linear, branch by branch: uniform in ±1/√(inputs).
-"""
-
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, trunk
-from saml_kernels.backends import BACKENDS
+from saml_kernels.layers.common import check_options, check_widths, describe, gate_width, init_linear
+from saml_kernels.layers.towers import ACTIVATION_MODULES, check_alike, read_tower
 from saml_kernels.reference import ACTIVATIONS
 from saml_kernels.structures import TrunkOutput, TrunkParams
-
-__all__ = ["GroupedMLP", "MultiBranchMLP", "MutualUnit"]
 
 
 class MultiBranchMLP(nn.Module):
@@ -60,15 +55,15 @@ class MultiBranchMLP(nn.Module):
         checks.check_integer("num_scenarios", num_scenarios, 1)
         checks.check_integer("local_dim", local_dim, 0)
         checks.check_integer("global_dim", global_dim, 0)
-        _check_widths("hidden_dims", hidden_dims)
-        _check_widths("aux_dims", aux_dims)
+        check_widths("hidden_dims", hidden_dims)
+        check_widths("aux_dims", aux_dims)
         if len(aux_dims) != len(hidden_dims):
             raise ValueError(f"hidden_dims has {len(hidden_dims)} layers but aux_dims has {len(aux_dims)}")
         for layer in mutual_layers:
             checks.check_integer("mutual_layers", layer, 1)
             if layer > len(hidden_dims):
                 raise ValueError(f"mutual_layers must lie in 1..{len(hidden_dims)}, got {layer}")
-        _check_options(activation, backend, score, temperature, gate)
+        check_options(activation, backend, score, temperature, gate)
         trunk.check_foreign_dtype(foreign_dtype, stop_gradient)
 
         self.num_scenarios = num_scenarios
@@ -147,7 +142,7 @@ class MultiBranchMLP(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return _describe(
+        return describe(
             self,
             "num_scenarios local_dim global_dim hidden_dims aux_dims mutual_layers gate score temperature activation "
             "stop_gradient foreign_dtype backend",
@@ -184,8 +179,8 @@ class GroupedMLP(nn.Module):
         hidden_dims = tuple(hidden_dims)
         checks.check_integer("num_scenarios", num_scenarios, 1)
         checks.check_integer("in_dim", in_dim, 0)
-        _check_widths("hidden_dims", hidden_dims)
-        _check_options(activation, backend)
+        check_widths("hidden_dims", hidden_dims)
+        check_options(activation, backend)
         if output_activation is not None:
             checks.check_choice("output_activation", output_activation, ACTIVATIONS)
         self.num_scenarios = num_scenarios
@@ -221,7 +216,55 @@ class GroupedMLP(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return _describe(self, "num_scenarios in_dim hidden_dims activation output_activation backend")
+        return describe(self, "num_scenarios in_dim hidden_dims activation output_activation backend")
+
+    @classmethod
+    def from_towers(cls, towers: Iterable[nn.Module], backend: str = "auto") -> "GroupedMLP":
+        """The same function as a list of towers, tower k serving scenario k; parameters are copied.
+
+        Args:
+            towers: nn.Sequential of nn.Linear and activations, all alike: an activation after every layer but
+                perhaps the last, the same one everywhere; dropout only with p = 0.
+            backend: as of the class.
+
+        Raises:
+            TypeError, ValueError: towers that are not of this kind, with what stands in the way.
+        """
+        stacks = [read_tower(tower, f"towers[{k}]") for k, tower in enumerate(towers)]
+        first = check_alike(stacks)
+        weight = first.linears[0].weight
+        layer = cls(
+            len(stacks),
+            first.widths[0],
+            first.widths[1:],
+            activation=first.activation,
+            output_activation=first.output_activation,
+            backend=backend,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        with torch.no_grad():
+            for index, (weights, biases) in enumerate(zip(layer.weights, layer.biases, strict=True)):
+                for k, stack in enumerate(stacks):
+                    weights[k].copy_(stack.linears[index].weight.t())
+                    biases[k].copy_(stack.linears[index].bias)
+        return layer
+
+    def to_towers(self) -> nn.ModuleList:
+        """The same function as M nn.Sequential of nn.Linear and activations; parameters are copied."""
+        towers = nn.ModuleList()
+        last = self.activation if self.output_activation is None else self.output_activation
+        names = [self.activation] * (len(self.hidden_dims) - 1) + [last]
+        for k in range(self.num_scenarios):
+            modules: list[nn.Module] = []
+            for weight, bias, name in zip(self.weights, self.biases, names, strict=True):
+                linear = nn.Linear(weight.shape[1], weight.shape[2], device=weight.device, dtype=weight.dtype)
+                with torch.no_grad():
+                    linear.weight.copy_(weight[k].t())
+                    linear.bias.copy_(bias[k])
+                modules += [linear, *([ACTIVATION_MODULES[name]()] if name != "identity" else [])]
+            towers.append(nn.Sequential(*modules))
+        return towers
 
 
 class MutualUnit(nn.Module):
@@ -251,7 +294,7 @@ class MutualUnit(nn.Module):
         super().__init__()
         checks.check_integer("num_scenarios", num_scenarios, 1)
         checks.check_integer("dim", dim, 1)
-        _check_options("identity", backend, score, temperature, gate)
+        check_options("identity", backend, score, temperature, gate)
         self.num_scenarios = num_scenarios
         self.dim = dim
         self.gate = gate
@@ -287,38 +330,4 @@ class MutualUnit(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return _describe(self, "num_scenarios dim gate score temperature stop_gradient backend")
-
-
-def gate_width(gate: str, dim: int) -> int:
-    """Columns of U: d for a vector gate, 1 for a scalar gate."""
-    return dim if gate == "vector" else 1
-
-
-def init_linear(weight: Tensor, bias: Tensor) -> None:
-    """nn.Linear's start for weight (..., inputs, outputs) and bias: uniform in ±1/√inputs; zeros without inputs."""
-    inputs = weight.shape[-2]
-    bound = 1 / math.sqrt(inputs) if inputs > 0 else 0.0
-    nn.init.uniform_(weight, -bound, bound)
-    nn.init.uniform_(bias, -bound, bound)
-
-
-def _check_widths(name: str, widths: tuple[int, ...]) -> None:
-    if not widths:
-        raise ValueError(f"{name} must name at least one layer, got ()")
-    for width in widths:
-        checks.check_integer(f"every width in {name}", width, 1)
-
-
-def _check_options(
-    activation: str, backend: str, score: str = "ratio", temperature: float = 0.1, gate: str = "vector"
-) -> None:
-    checks.check_choice("activation", activation, ACTIVATIONS)
-    checks.check_choice("score", score, checks.SCORES)
-    checks.check_positive("temperature", temperature)
-    checks.check_choice("gate", gate, checks.GATES)
-    checks.check_choice("backend", backend, ("auto", *BACKENDS))
-
-
-def _describe(module: nn.Module, names: str) -> str:
-    return ", ".join(f"{name}={getattr(module, name)!r}" for name in names.split())
+        return describe(self, "num_scenarios dim gate score temperature stop_gradient backend")

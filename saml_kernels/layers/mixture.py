@@ -1,0 +1,147 @@
+"""Mixtures: HMoE's in label space (CIKM 2020), and experts under a gate (MMoE, KDD 2018)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from saml_kernels import checks, trunk
+from saml_kernels.layers.common import check_options, check_widths, describe, init_linear
+from saml_kernels.layers.trunk import GroupedMLP
+from saml_kernels.reference import ACTIVATIONS
+
+
+class ScoreMixture(nn.Module):
+    """HMoE's label space: H_t(x) = W_t(x) S_t(x) + Σ_{j≠t} W_j(x) sg(S_j(x)).
+
+    Every scenario's network S_j scores every row, and one network's softmax W(x) over the scenarios weighs the scores.
+    A row trains the network of its own scenario, and W.
+
+    Args:
+        num_scenarios: M.
+        in_dim: width of x.
+        hidden_dims: widths of a scenario network's hidden layers; () makes it one linear layer.
+        activation: after every hidden layer.
+        foreign_dtype, backend: as :func:`saml_kernels.branch_scores`.
+        device, dtype: of the parameters.
+
+    Raises:
+        TypeError, ValueError: options and sizes that cannot be used.
+    """
+
+    def __init__(
+        self,
+        num_scenarios: int,
+        in_dim: int,
+        hidden_dims: Sequence[int] = (64,),
+        activation: str = "relu",
+        foreign_dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        trunk.check_foreign_dtype(foreign_dtype, stop_gradient=True)
+        self.networks = GroupedMLP(
+            num_scenarios, in_dim, (*hidden_dims, 1), activation, "identity", backend, device, dtype
+        )
+        self.gate = nn.Linear(in_dim, num_scenarios, device=device, dtype=dtype)
+        self.foreign_dtype = foreign_dtype
+        self.backend = backend
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """x (B, in_dim), scenario (B,) → the mixed score H_t(x), (B,): a logit."""
+        return (torch.softmax(self.gate(x), dim=1) * self.scores(x, scenario)).sum(1)
+
+    def scores(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """S_j(x) of all scenarios, (B, M); foreign ones are constants."""
+        networks = self.networks
+        scores = trunk.branch_scores(
+            x,
+            scenario,
+            list(networks.weights),
+            list(networks.biases),
+            activation=networks.activation,
+            output_activation="identity",
+            foreign_dtype=self.foreign_dtype,
+            backend=networks.backend,
+        )
+        return scores.squeeze(2)
+
+    def extra_repr(self) -> str:
+        return describe(self, "foreign_dtype")
+
+
+class MixtureOfExperts(nn.Module):
+    """Experts under a softmax gate, Σ_k G_k(x) E_k(x): one gate for all rows, or one for each scenario (MMoE).
+
+    Args:
+        num_experts: K.
+        in_dim: width of x.
+        hidden_dims: widths of an expert's layers, each followed by the activation.
+        num_scenarios: None: one gate; M: a gate per scenario, and forward takes the scenario.
+        activation: of the experts.
+        backend: of the gates per scenario.
+        device, dtype: of the parameters.
+
+    Raises:
+        TypeError, ValueError: options and sizes that cannot be used.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        in_dim: int,
+        hidden_dims: Sequence[int] = (64,),
+        num_scenarios: int | None = None,
+        activation: str = "relu",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden_dims = tuple(hidden_dims)
+        checks.check_integer("num_experts", num_experts, 1)
+        checks.check_integer("in_dim", in_dim, 1)
+        check_widths("hidden_dims", hidden_dims)
+        check_options(activation, backend)
+        self.num_experts = num_experts
+        self.in_dim = in_dim
+        self.hidden_dims = hidden_dims
+        self.num_scenarios = num_scenarios
+        self.activation = activation
+
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        shapes = list(zip((in_dim, *hidden_dims), hidden_dims, strict=False))
+        self.weights = nn.ParameterList(empty(num_experts, rows, columns) for rows, columns in shapes)
+        self.biases = nn.ParameterList(empty(num_experts, 1, d) for d in hidden_dims)
+        self.gate: nn.Module
+        if num_scenarios is None:
+            self.gate = nn.Linear(in_dim, num_experts, device=device, dtype=dtype)
+        else:
+            self.gate = GroupedMLP(
+                num_scenarios, in_dim, (num_experts,), "identity", backend=backend, device=device, dtype=dtype
+            )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh experts, from torch's global generator."""
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            init_linear(weight, bias)
+
+    def forward(self, x: Tensor, scenario: Tensor | None = None) -> Tensor:
+        """x (B, in_dim), scenario (B,) if the gates are the scenarios' → (B, d_L)."""
+        checks.check_shape("x", x, ("B", self.in_dim))
+        if (scenario is None) != (self.num_scenarios is None):
+            wanted = "no scenario: there is one gate" if self.num_scenarios is None else "the scenario of every row"
+            raise ValueError(f"forward takes {wanted}")
+        logits = self.gate(x) if scenario is None else self.gate(x, scenario)
+        streams = x.expand(self.num_experts, -1, -1)
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            streams = ACTIVATIONS[self.activation](torch.baddbmm(bias, streams, weight))
+        return torch.einsum("bk,kbd->bd", torch.softmax(logits, dim=1), streams)
+
+    def extra_repr(self) -> str:
+        return describe(self, "num_experts in_dim hidden_dims num_scenarios activation")

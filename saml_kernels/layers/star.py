@@ -1,0 +1,184 @@
+"""STAR's layers (arXiv 2101.11427): a shared network times one per scenario, and normalisation by scenario."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from saml_kernels import checks, trunk
+from saml_kernels.layers.common import check_options, check_widths, describe, init_linear
+from saml_kernels.reference import ACTIVATIONS
+
+COMBINATIONS = ("product", "sum")
+
+
+class STARMLP(nn.Module):
+    """Layers out = δ(in W*_t + b*_t) with W*_t = W_t ∘ W_shared and b*_t = b_t + b_shared: the star topology.
+
+    The shared network starts as nn.Linear does, the scenarios' at W_t = 1 and b_t = 0: all scenarios start alike.
+
+    Args:
+        num_scenarios: M.
+        in_dim: d_0; 0 is allowed.
+        hidden_dims: d_1..d_L.
+        activation: after every layer.
+        output_activation: after the last layer; None: the same. "identity" gives logits.
+        backend: as :func:`saml_kernels.grouped_mlp`.
+        device, dtype: of the parameters.
+
+    Raises:
+        TypeError, ValueError: options and sizes that cannot be used.
+    """
+
+    def __init__(
+        self,
+        num_scenarios: int,
+        in_dim: int,
+        hidden_dims: Sequence[int],
+        activation: str = "relu",
+        output_activation: str | None = None,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden_dims = tuple(hidden_dims)
+        checks.check_integer("num_scenarios", num_scenarios, 1)
+        checks.check_integer("in_dim", in_dim, 0)
+        check_widths("hidden_dims", hidden_dims)
+        check_options(activation, backend)
+        if output_activation is not None:
+            checks.check_choice("output_activation", output_activation, ACTIVATIONS)
+        self.num_scenarios = num_scenarios
+        self.in_dim = in_dim
+        self.hidden_dims = hidden_dims
+        self.activation = activation
+        self.output_activation = output_activation
+        self.backend = backend
+
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        shapes = list(zip((in_dim, *hidden_dims), hidden_dims, strict=False))
+        self.shared_weights = nn.ParameterList(empty(rows, columns) for rows, columns in shapes)
+        self.shared_biases = nn.ParameterList(empty(d) for d in hidden_dims)
+        self.weights = nn.ParameterList(empty(num_scenarios, rows, columns) for rows, columns in shapes)
+        self.biases = nn.ParameterList(empty(num_scenarios, d) for d in hidden_dims)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh weights, from torch's global generator."""
+        for shared_weight, shared_bias in zip(self.shared_weights, self.shared_biases, strict=True):
+            init_linear(shared_weight, shared_bias)
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            nn.init.ones_(weight)
+            nn.init.zeros_(bias)
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """x (B, d_0), scenario (B,) → (B, d_L)."""
+        weights = [own * shared for own, shared in zip(self.weights, self.shared_weights, strict=True)]
+        biases = [own + shared for own, shared in zip(self.biases, self.shared_biases, strict=True)]
+        return trunk.grouped_mlp(
+            x,
+            scenario,
+            weights,
+            biases,
+            activation=self.activation,
+            output_activation=self.output_activation,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return describe(self, "num_scenarios in_dim hidden_dims activation output_activation backend")
+
+
+class PartitionedNorm(nn.Module):
+    """Batch normalisation with every scenario's own statistics, on mixed-scenario batches.
+
+    Training: (γ·γ_t) (z − μ_t)/√(σ_t² + ε) + (β + β_t), μ_t and σ_t² over the batch's rows of scenario t; evaluation:
+    that scenario's moving statistics, so that a row never depends on its neighbours. A scenario with fewer than two
+    rows in a batch has no variance there: its rows are normalised by its moving statistics, which stay as they are.
+
+    Args:
+        num_scenarios: M.
+        dim: width of z.
+        eps: ε.
+        momentum: share of a batch's statistics in the moving ones; as nn.BatchNorm1d, with the unbiased variance.
+        combine: "product" (the paper's γ·γ_t) or "sum" (γ + γ_t, γ_t starting at 0).
+        device, dtype: of parameters and moving statistics.
+
+    Raises:
+        TypeError, ValueError: options and sizes that cannot be used.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self,
+        num_scenarios: int,
+        dim: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        combine: str = "product",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        checks.check_integer("num_scenarios", num_scenarios, 1)
+        checks.check_integer("dim", dim, 1)
+        checks.check_positive("eps", eps)
+        checks.check_positive("momentum", momentum)
+        if momentum > 1:
+            raise ValueError(f"momentum must be at most 1, got {momentum}")
+        checks.check_choice("combine", combine, COMBINATIONS)
+        self.num_scenarios = num_scenarios
+        self.dim = dim
+        self.eps = eps
+        self.momentum = momentum
+        self.combine = combine
+
+        def full(value: float, *shape: int) -> Tensor:
+            return torch.full(shape, value, device=device, dtype=dtype)
+
+        self.shared_weight = nn.Parameter(full(1.0, dim))
+        self.shared_bias = nn.Parameter(full(0.0, dim))
+        self.weight = nn.Parameter(full(1.0 if combine == "product" else 0.0, num_scenarios, dim))
+        self.bias = nn.Parameter(full(0.0, num_scenarios, dim))
+        self.register_buffer("running_mean", full(0.0, num_scenarios, dim))
+        self.register_buffer("running_var", full(1.0, num_scenarios, dim))
+
+    def forward(self, z: Tensor, scenario: Tensor) -> Tensor:
+        """z (B, dim), scenario (B,) → (B, dim). TypeError, ValueError for anything else and ids out of range."""
+        checks.check_scenario(scenario)
+        checks.check_same_kind({"z": z, "weight": self.weight}, scenario)
+        checks.check_shape("z", z, ("B", self.dim))
+        checks.check_shape("scenario", scenario, (z.shape[0],), f" as z has B = {z.shape[0]} rows")
+        if scenario.device.type == "cpu" and bool(((scenario < 0) | (scenario >= self.num_scenarios)).any()):
+            raise ValueError(f"scenario ids must lie in [0, {self.num_scenarios}), got {scenario.tolist()}")
+        t = scenario.long()
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            mean, variance = self._batch_statistics(z, t)
+        normalised = (z - mean[t]) * torch.rsqrt(variance[t] + self.eps)
+        scale = self.weight * self.shared_weight if self.combine == "product" else self.weight + self.shared_weight
+        return normalised * scale[t] + (self.bias + self.shared_bias)[t]
+
+    def _batch_statistics(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, dim) each, the moving ones where a scenario has fewer than two rows; updates the moving ones."""
+        count = torch.zeros(self.num_scenarios, device=z.device, dtype=z.dtype)
+        count = count.index_add(0, t, torch.ones_like(t, dtype=z.dtype)).unsqueeze(1)
+        known = count >= 2
+        rows = count.clamp(min=1)
+        nothing = torch.zeros_like(self.running_mean)
+        mean = nothing.index_add(0, t, z) / rows
+        # Around the mean, as E z² − μ² cancels.
+        variance = nothing.index_add(0, t, (z - mean[t]).square()) / rows
+        with torch.no_grad():
+            unbiased = variance * rows / (rows - 1).clamp(min=1)
+            for moving, value in ((self.running_mean, mean), (self.running_var, unbiased)):
+                moving.copy_(torch.where(known, torch.lerp(moving, value, self.momentum), moving))
+        return torch.where(known, mean, self.running_mean), torch.where(known, variance, self.running_var)
+
+    def extra_repr(self) -> str:
+        return describe(self, "num_scenarios dim eps momentum combine")

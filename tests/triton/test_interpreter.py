@@ -1,0 +1,266 @@
+"""The Triton kernels in Triton's interpreter: are the numbers right?
+
+    TRITON_INTERPRET=1 pytest -m interpreter
+
+Whether they compile is for test_aot.py. bfloat16 is wrong in the interpreter itself, so it is compiled only.
+"""
+
+import dataclasses
+
+import problems
+import pytest
+import torch
+from problems import ACTIVATIONS, FLOAT32_TOLERANCE, Case, assert_close, batched_oracle, errors, make, oracle
+
+import saml_kernels
+from saml_kernels import reference
+from saml_kernels.backends.triton import availability
+
+pytestmark = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(not availability.INTERPRETED, reason="needs TRITON_INTERPRET=1 before Python starts"),
+]
+
+# Odd widths and rows: every tile has a remainder. Branches 1, no scenario without rows only in some.
+CASES = [
+    Case(M=1, B=5, local_dim=3, global_dim=2, hidden_dims=(7, 5), aux_dims=(3, 1)),
+    Case(M=2, B=1, local_dim=1, global_dim=1, hidden_dims=(1, 1), aux_dims=(1, 1)),
+    Case(M=3, B=19, local_dim=17, global_dim=5, hidden_dims=(33, 6), aux_dims=(9, 18), mutual_layers=(2,)),
+    Case(M=3, B=41, hidden_dims=(18, 5, 3), aux_dims=(4, 17, 2), mutual_layers=(1, 2)),
+    Case(M=4, B=23, hidden_dims=(5, 6), aux_dims=(4, 3), mutual_layers=(1, 2), gate="scalar", score="softmax"),
+    Case(M=4, B=23, hidden_dims=(5, 6, 4), aux_dims=(4, 3, 2), mutual_layers=(1, 3), score="softmax"),
+    Case(M=7, B=30, hidden_dims=(17, 16), aux_dims=(3, 2), mutual_layers=()),
+    Case(M=20, B=9, hidden_dims=(6, 4), aux_dims=(5, 3), mutual_layers=(1, 2)),
+    Case(M=64, B=70, hidden_dims=(6, 4), aux_dims=(5, 3), gate="scalar"),
+    Case(M=2, B=100, hidden_dims=(6, 4), aux_dims=(5, 3), mutual_layers=(1,)),
+]
+CASES = [
+    dataclasses.replace(case, activation=ACTIVATIONS[i % len(ACTIVATIONS)], per_branch=i % 3 == 2, seed=i)
+    for i, case in enumerate(CASES)
+]
+
+
+def run(problem, **options):
+    return problems.with_gradients(lambda p: p.run(backend="triton", return_scores=True, **options), problem)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(poisoned_empty):
+    """Whatever a kernel should have written and did not is NaN."""
+
+
+@pytest.fixture
+def poisoned_empty():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_parity(case, recompute):
+    problem = make(case)
+    assert_close(run(problem.to(torch.float32), recompute=recompute), oracle(problem), FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_parity_of_every_activation(activation):
+    problem = make(Case(M=3, B=20, activation=activation))
+    assert_close(run(problem.to(torch.float32)), oracle(problem), FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize("case", CASES[2:6], ids=str)
+def test_float16_errs_at_most_twice_as_much_as_plain_torch(case):
+    problem = make(case).to(torch.float16)
+    exact = batched_oracle(problem)
+    plain = errors(batched_oracle(problem, torch.float16), exact)
+    out = run(problem)
+    assert out["own"].dtype == out["∂x_local"].dtype == torch.float16
+    wrong = {name: (error, plain[name]) for name, error in errors(out, exact).items() if not error <= 2 * plain[name]}
+    assert not wrong
+
+
+@pytest.mark.parametrize("score", ["ratio", "softmax"])
+@pytest.mark.parametrize("gate", ["vector", "scalar"])
+def test_the_score_part_of_the_gradient(score, gate):
+    """A fraction of a percent of dV_t, so an error in it would hide: taken apart from the rest."""
+    case = Case(M=4, B=11, local_dim=6, hidden_dims=(6,), aux_dims=(1,), gate=gate, score=score, per_branch=True)
+    generator = torch.Generator().manual_seed(1)
+    v = 0.3 * torch.randn(11, 4, 6, generator=generator) + 0.5
+    width = 6 if gate == "vector" else 1
+    weight, bias = torch.zeros(4, 6, width), torch.zeros(4, width)
+    scenario = torch.randint(4, (11,), generator=generator)
+    cotangent = torch.randn(11, 6, generator=generator)
+
+    def score_part(dtype, backend):
+        leaf = v.to(dtype).requires_grad_()
+        arguments = scenario, weight.to(dtype), bias.to(dtype)
+        out = saml_kernels.mutual_unit(leaf, *arguments, score=case.score, backend=backend)
+        (whole,) = torch.autograd.grad(out, leaf, cotangent.to(dtype))
+        own = whole[torch.arange(11), scenario]
+        # The gate's weights are zero, so what is left beside dM is the scores'.
+        return own - cotangent.to(dtype)
+
+    exact = score_part(torch.float64, "reference")
+    assert exact.norm() > 0
+    error = (score_part(torch.float32, "triton").double() - exact).norm() / exact.norm()
+    assert error < 1e-4
+
+
+@pytest.mark.parametrize("gate", ["vector", "scalar"])
+@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[8]], ids=str)
+def test_the_mutual_unit_alone(case, gate):
+    generator = torch.Generator().manual_seed(0)
+    M, B, d = case.M, case.B, 19
+    width = d if gate == "vector" else 1
+    leaves = [torch.randn(B, M, d, generator=generator) + 0.5, torch.randn(M, d, width, generator=generator) / d]
+    leaves.append(torch.randn(M, width, generator=generator))
+    scenario = torch.randint(M, (B,), generator=generator)
+
+    def evaluate(dtype, backend):
+        inputs = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+        out, alpha = saml_kernels.mutual_unit(
+            inputs[0], scenario, *inputs[1:], score=case.score, backend=backend, return_scores=True
+        )
+        gradients = torch.autograd.grad(out, inputs, torch.ones_like(out))
+        return dict(zip(("out", "alpha", "∂v", "∂U", "∂u"), (out.detach(), alpha, *gradients), strict=True))
+
+    assert_close(evaluate(torch.float32, "triton"), evaluate(torch.float64, "reference"), FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize("operation", ["grouped_mlp", "branch_scores"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_towers(operation, activation):
+    generator = torch.Generator().manual_seed(0)
+    widths, M, B = (9, 17, 3), 4, 37
+    leaves = [torch.randn(B, 9, generator=generator)]
+    leaves += [torch.randn(M, i, o, generator=generator) / i**0.5 for i, o in ((9, 17), (17, 3))]
+    leaves += [torch.randn(M, o, generator=generator) for o in widths[1:]]
+    scenario = torch.randint(M, (B,), generator=generator)
+
+    def evaluate(dtype, backend):
+        x, *parameters = inputs = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+        out = getattr(saml_kernels, operation)(
+            x,
+            scenario,
+            parameters[:2],
+            parameters[2:],
+            activation=activation,
+            output_activation="identity",
+            backend=backend,
+        )
+        gradients = torch.autograd.grad(out, inputs, torch.cos(torch.arange(out.numel())).reshape(out.shape).to(dtype))
+        return {str(i): tensor.detach() for i, tensor in enumerate((out, *gradients))}
+
+    assert_close(evaluate(torch.float32, "triton"), evaluate(torch.float64, "reference"), FLOAT32_TOLERANCE)
+
+
+def test_degenerate_cosines_weigh_alike():
+    """Opposite foreign streams: Σ c_ij = 0, so α is uniform and the scores carry no gradient."""
+    v = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]], requires_grad=True)
+    out, alpha = saml_kernels.mutual_unit(
+        v, torch.tensor([0]), torch.zeros(3, 2, 2), torch.zeros(3, 2), backend="triton", return_scores=True
+    )
+    assert torch.equal(alpha, torch.tensor([[0.0, 0.5, 0.5]]))
+    (gradient,) = torch.autograd.grad(out.sum(), v)
+    assert torch.equal(gradient[0, 0], torch.ones(2))
+
+
+@pytest.mark.parametrize(("B", "scenario"), [(0, 0), (6, 2)])
+def test_scenarios_without_rows_have_zero_gradients(B, scenario):
+    problem = make(Case(M=3, B=B)).to(torch.float32)
+    problem = dataclasses.replace(problem, scenario=torch.full((B,), scenario))
+    out = run(problem)
+    for name in ("∂branch_weights[1]", "∂branch_biases[2]", "∂gate_weights[1]"):
+        absent = [k for k in range(3) if B == 0 or k != scenario]
+        assert not out[name][absent].any()
+        assert out[name].isfinite().all()
+
+
+@pytest.mark.parametrize("case", [CASES[3], CASES[9]], ids=str)
+def test_the_same_bits_from_run_to_run(case):
+    problem = make(case).to(torch.float32)
+    first, second = run(problem), run(problem)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_strides_do_not_show():
+    problem = make(Case(M=3, B=17)).to(torch.float32)
+    strided = problem.map(lambda t: torch.stack([t, t + 1], -1)[..., 0])
+    assert not strided.x_local.is_contiguous()
+    plain, other = run(problem), run(strided)
+    assert all(torch.equal(plain[name], other[name]) for name in plain)
+
+
+def launches(problem, **options):
+    from saml_kernels.backends.triton.launching import LAUNCHES
+
+    LAUNCHES.clear()
+    problem.run(backend="triton", **options)
+    forward = LAUNCHES.total()
+    LAUNCHES.clear()
+    run(problem, **options)
+    return forward, LAUNCHES.total() - forward
+
+
+@pytest.mark.parametrize(("M", "B"), [(2, 9), (9, 60)])
+@pytest.mark.parametrize(
+    ("hidden_dims", "mutual_layers", "forward", "backward"),
+    [
+        # 2 L + 2 U + 2 T forward; 4 L + 2 U and 2 L + U for the weights backward.
+        ((6, 4, 3), (1,), 8, 14 + 7),
+        ((6, 4), (1, 2), 10, 12 + 6),
+        ((6, 4), (), 4, 8 + 4),
+    ],
+)
+def test_launches_depend_on_neither_branches_nor_rows(M, B, hidden_dims, mutual_layers, forward, backward):
+    case = Case(M=M, B=B, hidden_dims=hidden_dims, aux_dims=hidden_dims, mutual_layers=mutual_layers)
+    assert launches(make(case).to(torch.float32)) == (forward, backward)
+
+
+def test_foreign_bfloat16_leaves_the_own_stream_alone():
+    """The interpreter rounds to bfloat16 rightly, it only multiplies wrongly; with one branch nothing is foreign."""
+    case = Case(M=1, B=9, foreign_dtype=torch.bfloat16)
+    rounded = make(case).to(torch.float32)
+    plain = make(dataclasses.replace(case, foreign_dtype=None)).to(torch.float32)
+    out, full = run(rounded), run(plain)
+    assert all(torch.equal(out[name], full[name]) for name in ("own", "aux", "∂x_local"))
+
+
+def test_inference_keeps_nothing_for_backward():
+    with torch.inference_mode():
+        out = make(CASES[3]).to(torch.float32).run(backend="triton")
+    assert_close({"own": out.own}, {"own": oracle(make(CASES[3]))["own"]}, FLOAT32_TOLERANCE)
+
+
+def test_auto_does_not_take_the_interpreter():
+    problem = make(Case()).to(torch.float32)
+    assert saml_kernels.available_backends()["triton"] is None
+    expected = problem.run(backend="cpp") if saml_kernels.available_backends()["cpp"] is None else None
+    auto = problem.run()
+    assert expected is None or torch.equal(auto.own, expected.own)
+
+
+def test_float64_is_refused():
+    with pytest.raises(saml_kernels.BackendUnavailable, match="float64 is not available"):
+        make(Case()).run(backend="triton")
+
+
+def test_what_it_refuses_is_said():
+    problem = make(Case()).to(torch.float32)
+    with pytest.raises(saml_kernels.BackendUnavailable, match="stop_gradient=False needs the reference"):
+        problem.run(backend="triton", stop_gradient=False)
+    with pytest.raises(saml_kernels.BackendUnavailable, match=r"foreign_dtype must be None or torch\.bfloat16"):
+        problem.run(backend="triton", foreign_dtype=torch.int8)
+
+
+def test_score_ids_are_those_of_the_other_engines():
+    from saml_kernels.backends import fused
+    from saml_kernels.backends.triton import functions
+
+    names = ("RELU", "LEAKY_RELU", "GELU", "SILU", "TANH", "IDENTITY")
+    assert [getattr(functions, name).value for name in names] == [fused.ACTIVATION_IDS[n.lower()] for n in names]
+    assert functions.RATIO.value == fused.SCORE_IDS["ratio"]
+    assert functions.NORM_EPSILON.value == reference.NORM_EPSILON
+    assert functions.DEGENERATE_SUM.value == reference.DEGENERATE_SUM
