@@ -67,8 +67,11 @@ BACKENDS = click.Choice(["auto", "reference", "cpp", "triton"])
 HYPERPARAMETERS: dict[str, tuple[click.ParamType, str]] = {
     "hidden_dims": (IntegerList(), "Widths of the hidden layers, e.g. 64,32."),
     "aux_dims": (IntegerList(), "Widths of the auxiliary network; as --hidden-dims unless given."),
+    "num_experts": (click.IntRange(1), "Experts of the mixture."),
+    "scenario_dim": (click.IntRange(1), "Width of the scenario's embedding in the auxiliary network."),
     "tower_dims": (IntegerList(), "Widths of each scenario's tower; none for one linear layer."),
     "mutual_layers": (IntegerList(), "Layers followed by a mutual unit, counted from 1; none for no layer."),
+    "combine": (click.Choice(["product", "sum"]), "How partitioned normalisation joins shared and scenario's scale."),
     "gate": (click.Choice(["vector", "scalar"]), "Gate of the mutual unit."),
     "score": (click.Choice(["ratio", "softmax"]), "How the mutual unit weighs the other scenarios."),
     "temperature": (click.FloatRange(min=0, min_open=True), "Temperature of --score softmax."),
@@ -140,7 +143,9 @@ def main() -> None:
 @click.option("--data", type=FILE, required=True, help="Table of labelled rows, CSV or Parquet.")
 @click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
 @click.option("--out", type=FILE, required=True, help="Run directory; made if missing.")
-@click.option("--model", default="saml", show_default=True, help="Architecture: saml or shared_bottom.")
+@click.option(
+    "--model", default="saml", show_default=True, help="Architecture: saml, star, hmoe, mmoe or shared_bottom."
+)
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data at most.")
 @click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows a step.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW.")

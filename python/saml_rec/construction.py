@@ -115,8 +115,9 @@ def backends_used(model: nn.Module, device: torch.device) -> dict[str, str]:
     used = {}
     for module in model.modules():
         if (operation := OPERATION_OF_LAYER.get(type(module))) is not None:
+            stop_gradient = getattr(module, "stop_gradient", True)
             try:
-                engine = choose_backend(str(module.backend), operation, like)
+                engine = choose_backend(str(module.backend), operation, like, stop_gradient=stop_gradient)
             except BackendUnavailable as error:
                 raise InputError(str(error)) from error
             used[operation] = engine.__name__.rpartition(".")[2]

@@ -89,6 +89,7 @@ def test_options_reach_the_model(train, tmp_path):
         score="softmax",
         temperature=0.5,
         activation="tanh",
+        stop_gradient="false",
         aux_loss_weight=0.5,
         backend="reference",
         lr=0.01,
@@ -117,10 +118,23 @@ def test_options_reach_the_model(train, tmp_path):
         "score": "softmax",
         "temperature": 0.5,
         "activation": "tanh",
+        "stop_gradient": False,
         "aux_loss_weight": 0.5,
         "dropout": 0.0,
         "backend": "reference",
     }
+
+
+def test_without_stop_gradient_the_reference_runs_and_metrics_say_so(train, tmp_path):
+    assert train(stop_gradient="false").exit_code == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["backend"]["multi_branch"] == "reference"
+
+
+def test_a_backend_that_cannot_train_without_stop_gradient_is_refused(train):
+    result = train(stop_gradient="false", backend="cpp")
+    assert result.exit_code == 2
+    assert "cpp" in result.output
 
 
 def defaults(command):

@@ -1,0 +1,89 @@
+"""What the documentation shows is what there is: options, defaults, commands, the schema."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import click
+import polars
+import pytest
+
+from saml_rec.cli import HYPERPARAMETERS, main
+from saml_rec.construction import hyperparameters
+from saml_rec.models import MODELS
+
+DOCS = Path(__file__).parents[2] / "docs"
+CLI = (DOCS / "cli.md").read_text(encoding="utf-8")
+COMPARE = (DOCS / "compare.md").read_text(encoding="utf-8")
+TRAIN = CLI.partition("## `train`")[2].partition("###")[0]
+DATA = (DOCS / "data.md").read_text(encoding="utf-8")
+TABLE_ROW = re.compile(r"^\| `(--[a-z-]+)[^`]*` \|(.*)\|$", re.MULTILINE)
+
+
+def commands(group=main):
+    for command in group.commands.values():
+        yield from commands(command) if isinstance(command, click.Group) else [command]
+
+
+def block(text, language):
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return found
+
+
+def test_every_option_is_documented_and_exists():
+    exist = {name for command in commands() for option in command.params for name in option.opts if name[:2] == "--"}
+    assert set(re.findall(r"--[a-z]+(?:-[a-z]+)*", CLI + COMPARE)) == exist | {"--help", "--version"}
+
+
+def test_documented_defaults():
+    defaults = {f"--{name.replace('_', '-')}": name for name in HYPERPARAMETERS}
+    train = {option.opts[0]: option for option in main.commands["train"].params}
+    rows = {
+        option: [cell.strip().strip("`") for cell in cells.split("|")] for option, cells in TABLE_ROW.findall(TRAIN)
+    }
+    assert rows.keys() == train.keys()
+    for option, cells in rows.items():
+        if option not in defaults:
+            given = train[option]
+            shown = "required" if given.required else "" if given.is_flag else str(given.default)
+            assert cells[0] == shown or float(cells[0]) == given.default, option
+            continue
+        for model, cell in zip(MODELS, cells, strict=False):
+            value = hyperparameters(model).get(defaults[option], "")
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            assert cell == {"None": "as hidden"}.get(shown, shown.removesuffix(".0")), (option, model)
+
+
+def test_the_schema_and_the_loop_of_data_md(tmp_path, monkeypatch, capsys):
+    rows = 40
+    frame = polars.DataFrame(
+        {
+            "label": [0, 1] * (rows // 2),
+            "country": ["de", "fr"] * (rows // 2),
+            "ts": range(rows),
+            "user_id": ["u1", "u2"] * (rows // 2),
+            "item_id": ["17", "4", "99", "5"] * (rows // 4),
+            "categories": ["shoes|sale", ""] * (rows // 2),
+            "price": [1.5, None] * (rows // 2),
+            "history": ["17|4|99", ""] * (rows // 2),
+        }
+    )
+    assert set(tomllib.loads(block(DATA, "toml"))["features"]) <= set(frame.columns)
+    (tmp_path / "schema.toml").write_text(block(DATA, "toml"), encoding="utf-8")
+    frame.write_csv(tmp_path / "clicks.csv")
+    monkeypatch.chdir(tmp_path)
+    exec(block(DATA, "python").replace("...", "print(batch['features']['item_id'].tolist())"), {})
+    # 32 training rows, every item eight times: ids from 2 on, equally frequent ones by value.
+    assert capsys.readouterr().out == f"{[2, 3, 5, 4] * 8}\n"
+
+
+@pytest.mark.slow
+def test_the_commands_of_cli_md(saml_rec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = re.findall(r"^    saml-rec (.*)$", CLI.partition("## Exit status")[0], re.MULTILINE)
+    assert [line.split()[0] for line in shown] == ["data", "train", "evaluate", "predict"]
+    for line in shown:
+        result = saml_rec(*shlex.split(line))
+        assert result.exit_code == 0, result.output
+    assert polars.read_csv("predictions.csv")["prediction"].is_between(0, 1).all()
