@@ -158,6 +158,8 @@ def test_tables_wider_than_a_phone_scroll_by_themselves_and_by_keyboard(browser,
         assert label
         assert scrolled == pytest.approx(hidden, abs=1)
     assert max(hidden for *_, hidden in tables) > 50
+    widest = "return Math.max(...[...document.querySelectorAll('tbody th')].map(c => c.getBoundingClientRect().width))"
+    assert browser.execute_script(widest) < 200  # the figures begin on the first screen
 
 
 def test_text_and_marks_are_legible_in_both_schemes(browser, page):
