@@ -47,7 +47,7 @@ RESULTS: Final = HERE / "results" / "synthetic_study.json"
 PAGE: Final = HERE.parent / "docs" / "synthetic.md"
 FIGURE: Final = HERE.parent / "docs" / "figures" / "synthetic_small_scenario.svg"
 SCENARIOS: Final = 6
-# Half of the rows are test rows: a scenario of half a percent is measured on 100 rows otherwise few.
+# Half of the rows are test rows: a scenario of half a percent is measured on few rows otherwise.
 SPLIT: Final = (0.4, 0.1, 0.5)
 SHARES: Final = (0.005, 0.02, 0.05)
 ABLATION_SHARE: Final = 0.02
@@ -235,7 +235,8 @@ def small_table(record: Record) -> str:
         [list(c["planted"]["bayes"]["scenarios"].values())[-1]["auc"] for c in cells_of(record, s)] for s in shares
     ]
     rows.append(["true probabilities", *map(mean_and_spread, bayes)])
-    return _markdown(["AUC of the smallest scenario", *(f"{share:.1%} of rows" for share in shares)], rows)
+    head = ["AUC of the smallest scenario", *(f"{share:.1%} of rows" for share in shares)]
+    return f"{_markdown(head, rows)}\n\n![AUC of the smallest scenario by its share](figures/{FIGURE.name})"
 
 
 def ablation_table(record: Record) -> str:
