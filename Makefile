@@ -16,8 +16,11 @@ demo: $(VENV)/built
 	$(BIN)/saml-rec compare --data $(DEMO)/data/ml-100k.csv --schema $(DEMO)/data/ml-100k-age.toml \
 	  --models saml,shared_bottom --seeds 2 --weight-decay 3 --reference-epoch --out $(DEMO)/compare
 
+# Triton decides at import whether it compiles or interprets, so its two kinds of tests need processes of their own.
 test: $(VENV)/built
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not interpreter and not aot"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m "interpreter and not slow" tests/triton
+	$(BIN)/python -m pytest -q -m "aot and not slow" tests/triton
 
 # Wheel and source distribution, the real data set, a whole run in a process that gets killed.
 test-slow: $(VENV)/built
@@ -50,7 +53,7 @@ $(VENV)/environment: constraints.txt pyproject.toml
 	touch $@
 
 $(VENV)/built: $(VENV)/environment $(SOURCES)
-	$(INSTALL) --no-build-isolation --editable ".[test,bench,lint]"
+	$(INSTALL) --no-build-isolation --editable ".[triton,test,bench,lint]"
 	touch $@
 
 clean:

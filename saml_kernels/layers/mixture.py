@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_kernels import checks, trunk
@@ -14,8 +15,9 @@ from saml_kernels.reference import ACTIVATIONS
 class ScoreMixture(nn.Module):
     """HMoE's label space: H_t(x) = W_t(x) S_t(x) + Σ_{j≠t} W_j(x) sg(S_j(x)).
 
-    Every scenario's network S_j scores every row, and one network's softmax W(x) over the scenarios weighs the scores.
-    A row trains the network of its own scenario, and W.
+    Every scenario's network predicts every row, S_j(x) = sigmoid(s_j(x)), and one network's softmax W(x) over the
+    scenarios weighs the predictions. A row trains the network of its own scenario, and W. What is mixed are
+    probabilities: a mixture of logits is unbounded, and under the stop-gradient the networks outbid each other.
 
     Args:
         num_scenarios: M.
@@ -50,13 +52,23 @@ class ScoreMixture(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
-        """x (B, in_dim), scenario (B,) → the mixed score H_t(x), (B,): a logit."""
-        return (torch.softmax(self.gate(x), dim=1) * self.scores(x, scenario)).sum(1)
+        """x (B, in_dim), scenario (B,) → the logit of H_t(x), log H_t − log(1 − H_t), (B,)."""
+        gate, logits = self.gate(x), self.logits(x, scenario)
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        weights, logits = F.log_softmax(gate.to(precise), dim=1), logits.to(precise)
+        # 1 − H_t = Σ W_j (1 − S_j), as the weights sum to 1.
+        liked = torch.logsumexp(weights + F.logsigmoid(logits), dim=1)
+        disliked = torch.logsumexp(weights + F.logsigmoid(-logits), dim=1)
+        # Near 1/2 the difference cancels; there 2 H_t − 1 = Σ W_j tanh(s_j / 2) =: T, and the logit is 2 artanh T.
+        tilt = (weights.exp() * torch.tanh(logits / 2)).sum(1)
+        near = tilt.abs() < 0.5
+        logit = torch.where(near, 2 * torch.atanh(torch.where(near, tilt, 0)), liked - disliked)
+        return logit.to(x.dtype)
 
-    def scores(self, x: Tensor, scenario: Tensor) -> Tensor:
-        """S_j(x) of all scenarios, (B, M); foreign ones are constants."""
+    def logits(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """s_j(x) of all scenarios, (B, M); foreign ones are constants."""
         networks = self.networks
-        scores = trunk.branch_scores(
+        logits = trunk.branch_scores(
             x,
             scenario,
             list(networks.weights),
@@ -66,7 +78,7 @@ class ScoreMixture(nn.Module):
             foreign_dtype=self.foreign_dtype,
             backend=networks.backend,
         )
-        return scores.squeeze(2)
+        return logits.squeeze(2)
 
     def extra_repr(self) -> str:
         return describe(self, "foreign_dtype")

@@ -173,8 +173,8 @@ def mixture_by_hand(layer, x, scenario):
             for index, (weight, bias) in enumerate(zip(layer.networks.weights, layer.networks.biases, strict=True)):
                 v = v @ weight[j] + bias[j]
                 v = v if index == len(layer.networks.weights) - 1 else v.relu()
-            total = total + weights[j] * (v if j == t else v.detach())
-        rows.append(total.squeeze())
+            total = total + weights[j] * torch.sigmoid(v if j == t else v.detach())
+        rows.append(torch.logit(total).squeeze())
     return torch.stack(rows)
 
 
@@ -201,13 +201,22 @@ def test_rows_train_their_own_network_and_the_gate(own):
     assert layer.gate.weight.grad.any()
 
 
+def test_mixture_of_extreme_predictions_stays_finite():
+    layer = ScoreMixture(M, D, (6,), dtype=torch.float64)
+    x, scenario = batch()
+    out = layer(1e4 * x, scenario)
+    out.sum().backward()
+    assert out.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
 def test_every_scenario_scores_every_row():
     layer = ScoreMixture(M, D, (6,), dtype=torch.float64)
     x, scenario = batch()
-    scores = layer.scores(x, scenario)
-    assert scores.shape == (B, M)
+    logits = layer.logits(x, scenario)
+    assert logits.shape == (B, M)
     for k in range(M):
-        assert_close({"S": scores[:, k]}, {"S": layer.networks(x, torch.full((B,), k)).squeeze(1)}, TOLERANCE)
+        assert_close({"s": logits[:, k]}, {"s": layer.networks(x, torch.full((B,), k)).squeeze(1)}, TOLERANCE)
 
 
 # --- MixtureOfExperts -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 import pickle
 
@@ -274,7 +275,7 @@ def test_state_dict_round_trip(name):
     model, other, batch = build(name), build(name, seed=1), make_batch()
     assert not torch.equal(other(batch).logit, model(batch).logit)
     state = through(torch.save, lambda file: torch.load(file, weights_only=True), model.state_dict())
-    assert set(state) == {parameter for parameter, _ in model.named_parameters()}
+    assert set(state) == {key for key, _ in (*model.named_parameters(), *model.named_buffers())}
     other.load_state_dict(state)
     assert torch.equal(other(batch).logit, model(batch).logit)
 
@@ -295,8 +296,13 @@ def test_other_types_agree_with_float64(name, dtype, tolerance):
     assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in model.parameters())
 
 
-@every_model
-@pytest.mark.parametrize("training", [True, False])
+# STAR normalises by a scenario's rows of the batch while it trains; in evaluation it must not.
+NEVER_ALONE = {("star", True)}
+
+
+@pytest.mark.parametrize(
+    ("name", "training"), [pair for pair in itertools.product(MODELS, (True, False)) if pair not in NEVER_ALONE]
+)
 def test_score_does_not_depend_on_the_rest_of_the_batch(name, training):
     model, batch = build(name).train(training), make_batch(size=11)
     together = model(batch)
@@ -310,7 +316,7 @@ def test_score_does_not_depend_on_the_rest_of_the_batch(name, training):
 
 @every_model
 def test_loss_is_the_mean_over_samples(name):
-    model, batch = build(name), make_batch()
+    model, batch = build(name).eval(), make_batch()
     alone = [model.loss(rows_of(batch, [n])).item() for n in range(B)]
     assert model.loss(batch).item() == pytest.approx(sum(alone) / B, rel=1e-12)
 
@@ -327,7 +333,11 @@ def test_scoring_needs_no_label(name):
 def test_seed_decides_the_start(name):
     first, again, other = (build(name, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[key], again[key]) for key in first)
-    assert not any(torch.equal(first[key], other[key]) for key in first)
+    # STAR's scenarios start alike, and its statistics are not drawn.
+    drawn = [
+        key for key in first if name != "star" or not key.startswith(("norm.", "network.weights", "network.biases"))
+    ]
+    assert not any(torch.equal(first[key], other[key]) for key in drawn)
 
 
 @every_model
@@ -336,7 +346,9 @@ def test_dropout_acts_in_training_only(name):
     assert not torch.equal(model(batch).logit, model(batch).logit)
     model.eval()
     assert torch.equal(model(batch).logit, model(batch).logit)
-    assert torch.equal(model(batch).logit, build(name)(batch).logit)
+    without = build(name).eval()
+    without.load_state_dict(model.state_dict())
+    assert torch.equal(model(batch).logit, without(batch).logit)
 
 
 @every_model
@@ -406,3 +418,61 @@ def test_one_scenario(name):
     assert model(batch).logit.isfinite().all()
     gates = {key for key, _ in model.named_parameters() if "gate" in key}
     assert all(p.grad.any() for key, p in model.named_parameters() if key not in gates)
+
+
+def test_star_is_its_parts():
+    model, batch = build("star"), make_batch(size=40)
+    model.train()(batch)  # moves the statistics away from their start
+    model.eval()
+    z = model.norm(model.features(batch)[0], batch["scenario"])
+    aux = model.aux_network(torch.cat([model.scenario_embedding(batch["scenario"]), z], 1))
+    expected = (model.network(z, batch["scenario"]) + aux).squeeze(1)
+    torch.testing.assert_close(model(batch).logit, expected)
+    # No activation on the logit: it follows its bias to either side.
+    for sign in (-1, 1):
+        with torch.no_grad():
+            model.aux_network[-1].bias.fill_(sign * 5.0)
+        assert (model(batch).logit.sign() == sign).all()
+
+
+def test_hmoe_is_its_parts():
+    model, batch = build("hmoe"), make_batch()
+    x = model.bottom(model.features(batch)[0])
+    predictions = torch.sigmoid(model.mixture.logits(x, batch["scenario"]))
+    weights = torch.softmax(model.mixture.gate(x), 1)
+    torch.testing.assert_close(model(batch).logit, torch.logit((weights * predictions).sum(1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "own_parameters"),
+    [
+        ("star", ("network.weights", "network.biases", "norm.weight", "norm.bias", "scenario_embedding")),
+        ("hmoe", ("mixture.networks",)),
+        ("mmoe", ("towers", "bottom.gate")),
+    ],
+)
+@every_scenario
+def test_scenario_parameters_are_registered_and_trained_by_their_own_rows(name, own_parameters, own):
+    model = build(name)
+    batch = make_batch(size=12, scenario=torch.full((12,), own))
+    model.loss(batch).backward()
+    scenario_parameters = {key: p for key, p in model.named_parameters() if key.startswith(own_parameters)}
+    assert len(scenario_parameters) >= len(own_parameters)
+    for key, parameter in scenario_parameters.items():
+        trained = parameter.grad.flatten(1).any(1) if parameter.grad.dim() > 1 else parameter.grad != 0
+        assert trained.tolist() == [k == own for k in range(M)], key
+    shared = {key: p for key, p in model.named_parameters() if key not in scenario_parameters}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in shared.values())
+
+
+def test_parameter_counts():
+    """Shared and scenario networks of STAR, M + 1 in all; HMoE and MMoE differ by their gates."""
+    count = {name: sum(p.numel() for p in build(name).parameters()) for name in MODELS}
+    star = build("star")
+    one = sum(p.numel() for p in (*star.network.shared_weights, *star.network.shared_biases))
+    assert sum(p.numel() for p in star.network.parameters()) == (M + 1) * one
+    hmoe, mmoe = build("hmoe"), build("mmoe")
+    gates = sum(p.numel() for p in mmoe.bottom.gate.parameters()) - sum(
+        p.numel() for p in hmoe.bottom.gate.parameters()
+    )
+    assert count["mmoe"] - count["hmoe"] == gates - sum(p.numel() for p in hmoe.mixture.gate.parameters())

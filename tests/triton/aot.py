@@ -1,5 +1,7 @@
 """The Triton kernels compiled ahead of time for GPUs that need not be there: what ptxas says of each.
 
+    python tests/triton/aot.py        writes the table of docs/gpu-kernels.md
+
 Which kernels, with which constants, is recorded from the launches of real calls, so that no list can go stale.
 """
 
@@ -87,7 +89,7 @@ def _recording(into: dict[Recorded, None]) -> Iterator[None]:
         assert list(values) == names or set(values) == set(names)
         for index, name in enumerate(names):
             value = values[name]
-            if kernel.params[index].is_constexpr or (value == 1 and type(value) is int and name not in free):
+            if kernel.params[index].is_constexpr or (type(value) is int and value == 1 and name not in free):
                 signature.append((name, "constexpr"))
                 constants.append((name, value))
                 continue
@@ -205,3 +207,45 @@ def compile_for(launch: Recorded, chip: Chip) -> Report:
         compiled.metadata.shared,
         re.search(chip.tensor_core, assembly) is not None,
     )
+
+
+def kind(launch: Recorded) -> str:
+    """What sets launches of one kernel apart besides widths."""
+    own, gate, grouped = (launch.constant(name) for name in ("OWN", "GATE", "GROUPED"))
+    parts = [launch.name.removesuffix("_kernel")]
+    parts += [] if own is None else ["own branches" if own else "all branches"]
+    parts += ["accumulating"] if launch.constant("ACCUMULATE") else []
+    parts += ["rounding"] if launch.constant("ROUND") else []
+    parts += [] if grouped is None else ["by scenario" if grouped else "all rows"]
+    parts += [] if gate is None else [f"d = {launch.constant('D')}"]
+    return ", ".join(parts)
+
+
+def representatives(dtype: torch.dtype) -> dict[str, Recorded]:
+    """The first launch of every kind."""
+    chosen: dict[str, Recorded] = {}
+    for launch in recorded(dtype):
+        chosen.setdefault(kind(launch), launch)
+    return chosen
+
+
+def table() -> str:
+    """Registers and shared memory of every kind on every chip, in Markdown."""
+    lines = [
+        "| kernel | type | " + " | ".join(CHIPS) + " |",
+        "| --- | --- |" + " --- |" * len(CHIPS),
+    ]
+    for dtype in (torch.bfloat16, torch.float32):
+        for name, launch in representatives(dtype).items():
+            reports = [compile_for(launch, chip) for chip in CHIPS.values()]
+            cells = [f"{r.registers} / {r.shared_memory / 1024:.0f}{' ●' if r.tensor_core else ''}" for r in reports]
+            lines.append(f"| {name} | {TYPES[dtype]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "gpu-kernels.md"
+BETWEEN = re.compile(r"(?<=<!-- compiled -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(BETWEEN.sub(lambda _: table() + "\n", PAGE.read_text(encoding="utf-8")), encoding="utf-8")

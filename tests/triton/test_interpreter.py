@@ -31,7 +31,7 @@ CASES = [
     Case(M=4, B=23, hidden_dims=(5, 6, 4), aux_dims=(4, 3, 2), mutual_layers=(1, 3), score="softmax"),
     Case(M=7, B=30, hidden_dims=(17, 16), aux_dims=(3, 2), mutual_layers=()),
     Case(M=20, B=9, hidden_dims=(6, 4), aux_dims=(5, 3), mutual_layers=(1, 2)),
-    Case(M=64, B=70, hidden_dims=(6, 4), aux_dims=(5, 3), gate="scalar"),
+    Case(M=64, B=20, hidden_dims=(6, 4), aux_dims=(5, 3), gate="scalar"),
     Case(M=2, B=100, hidden_dims=(6, 4), aux_dims=(5, 3), mutual_layers=(1,)),
 ]
 CASES = [

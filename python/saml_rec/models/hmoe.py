@@ -1,7 +1,7 @@
 """HMoE: experts under a gate, and a mixture of all scenarios' scores in label space (CIKM 2020).
 
 x       = Σ_k G_k E_k        experts on the global features
-H_t(x)  = W_t(x) S_t(x) + Σ_{j≠t} W_j(x) sg(S_j(x))
+H_t(x)  = W_t(x) S_t(x) + Σ_{j≠t} W_j(x) sg(S_j(x)),   S_j = sigmoid of scenario j's network
 loss    = BCE(H_t, y)
 """
 
@@ -19,7 +19,7 @@ from saml_rec.schema import Schema
 
 
 class HMoEOutput(NamedTuple):
-    """H_t, (B,)."""
+    """Logit of H_t, (B,)."""
 
     logit: Tensor
 

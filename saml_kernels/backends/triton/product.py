@@ -47,7 +47,8 @@ def product_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """A tile of C. Element (row, k) of A1 stands at a + row·a_row + branch·a_branch + k, of A2 at a + ``second`` + row·second_row + k.
+    """A tile of C. Element (row, k) of A1 stands at a + row·a_row + branch·a_branch + k, of A2 at
+    a + ``second`` + row·second_row + k.
 
     OWN: tiles of one scenario, which is the branch. Otherwise tiles of any rows, for every branch.
     """
