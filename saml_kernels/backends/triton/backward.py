@@ -279,7 +279,8 @@ def trunk_backward(
         layer, weight = layers[index], branch_weights[index]
         if layer.streams is not None and layer.gate is not None:
             unit = list(mutual_layers).index(index)
-            d_value, d_gate = torch.empty_like(layer.own), torch.empty_like(layer.gate)
+            d_value = torch.empty_like(layer.own, dtype=torch.float32)
+            d_gate = torch.empty_like(layer.gate)
             mutual.own_row_backward(
                 layer.streams, layer.gate, scores[unit], offsets, score, temperature, d_own, d_value, d_gate
             )
@@ -309,7 +310,8 @@ def trunk_backward(
         second = None if layer.aux is None else Factor.shared(layer.aux)
         add("branch", weight_gradient(own_input, second, dz, weight, branch_biases[index], offsets, grouped=True))
 
-        d_in = dz.new_empty(rows, weight.shape[1])
+        # Sums of gradients stay in float32; only a product's factors are rounded.
+        d_in = dz.new_empty(rows, weight.shape[1], dtype=torch.float32)
         product(Factor.shared(dz), None, weight, None, d_in, offsets, IDENTITY.value, own=True, transposed=True)
         d_own = d_in[:, : own_input.width]
         if layer.aux is None:
@@ -327,7 +329,7 @@ def trunk_backward(
             ),
         )
         if index > 0 or need_global:
-            d_aux = dz.new_empty(rows, aux_weight.shape[0])
+            d_aux = dz.new_empty(rows, aux_weight.shape[0], dtype=torch.float32)
             product(
                 Factor.shared(dz_aux),
                 None,
@@ -342,14 +344,14 @@ def trunk_backward(
 
     local = x_local.new_empty(0)
     if need_local and x_local.dim() == 2:
-        local = unsorted(d_own, permutation)
+        local = unsorted(d_own, permutation).to(x_local.dtype)
     elif need_local:
         local = torch.zeros_like(x_local)
         row = torch.arange(rows, device=x_local.device)
-        local[permutation, torch.searchsorted(offsets[1:], row, right=True)] = d_own
+        local[permutation, torch.searchsorted(offsets[1:], row, right=True)] = d_own.to(x_local.dtype)
     glob = x_global.new_empty(0)
     if need_global:
-        glob = unsorted(d_aux, permutation) if auxiliary else torch.zeros_like(x_global)
+        glob = unsorted(d_aux, permutation).to(x_global.dtype) if auxiliary else torch.zeros_like(x_global)
     return local, glob, *gradients.values()
 
 
@@ -368,7 +370,7 @@ def mutual_backward(
     bfloat16: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the operator mutual_backward of csrc/ops.cpp: three launches."""
-    d_own, d_gate = torch.empty_like(own), torch.empty_like(gate)
+    d_own, d_gate = torch.empty_like(own, dtype=torch.float32), torch.empty_like(gate)
     d_mutual = gradient.index_select(0, permutation)
     mutual.own_row_backward(streams, gate, scores, offsets, score, temperature, d_mutual, d_own, d_gate)
     product(
@@ -386,5 +388,5 @@ def mutual_backward(
     weight, bias = weight_gradient(Factor.shared(own), None, d_gate, gate_weight, gate_bias, offsets, grouped=True)
     d_streams = torch.zeros_like(streams)
     row = torch.arange(len(permutation), device=streams.device)
-    d_streams[permutation, torch.searchsorted(offsets[1:], row, right=True)] = d_own
+    d_streams[permutation, torch.searchsorted(offsets[1:], row, right=True)] = d_own.to(streams.dtype)
     return d_streams, weight, bias
