@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,6 +137,7 @@ SUITES: Final = {
 @click.option("--budget", type=click.FloatRange(0, min_open=True), help="Seconds of rounds for each cell and pass")
 @click.option("--compiled/--no-compiled", default=True, show_default=True, help="Contenders under torch.compile")
 @click.option("--memory/--no-memory", "with_memory", default=True, show_default=True, help="Measure peak memory")
+@click.option("--again", is_flag=True, help="Only cells of an earlier run during which others took processor time")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def main(
     suite: str,
@@ -145,6 +146,7 @@ def main(
     budget: float | None,
     compiled: bool,
     with_memory: bool,
+    again: bool,
     seed: int,
 ) -> None:
     out = HERE / "results" / f"trunk_{suite}.json" if out is None else out
@@ -173,7 +175,11 @@ def main(
         "protocol": asdict(protocol) | {"keep_peers": chosen.keep_peers},
         "cells": [],
     }
+    earlier = _quiet_cells(out, record) if again else {}
     for index, cell in enumerate(chosen.cells, start=1):
+        if (key := json.dumps(asdict(cell))) in earlier:
+            record["cells"].append(earlier[key])
+            continue
         click.echo(f"[{index}/{len(chosen.cells)}] {_describe(cell)}", err=True)
         record["cells"].append(
             run_cell(cell, contenders, protocol, seed, chosen.keep_peers, with_memory and cell in chosen.memory_cells)
@@ -182,6 +188,23 @@ def main(
     record["complete"] = True
     _write(out, record)
     click.echo(f"wrote {out}", err=True)
+
+
+def _quiet_cells(path: Path, record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By cell, those of an earlier run of the same suite on the same machine that need not be measured again."""
+    if not path.exists():
+        raise click.BadParameter(f"there is no earlier run {path}", param_hint="--again")
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    for what in ("suite", "machine", "versions", "threads", "seed"):
+        # As it would be read back: JSON has lists only.
+        if earlier[what] != json.loads(json.dumps(record[what])):
+            raise click.BadParameter(f"{what} of {path} differs: {earlier[what]}", param_hint="--again")
+    names = [field.name for field in fields(Cell)]
+    return {
+        json.dumps({name: cell[name] for name in names}): cell
+        for cell in earlier["cells"]
+        if all((timed["others"] or 0) <= QUIET_SHARE for timed in cell["passes"].values())
+    }
 
 
 def run_cell(

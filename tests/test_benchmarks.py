@@ -21,6 +21,7 @@ pytest.importorskip("matplotlib", reason="the extra saml-kernels[bench] is not i
 import contenders
 import figures
 import memory
+import models
 import timing
 import trunk
 import workload
@@ -385,6 +386,33 @@ def test_run_writes_what_the_tables_read(tmp_path: Path, monkeypatch: pytest.Mon
     assert figures.headline_table(record).count("\n") == 2 + 1 + len(cell.contenders)
 
 
+def test_only_disturbed_cells_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [Cell(8, 2, 4, 4, (4,)), Cell(16, 2, 4, 4, (4,))]
+    suite = trunk.Suite("two cells", tuple(cells), (contenders.REFERENCE,), budget=0.01)
+    monkeypatch.setitem(trunk.SUITES, "quick", suite)
+    out = tmp_path / "trunk_quick.json"
+    arguments = ["--suite", "quick", "--out", str(out), "--no-memory"]
+    refused = CliRunner().invoke(trunk.main, [*arguments, "--again"])
+    assert refused.exit_code == 2
+    assert "there is no earlier run" in refused.output
+
+    assert CliRunner().invoke(trunk.main, arguments, catch_exceptions=False).exit_code == 0
+    record = json.loads(out.read_text())
+    for cell, share in zip(record["cells"], (0.0, 0.5), strict=True):
+        for timed in cell["passes"].values():
+            timed["others"] = share
+            timed["seconds"] = {}
+    out.write_text(json.dumps(record))
+    assert CliRunner().invoke(trunk.main, [*arguments, "--again"], catch_exceptions=False).exit_code == 0
+    quiet, disturbed = json.loads(out.read_text())["cells"]
+    assert quiet == record["cells"][0]
+    assert disturbed["passes"]["forward"]["seconds"]["reference"]
+
+    other = CliRunner().invoke(trunk.main, [*arguments, "--again", "--seed", "1"])
+    assert other.exit_code == 2
+    assert "seed of" in other.output
+
+
 def test_out_must_lie_in_an_existing_directory(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(trunk.main, ["--out", str(tmp_path / "none" / "x.json")])
     assert outcome.exit_code == 2
@@ -399,3 +427,27 @@ def test_what_does_not_fit_in_memory_is_left_out(monkeypatch: pytest.MonkeyPatch
     assert reason is not None
     assert reason.startswith("left out: may need 0.1 GiB")
     assert trunk._too_large(EAGER_PEERS[0], TINY) is None
+
+
+def test_layers_against_plain_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every formulation is within the gate's bound, and the table has a line a layer, M and pass."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(models, "WIDTHS", (9, 1))
+    monkeypatch.setattr(models, "IN_DIM", 5)
+    out = tmp_path / "models.json"
+    arguments = ["--rows", "70", "--budget", "0.001", "--out", str(out)]
+    assert CliRunner().invoke(models.main, arguments, catch_exceptions=False).exit_code == 0
+    record = json.loads(out.read_text())
+    for cells in record["layers"].values():
+        for cell in cells:
+            assert set(cell["errors"]) == {"grouped", "grouped, compiled", "all_towers", "cpp"}
+            assert all(error <= models.BOUND for error in cell["errors"].values())
+    assert models.table(record).count("| forward |") == models.table(record).count("| step |") == 2 * len(models.KINDS)
+
+
+def test_layers_page_shows_the_results() -> None:
+    page = models.PAGE.read_text(encoding="utf-8")
+    if not models.RESULTS.exists():
+        assert "<!-- models -->\n<!-- end -->" in page
+        return
+    assert models.render(json.loads(models.RESULTS.read_text(encoding="utf-8")), page) == page
