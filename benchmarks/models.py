@@ -132,7 +132,7 @@ def measure(kind: Kind, rows: int, scenarios: int, protocol: Protocol) -> dict[s
         out = function(x)
         results = [out, *torch.autograd.grad(out, leaves, cotangent)]
         errors[name] = max(
-            float((result.double() - expected).norm() / expected.norm())
+            float((result.detach().double() - expected.detach()).norm() / expected.detach().norm())
             for result, expected in zip(results, reference, strict=True)
         )
     passed = {name: function for name, function in functions.items() if errors[name] <= BOUND}

@@ -13,7 +13,8 @@ def device_reason(device_type: str | None) -> str | None:
     if device_type == "cpu" or (device_type is None and not torch.cuda.is_available()):
         if INTERPRETED:
             return None
-        return "CPU tensors need Triton's interpreter (TRITON_INTERPRET=1)" if device_type else "there is no GPU"
+        need = "tensors on cpu need Triton's interpreter (TRITON_INTERPRET=1)"
+        return need if torch.cuda.is_available() else f"there is no GPU; {need}"
     if device_type in (None, "cuda"):
         return "TRITON_INTERPRET is set: the interpreter takes CPU tensors" if INTERPRETED else None
     return f"there is no Triton kernel for {device_type}"
