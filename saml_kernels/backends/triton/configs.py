@@ -31,7 +31,7 @@ class RowConfig(NamedTuple):
 
 
 # By bytes of an element.
-PRODUCTS = {2: ProductConfig(64, 128, 64, 4, 3), 4: ProductConfig(64, 64, 32, 4, 3)}
+PRODUCTS = {2: ProductConfig(64, 128, 64, 8, 3), 4: ProductConfig(64, 64, 32, 4, 3)}
 WEIGHT_GRADIENTS = {2: ProductConfig(64, 128, 64, 4, 3), 4: ProductConfig(64, 64, 32, 4, 3)}
 MUTUAL = RowConfig(4096, 128, 4)
 ELEMENTWISE = RowConfig(1024, 1024, 4)
