@@ -80,6 +80,7 @@ def test_cuda_graph(case):
         return out.own, *torch.autograd.grad((out.own, out.aux), leaves, cotangents)
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             step()
