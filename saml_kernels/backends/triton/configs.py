@@ -1,9 +1,8 @@
 """Tile sizes, warps and stages, by kernel and element size: data, so that no call ever tunes.
 
-The batch size is no key; only the number of parts of a weight gradient (1 to 16) follows from it and is compiled in. Not
-yet measured on a GPU: chosen so that every
-configuration compiles for sm_80, sm_90, sm_100 and gfx942 without spills and within their shared memory
-(docs/gpu-kernels.md).
+The batch size is no key; only the number of parts of a weight gradient (1 to 16) follows from it and is compiled in.
+Not yet measured on a GPU: chosen so that every configuration compiles for sm_80, sm_90, sm_100 and gfx942 without
+spills and within their shared memory (docs/gpu-kernels.md).
 """
 
 from typing import NamedTuple
