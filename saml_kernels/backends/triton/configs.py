@@ -34,6 +34,8 @@ class RowConfig(NamedTuple):
 PRODUCTS = {2: ProductConfig(64, 128, 64, 8, 3), 4: ProductConfig(64, 64, 32, 4, 3)}
 WEIGHT_GRADIENTS = {2: ProductConfig(64, 128, 64, 4, 3), 4: ProductConfig(64, 64, 32, 4, 3)}
 MUTUAL = RowConfig(4096, 128, 4)
+# The table holds (M, M) cosines in registers: by M padded, columns of d at a time and warps. More columns spill.
+TABLES = {16: (64, 4), 32: (16, 8), 64: (16, 8)}
 ELEMENTWISE = RowConfig(1024, 1024, 4)
 # Small tiles reach every edge with small tensors.
 INTERPRETED_PRODUCT = ProductConfig(16, 32, 16, 4, 1)

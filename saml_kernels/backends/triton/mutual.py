@@ -285,8 +285,10 @@ def table(
     """streams (B, M, d), gates (B, M, d) or (B, M, 1), mutual (B, d) → mixed (B, M, d)."""
     options = _row_options(streams)
     del options["ROWS"]
-    # The matrix unit's least side.
-    options |= {"M_PADDED": padded(streams.shape[1], 16), "COLUMNS": max(16, min(64, options["COLUMNS"]))}
+    # The matrix unit's least side is 16.
+    branches = padded(streams.shape[1], 16)
+    columns, warps = configs.TABLES[branches]
+    options |= {"M_PADDED": branches, "COLUMNS": max(16, min(columns, options["COLUMNS"])), "num_warps": warps}
     launch(
         table_kernel,
         (streams.shape[0],),
