@@ -137,8 +137,15 @@ class Product:
 
 
 def products(dtypes: set[torch.dtype]) -> list[Product]:
-    """Those that this torch has."""
-    libraries = ["torch.mm"]
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        libraries.append("oneDNN")
-    return [Product(library, dtype) for dtype in sorted(dtypes, key=short) for library in libraries]
+    """Those that this torch has on this processor: oneDNN multiplies bfloat16 from AVX-512 on only."""
+    found = []
+    for dtype in sorted(dtypes, key=short):
+        found.append(Product("torch.mm", dtype))
+        if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            one = torch.ones(1, 1, dtype=dtype)
+            try:
+                torch.ops.mkldnn._linear_pointwise(one, one, None, "none", [], "")
+            except RuntimeError:
+                continue
+            found.append(Product("oneDNN", dtype))
+    return found
