@@ -17,6 +17,10 @@ void check_group_by_scenario(const at::Tensor& scenario, int64_t num_scenarios) 
   TORCH_CHECK_VALUE(num_scenarios >= 1, "num_scenarios must be at least 1, got ", num_scenarios);
 }
 
+void check_num_counters(int64_t num_counters) {
+  TORCH_CHECK_VALUE(num_counters >= 0, "num_counters must not be negative, got ", num_counters);
+}
+
 namespace {
 
 TrunkInputs trunk_inputs(const at::Tensor& x_local, const at::Tensor& x_global, const at::Tensor& permutation,
@@ -102,6 +106,9 @@ ThreeTensors mutual_backward(const at::Tensor& gradient, const at::Tensor& score
 TORCH_LIBRARY(saml_kernels, library) {
   library.def(
       "group_by_scenario(Tensor scenario, int num_scenarios) -> (Tensor permutation, Tensor inverse, Tensor offsets)");
+  library.def(
+      "group_by_scenario_and_clear(Tensor scenario, int num_scenarios, int num_counters) -> "
+      "(Tensor permutation, Tensor inverse, Tensor offsets, Tensor counters)");
 #define SAML_TRUNK_INPUTS                                                                                            \
   "Tensor x_local, Tensor x_global, Tensor permutation, Tensor offsets, Tensor[] branch_weights, "                   \
   "Tensor[] branch_biases, Tensor[] aux_weights, Tensor[] aux_biases, Tensor[] gate_weights, Tensor[] gate_biases, " \
@@ -123,6 +130,7 @@ TORCH_LIBRARY(saml_kernels, library) {
 
 TORCH_LIBRARY_IMPL(saml_kernels, CPU, library) {
   library.impl("group_by_scenario", &saml_kernels::group_by_scenario_cpu);
+  library.impl("group_by_scenario_and_clear", &saml_kernels::group_by_scenario_and_clear_cpu);
   library.impl("trunk_forward", &saml_kernels::trunk_forward);
   library.impl("trunk_backward", &saml_kernels::trunk_backward);
   library.impl("mutual_forward", &saml_kernels::mutual_forward);

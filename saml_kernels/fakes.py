@@ -15,6 +15,14 @@ def _group_by_scenario(scenario: Tensor, num_scenarios: int) -> tuple[Tensor, Te
     return rows, torch.empty_like(rows), scenario.new_empty((num_scenarios + 1,), dtype=torch.int64)
 
 
+@torch.library.register_fake("saml_kernels::group_by_scenario_and_clear")
+def _group_by_scenario_and_clear(
+    scenario: Tensor, num_scenarios: int, num_counters: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    counters = scenario.new_empty((num_counters,), dtype=torch.int32)
+    return (*_group_by_scenario(scenario, num_scenarios), counters)
+
+
 @torch.library.register_fake("saml_kernels::trunk_forward")
 def _trunk_forward(
     x_local: Tensor,

@@ -6,6 +6,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <vector>
@@ -95,6 +96,13 @@ Grouping group_by_scenario_cpu(const at::Tensor& scenario, int64_t num_scenarios
                    offsets.data_ptr<int64_t>());
   });
   return {permutation, inverse, offsets};
+}
+
+GroupingAndCounters group_by_scenario_and_clear_cpu(const at::Tensor& scenario, int64_t num_scenarios,
+                                                    int64_t num_counters) {
+  check_num_counters(num_counters);
+  return std::tuple_cat(group_by_scenario_cpu(scenario, num_scenarios),
+                        std::make_tuple(at::zeros({num_counters}, scenario.options().dtype(at::kInt))));
 }
 
 }  // namespace saml_kernels

@@ -1,5 +1,6 @@
 // Stable counting sort by scenario in one launch of one block: every warp owns a run of consecutive rows, counts its
 // scenarios, and after one prefix sum over (scenario, warp) places its rows. No atomics: the order is the stable one.
+// The same launch clears counters for the kernel that reads the grouping next.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Functions.h>
@@ -37,11 +38,12 @@ __device__ int load_id(const id_t* ids, int64_t stride, int row, int end, int nu
   return static_cast<int>(id);
 }
 
+// One block an SM is all there will be: with less than that said, ptxas saves registers and spills.
 template <typename id_t>
-__global__ void __launch_bounds__(kMaxWarps* kWarpSize)
+__global__ void __launch_bounds__(kMaxWarps* kWarpSize, 1)
     group_by_scenario_kernel(const id_t* __restrict__ ids, int64_t stride, int rows, int num_scenarios,
                              int64_t* __restrict__ permutation, int64_t* __restrict__ inverse,
-                             int64_t* __restrict__ offsets) {
+                             int64_t* __restrict__ offsets, int* __restrict__ counters, int64_t num_counters) {
   // [warp][scenario]: first counts, then the position of the warp's next row of that scenario. Last row: totals.
   extern __shared__ int cursor[];
   const int num_warps = blockDim.x / kWarpSize;
@@ -50,6 +52,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize)
   int* totals = cursor + num_warps * num_scenarios;
   int* own = cursor + warp * num_scenarios;
 
+  for (int64_t i = threadIdx.x; i < num_counters; i += blockDim.x) {
+    counters[i] = 0;
+  }
   for (int i = threadIdx.x; i < num_warps * num_scenarios; i += blockDim.x) {
     cursor[i] = 0;
   }
@@ -125,26 +130,36 @@ Grouping group_by_sort(const at::Tensor& scenario, int64_t num_scenarios) {
   return {permutation, inverse, at::searchsorted(ids, at::arange(num_scenarios + 1, ids.options()))};
 }
 
-Grouping group_by_scenario_cuda(const at::Tensor& scenario, int64_t num_scenarios) {
+GroupingAndCounters group_by_scenario_and_clear_cuda(const at::Tensor& scenario, int64_t num_scenarios,
+                                                     int64_t num_counters) {
   check_group_by_scenario(scenario, num_scenarios);
+  check_num_counters(num_counters);
   const c10::cuda::CUDAGuard guard(scenario.device());
   const int64_t rows = scenario.size(0);
   const int64_t ints = kSharedBytes / static_cast<int64_t>(sizeof(int));
   const int64_t warps = std::min<int64_t>(kMaxWarps, ints / num_scenarios - 1);
   if (rows > kMaxRows || warps < 1) {
-    return group_by_sort(scenario, num_scenarios);
+    return std::tuple_cat(group_by_sort(scenario, num_scenarios),
+                          std::make_tuple(at::zeros({num_counters}, scenario.options().dtype(at::kInt))));
   }
   const auto options = scenario.options().dtype(at::kLong);
   at::Tensor permutation = at::empty({rows}, options);
   at::Tensor inverse = at::empty({rows}, options);
   at::Tensor offsets = at::empty({num_scenarios + 1}, options);
+  at::Tensor counters = at::empty({num_counters}, options.dtype(at::kInt));
   const int64_t shared_bytes = (warps + 1) * num_scenarios * static_cast<int64_t>(sizeof(int));
   AT_DISPATCH_INDEX_TYPES(scenario.scalar_type(), "group_by_scenario", [&] {
     group_by_scenario_kernel<index_t><<<1, warps * kWarpSize, shared_bytes, c10::cuda::getCurrentCUDAStream()>>>(
         scenario.const_data_ptr<index_t>(), scenario.stride(0), static_cast<int>(rows), static_cast<int>(num_scenarios),
-        permutation.data_ptr<int64_t>(), inverse.data_ptr<int64_t>(), offsets.data_ptr<int64_t>());
+        permutation.data_ptr<int64_t>(), inverse.data_ptr<int64_t>(), offsets.data_ptr<int64_t>(),
+        counters.data_ptr<int>(), num_counters);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
+  return {permutation, inverse, offsets, counters};
+}
+
+Grouping group_by_scenario_cuda(const at::Tensor& scenario, int64_t num_scenarios) {
+  auto [permutation, inverse, offsets, _] = group_by_scenario_and_clear_cuda(scenario, num_scenarios, 0);
   return {permutation, inverse, offsets};
 }
 
@@ -153,4 +168,5 @@ Grouping group_by_scenario_cuda(const at::Tensor& scenario, int64_t num_scenario
 
 TORCH_LIBRARY_IMPL(saml_kernels, CUDA, library) {
   library.impl("group_by_scenario", &saml_kernels::group_by_scenario_cuda);
+  library.impl("group_by_scenario_and_clear", &saml_kernels::group_by_scenario_and_clear_cuda);
 }

@@ -21,3 +21,14 @@ def test_agrees_with_a_stable_sort(rows, scenarios, dtype):
     grouping = group_by_scenario(ids.cuda(), scenarios, backend="cpp")
     for out, ref in zip(grouping, expected, strict=True):
         torch.testing.assert_close(out.cpu(), ref, rtol=0, atol=0)
+
+
+# One launch, and beyond 131072 rows the device-wide sort. More counters than a block has threads, and none.
+@pytest.mark.parametrize("counters", [0, 1, 5000])
+@pytest.mark.parametrize("rows", [0, 1000, 131073])
+def test_clears_counters(rows, counters):
+    ids = torch.randint(0, 8, (rows,))
+    *grouping, cleared = torch.ops.saml_kernels.group_by_scenario_and_clear(ids.cuda(), 8, counters)
+    for out, ref in zip(grouping, group_by_scenario(ids, 8, backend="reference"), strict=True):
+        torch.testing.assert_close(out.cpu(), ref, rtol=0, atol=0)
+    assert torch.equal(cleared.cpu(), torch.zeros(counters, dtype=torch.int32))

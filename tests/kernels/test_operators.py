@@ -14,7 +14,14 @@ pytestmark = [
     pytest.mark.skipif(extension.EXTENSION_MISSING is not None, reason=str(extension.EXTENSION_MISSING)),
 ]
 
-NAMES = ("group_by_scenario", "trunk_forward", "trunk_backward", "mutual_forward", "mutual_backward")
+NAMES = (
+    "group_by_scenario",
+    "group_by_scenario_and_clear",
+    "trunk_forward",
+    "trunk_backward",
+    "mutual_forward",
+    "mutual_backward",
+)
 # Not test_autograd_registration nor test_aot_dispatch_*: the operators have no autograd formula, the
 # autograd.Functions of saml_kernels.backends.cpp call them outside the graph.
 UTILITIES = ("test_schema", "test_faketensor")
@@ -68,6 +75,27 @@ def without_auxiliary(case, arguments):
 @pytest.mark.parametrize("B", [0, 1, 9])
 def test_group_by_scenario(B, dtype):
     opcheck("group_by_scenario", torch.arange(B, dtype=dtype) % 3, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize(("B", "counters"), [(0, 0), (1, 5), (9, 1)])
+def test_group_by_scenario_and_clear(B, counters, dtype, poisoned_empty):
+    scenario = torch.arange(B, dtype=dtype) % 3
+    opcheck("group_by_scenario_and_clear", scenario, 3, counters)
+    *grouping, cleared = operator("group_by_scenario_and_clear")(scenario, 3, counters)
+    expected = operator("group_by_scenario")(scenario, 3)
+    assert all(torch.equal(a, b) for a, b in zip(grouping, expected, strict=True))
+    assert torch.equal(cleared, torch.zeros(counters, dtype=torch.int32))
+
+
+def test_bad_arguments_of_group_by_scenario_and_clear():
+    clear = operator("group_by_scenario_and_clear")
+    with pytest.raises(ValueError, match="num_counters must not be negative, got -1"):
+        clear(torch.tensor([0]), 3, -1)
+    with pytest.raises(ValueError, match="row 1 holds 3"):
+        clear(torch.tensor([0, 3]), 3, 1)
+    with pytest.raises(TypeError, match="scenario must be int32 or int64"):
+        clear(torch.tensor([0.0]), 3, 1)
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
