@@ -86,8 +86,10 @@ def extension_arguments() -> dict[str, Any]:
     # one that torch has loaded already, under the same name.
     openmp = ["-fopenmp"] if sys.platform == "linux" and torch.backends.openmp.is_available() else []
     compile_flags += openmp
+    cuda_flags = ["-std=c++20", "-O3", "-lineinfo", *(f"-isystem={path}" for path in cpp_extension.include_paths())]
     if switch("SAML_KERNELS_WERROR"):
         compile_flags.append("-Werror")
+        cuda_flags += ["-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"]
 
     if omitted is None:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
@@ -96,7 +98,7 @@ def extension_arguments() -> dict[str, Any]:
             EXTENSION,
             sources("*.cpp", "cpu/*.cpp", "cuda/*.cu"),
             define_macros=macros,
-            extra_compile_args={"cxx": compile_flags, "nvcc": ["-std=c++20", "-O3", "-lineinfo"]},
+            extra_compile_args={"cxx": compile_flags, "nvcc": cuda_flags},
             extra_link_args=openmp,
         )
     else:

@@ -3,8 +3,10 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -13,6 +15,7 @@ from types import ModuleType
 
 import pytest
 import setuptools
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.parent
 
@@ -126,6 +129,31 @@ def test_without_torch_the_build_says_what_to_do(tmp_path):
     built = run(sys.executable, "setup.py", "-q", "build_ext", PYTHONPATH=str(tmp_path))
     assert built.returncode != 0
     assert "pip install --no-build-isolation" in built.stderr
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.parametrize(
+    "architecture", ["90", pytest.param("80", marks=pytest.mark.slow), pytest.param("100", marks=pytest.mark.slow)]
+)
+def test_cuda_sources_compile_without_a_gpu(tmp_path, architecture):
+    """To machine code, with warnings as errors; nothing spills. torch's CPU build has the headers all the same."""
+    headers = [f"-isystem={path}" for path in (*cpp_extension.include_paths(), sysconfig.get_path("include"))]
+    if not any(Path(path, "c10/cuda/CUDAGuard.h").exists() for path in cpp_extension.include_paths()):
+        pytest.skip("this torch has no headers for CUDA")
+    # All but this one, which the CUDA build of torch generates.
+    generated = tmp_path / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
+    generated.parent.mkdir(parents=True)
+    generated.write_text("#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        compiled = run(
+            *("nvcc", "-std=c++20", "-O3", "-cubin", "-Xptxas=-v", "-Werror=all-warnings"),
+            *("-Xcompiler=-Wall,-Wextra,-Werror", f"-gencode=arch=compute_{architecture},code=sm_{architecture}"),
+            *(*headers, f"-isystem={tmp_path}", str(source), "-o", str(tmp_path / "kernels.cubin")),
+        )
+        assert compiled.returncode == 0, compiled.stderr
+        spills = re.findall(r"(\d+) bytes spill", compiled.stderr)
+        assert spills
+        assert set(spills) == {"0"}
 
 
 @pytest.mark.slow
