@@ -72,7 +72,8 @@ def fuse(model: nn.Module, names: Iterable[str] | None = None, backend: str = "a
         The names of the lists that were replaced.
 
     Raises:
-        ValueError: a name that is no nn.ModuleList of the model; no list that can be replaced; towers that cannot.
+        ValueError: a name that is no nn.ModuleList of the model; no list that can be replaced; towers that cannot, or
+            whose parameters the model also uses elsewhere.
         TypeError: named towers that the kernels cannot compute.
     """
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
@@ -83,6 +84,7 @@ def fuse(model: nn.Module, names: Iterable[str] | None = None, backend: str = "a
                 raise ValueError(
                     f"names must be of nn.ModuleList in the model ({', '.join(lists) or 'none'}), got {name!r}"
                 )
+            _require_unshared(model, name)
             replacements[name] = FusedTowers(GroupedMLP.from_towers(lists[name], backend))
     else:
         reasons = []
@@ -90,6 +92,7 @@ def fuse(model: nn.Module, names: Iterable[str] | None = None, backend: str = "a
             try:
                 if len(towers) < 2:
                     raise ValueError("fewer than two towers")
+                _require_unshared(model, name)
                 replacements[name] = FusedTowers(GroupedMLP.from_towers(towers, backend))
             except (TypeError, ValueError) as error:
                 reasons.append(f"{name}: {error}")
@@ -100,10 +103,21 @@ def fuse(model: nn.Module, names: Iterable[str] | None = None, backend: str = "a
     for name, replacement in replacements.items():
         parent, _, child = name.rpartition(".")
         replacement.train(lists[name].training)
-        for parameter in replacement.parameters():
-            parameter.requires_grad_(all(p.requires_grad for p in lists[name].parameters()))
         setattr(model.get_submodule(parent), child, replacement)
     return tuple(replacements)
+
+
+def _require_unshared(model: nn.Module, name: str) -> None:
+    """ValueError if a parameter of the list ``name`` is also one of the model by another name."""
+    inside: set[int] = set()
+    outside: dict[int, str] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        if path.startswith(f"{name}.") or not name:
+            inside.add(id(parameter))
+        else:
+            outside[id(parameter)] = path
+    if shared := [outside[key] for key in inside if key in outside]:
+        raise ValueError(f"its parameters are also {', '.join(sorted(shared))}: copies of them would part")
 
 
 class DomainIndicatorAdapter(nn.Module):

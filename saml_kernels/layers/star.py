@@ -151,34 +151,46 @@ class PartitionedNorm(nn.Module):
     def forward(self, z: Tensor, scenario: Tensor) -> Tensor:
         """z (B, dim), scenario (B,) → (B, dim). TypeError, ValueError for anything else and ids out of range."""
         checks.check_scenario(scenario)
+        if torch.is_autocast_enabled(z.device.type):
+            # What a product before this layer gave is in the autocast type then.
+            z = z.to(self.weight.dtype)
         checks.check_same_kind({"z": z, "weight": self.weight}, scenario)
         checks.check_shape("z", z, ("B", self.dim))
         checks.check_shape("scenario", scenario, (z.shape[0],), f" as z has B = {z.shape[0]} rows")
-        if scenario.device.type == "cpu" and bool(((scenario < 0) | (scenario >= self.num_scenarios)).any()):
+        # Compiled code checks an index itself, and a branch on data would break its graph.
+        checked = scenario.device.type == "cpu" and not torch.compiler.is_compiling()
+        if checked and bool(((scenario < 0) | (scenario >= self.num_scenarios)).any()):
             raise ValueError(f"scenario ids must lie in [0, {self.num_scenarios}), got {scenario.tolist()}")
         t = scenario.long()
-        mean, variance = self.running_mean, self.running_var
+        # As nn.BatchNorm1d: in bfloat16 a count stops at 256.
+        wide = z.to(torch.promote_types(z.dtype, torch.float32))
+        mean, variance = self.running_mean.to(wide.dtype), self.running_var.to(wide.dtype)
         if self.training:
-            mean, variance = self._batch_statistics(z, t)
-        normalised = (z - mean[t]) * torch.rsqrt(variance[t] + self.eps)
+            mean, variance = self._batch_statistics(wide, t, mean, variance)
+        normalised = (wide - mean[t]) * torch.rsqrt(variance[t] + self.eps)
         scale = self.weight * self.shared_weight if self.combine == "product" else self.weight + self.shared_weight
-        return normalised * scale[t] + (self.bias + self.shared_bias)[t]
+        return (normalised * scale[t] + (self.bias + self.shared_bias)[t]).to(z.dtype)
 
-    def _batch_statistics(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _batch_statistics(
+        self, z: Tensor, t: Tensor, moving_mean: Tensor, moving_variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(M, dim) each, the moving ones where a scenario has fewer than two rows; updates the moving ones."""
         count = torch.zeros(self.num_scenarios, device=z.device, dtype=z.dtype)
         count = count.index_add(0, t, torch.ones_like(t, dtype=z.dtype)).unsqueeze(1)
         known = count >= 2
         rows = count.clamp(min=1)
-        nothing = torch.zeros_like(self.running_mean)
+        nothing = torch.zeros_like(moving_mean)
         mean = nothing.index_add(0, t, z) / rows
         # Around the mean, as E z² − μ² cancels.
         variance = nothing.index_add(0, t, (z - mean[t]).square()) / rows
         with torch.no_grad():
             unbiased = variance * rows / (rows - 1).clamp(min=1)
-            for moving, value in ((self.running_mean, mean), (self.running_var, unbiased)):
-                moving.copy_(torch.where(known, torch.lerp(moving, value, self.momentum), moving))
-        return torch.where(known, mean, self.running_mean), torch.where(known, variance, self.running_var)
+            for kept, moving, value in (
+                (self.running_mean, moving_mean, mean),
+                (self.running_var, moving_variance, unbiased),
+            ):
+                kept.copy_(torch.where(known, torch.lerp(moving, value, self.momentum), moving))
+        return torch.where(known, mean, moving_mean), torch.where(known, variance, moving_variance)
 
     def extra_repr(self) -> str:
         return describe(self, "num_scenarios dim eps momentum combine")

@@ -1,6 +1,6 @@
 """Towers written as nn.Sequential, read for what they compute."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,12 +32,14 @@ class Tower:
 
 def activation_name(module: nn.Module) -> str | None:
     """The activation that ``module`` computes; None if it is none that the kernels know."""
-    if isinstance(module, nn.LeakyReLU):
-        return "leaky_relu" if module.negative_slope == 0.01 else None
-    if isinstance(module, nn.GELU):
-        return "gelu" if module.approximate == "tanh" else None
-    kinds = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Tanh: "tanh", nn.Identity: "identity"}
-    return kinds.get(type(module))
+    kinds = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.GELU: "gelu", nn.SiLU: "silu", nn.Tanh: "tanh"}
+    # Exactly these classes: a subclass may compute something else.
+    kind = kinds.get(type(module))
+    if isinstance(module, nn.LeakyReLU) and module.negative_slope != 0.01:
+        return None
+    if isinstance(module, nn.GELU) and module.approximate != "tanh":
+        return None
+    return kind
 
 
 def read_tower(tower: nn.Module, name: str) -> Tower:
@@ -45,29 +47,30 @@ def read_tower(tower: nn.Module, name: str) -> Tower:
 
     Raises:
         TypeError: not an nn.Sequential, or a module in it that the kernels cannot compute.
-        ValueError: no linear layer, one without bias, dropout, or activations that differ.
+        ValueError: no linear layer, one without bias, dropout, hooks, or activations that differ.
     """
-    if isinstance(tower, nn.Linear):
-        tower = nn.Sequential(tower)
-    if not isinstance(tower, nn.Sequential):
+    if type(tower) not in (nn.Linear, nn.Sequential):
         raise TypeError(f"{name} must be an nn.Sequential of nn.Linear and activations, got {type(tower).__name__}")
     linears: list[nn.Linear] = []
     activations: list[str] = []
-    for place, module in enumerate(tower):
-        if isinstance(module, nn.Linear):
+    for place, module in _steps(tower, name):
+        # torch's parametrizations and LoRA make subclasses of nn.Linear, whose weight is not what trains.
+        if isinstance(module, nn.Linear) and type(module) is nn.Linear:
             if module.bias is None:
-                raise ValueError(f"{name}[{place}] must have a bias: with bias=False a bias that trains would be added")
+                raise ValueError(f"{place} must have a bias: with bias=False a bias that trains would be added")
             linears.append(module)
             activations.append("identity")
-        elif isinstance(module, nn.Dropout):
+        elif type(module) is nn.Dropout:
             if module.p > 0:
-                raise ValueError(f"{name}[{place}] is dropout with p = {module.p}: only p = 0 is the same function")
+                raise ValueError(f"{place} is dropout with p = {module.p}: only p = 0 is the same function")
+        elif type(module) is nn.Identity:
+            continue
         elif (kind := activation_name(module)) is not None:
             if not linears or activations[-1] != "identity":
-                raise ValueError(f"{name}[{place}] must follow an nn.Linear, it is the activation {kind}")
+                raise ValueError(f"{place} must follow an nn.Linear, it is the activation {kind}")
             activations[-1] = kind
         else:
-            raise TypeError(f"{name}[{place}] must be an nn.Linear or a known activation, got {module}")
+            raise TypeError(f"{place} must be an nn.Linear or a known activation, got {module}")
     if not linears:
         raise ValueError(f"{name} must hold at least one nn.Linear")
     if len(set(activations[:-1])) > 1:
@@ -75,8 +78,24 @@ def read_tower(tower: nn.Module, name: str) -> Tower:
     return Tower(tuple(linears), activations[0], activations[-1])
 
 
+def _steps(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """What a tower runs one after the other, sequences in sequences opened, with their places."""
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        raise ValueError(f"{name} must have no hooks: nothing would call them")
+    if type(module) is not nn.Sequential:
+        yield name, module
+        return
+    for place, step in enumerate(module):
+        yield from _steps(step, f"{name}[{place}]")
+
+
 def check_alike(towers: Sequence[Tower]) -> Tower:
-    """The first one. Raises ValueError unless there is one, and all have its widths, activations, dtype and device."""
+    """The first one.
+
+    Raises:
+        ValueError: no tower; widths, activations, dtype, device or frozen parameters that differ between towers; a
+            parameter that two places share.
+    """
     if not towers:
         raise ValueError("towers must hold at least one tower, got none")
     first = towers[0]
@@ -89,4 +108,16 @@ def check_alike(towers: Sequence[Tower]) -> Tower:
                 )
         if len({(p.dtype, p.device) for p in (first.linears[0].weight, *(x.weight for x in tower.linears))}) > 1:
             raise ValueError(f"towers must share one dtype and device, but towers[{k}] has another one")
+        for index, (linear, like) in enumerate(zip(tower.linears, first.linears, strict=True)):
+            if _trained(linear) != _trained(like):
+                raise ValueError(
+                    f"towers must be frozen alike, but linear layer {index} of towers[{k}] is not as in towers[0]"
+                )
+    parameters = [id(p) for tower in towers for linear in tower.linears for p in (linear.weight, linear.bias)]
+    if len(set(parameters)) < len(parameters):
+        raise ValueError("towers must not share parameters: copies of them would part")
     return first
+
+
+def _trained(linear: nn.Linear) -> tuple[bool, bool]:
+    return linear.weight.requires_grad, linear.bias.requires_grad

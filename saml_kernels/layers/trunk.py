@@ -224,7 +224,7 @@ class GroupedMLP(nn.Module):
 
         Args:
             towers: nn.Sequential of nn.Linear and activations, all alike: an activation after every layer but
-                perhaps the last, the same one everywhere; dropout only with p = 0.
+                perhaps the last, the same one everywhere; dropout only with p = 0. What is frozen in all stays frozen.
             backend: as of the class.
 
         Raises:
@@ -248,6 +248,8 @@ class GroupedMLP(nn.Module):
                 for k, stack in enumerate(stacks):
                     weights[k].copy_(stack.linears[index].weight.t())
                     biases[k].copy_(stack.linears[index].bias)
+                weights.requires_grad_(first.linears[index].weight.requires_grad)
+                biases.requires_grad_(first.linears[index].bias.requires_grad)
         return layer
 
     def to_towers(self) -> nn.ModuleList:

@@ -1,9 +1,12 @@
 """STAR's and HMoE's layers, mixtures of experts: formulas, who trains what, batches of mixed scenarios."""
 
+import copy
+
 import pytest
 import torch
 from problems import assert_close
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import saml_kernels
 from saml_kernels.layers import STARMLP, MixtureOfExperts, PartitionedNorm, ScoreMixture
@@ -152,6 +155,44 @@ def test_an_empty_batch_changes_nothing():
     before = layer.running_var.clone()
     assert layer(torch.empty(0, D), torch.empty(0, dtype=torch.int64)).shape == (0, D)
     assert torch.equal(layer.running_var, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_of_low_precision_are_taken_in_float32(dtype):
+    """In bfloat16 a count of rows stops at 256."""
+    z, scenario = batch(rows=3000)
+    z, exact = (3 + z).to(dtype), PartitionedNorm(M, D)
+    layer = PartitionedNorm(M, D, dtype=dtype)
+    out, expected = layer(z, scenario), exact(z.float(), scenario)
+    assert out.dtype == layer.running_var.dtype == dtype
+    bound = {"out": expected, "mean": exact.running_mean, "var": exact.running_var}
+    found = {"out": out.float(), "mean": layer.running_mean.float(), "var": layer.running_var.float()}
+    assert_close(found, bound, torch.finfo(dtype).eps)
+
+
+def test_layers_run_under_autocast():
+    x, scenario = batch()
+    x = x.float()
+    layers = {
+        "norm": PartitionedNorm(M, D),
+        "star": STARMLP(M, D, (4, 1)),
+        "mixture": ScoreMixture(M, D, (4,)),
+        "experts": MixtureOfExperts(2, D, (4,), M),
+    }
+    for name, layer in layers.items():
+        expected = layer.eval()(x, scenario).detach()
+        with torch.autocast("cpu", torch.bfloat16):
+            # As a product before the layer would leave it.
+            out = layer(x.bfloat16(), scenario)
+        assert_close({name: out.float()}, {name: expected}, 0.03)
+
+
+def test_partitioned_norm_compiles_into_one_graph():
+    layer, (z, scenario) = PartitionedNorm(M, D, dtype=torch.float64), batch()
+    other = copy.deepcopy(layer)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert_close({"out": compiled(z, scenario)}, {"out": other(z, scenario)}, TOLERANCE)
+    assert_close({"var": layer.running_var}, {"var": other.running_var}, TOLERANCE)
 
 
 def test_gradient_of_the_batch_statistics():
@@ -304,6 +345,32 @@ def test_from_towers_and_back(activation, last):
         assert_close({"out": again[k](x)}, {"out": listed[k](x)}, TOLERANCE)
 
 
+def test_sequences_in_sequences_identities_and_one_activation_object():
+    def tower():
+        act = nn.Tanh()
+        first = nn.Sequential(nn.Linear(D, 4), act, nn.Identity())
+        return nn.Sequential(first, nn.Sequential(nn.Linear(4, 3), act), nn.Linear(3, 1)).double()
+
+    listed = [tower() for _ in range(M)]
+    fused = saml_kernels.layers.GroupedMLP.from_towers(listed)
+    assert (fused.hidden_dims, fused.activation, fused.output_activation) == ((4, 3, 1), "tanh", "identity")
+    x, scenario = batch()
+    ref = torch.stack([listed[t](row) for row, t in zip(x, scenario.tolist(), strict=True)])
+    assert_close({"out": fused(x, scenario)}, {"out": ref}, TOLERANCE)
+
+
+class SquaredLinear(nn.Linear):
+    """A linear layer by class, and something else by what it computes."""
+
+    def forward(self, x):
+        return super().forward(x).square()
+
+
+def hooked(module):
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
 @pytest.mark.parametrize(
     ("listed", "error", "told"),
     [
@@ -322,6 +389,13 @@ def test_from_towers_and_back(activation, last):
         ),
         ([nn.Linear(2, 2), nn.Linear(2, 3)], ValueError, r"towers\[0\] has widths \(2, 2\) and towers\[1\] \(2, 3\)"),
         ([nn.Linear(2, 2), nn.Linear(2, 2).double()], ValueError, "must share one dtype and device"),
+        ([nn.Linear(2, 2)] * 2, ValueError, "must not share parameters"),
+        ([nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False)], ValueError, r"linear layer 0 of towers\[1\] is not"),
+        ([SquaredLinear(2, 2)], TypeError, r"towers\[0\] must be an nn\.Sequential"),
+        ([nn.Sequential(SquaredLinear(2, 2))], TypeError, "must be an nn.Linear or a known activation"),
+        ([nn.Sequential(weight_norm(nn.Linear(2, 2)))], TypeError, "must be an nn.Linear or a known activation"),
+        ([hooked(nn.Linear(2, 2))], ValueError, r"towers\[0\] must have no hooks"),
+        ([nn.Sequential(hooked(nn.Sequential(nn.Linear(2, 2))))], ValueError, r"towers\[0\]\[0\] must have no hooks"),
     ],
 )
 def test_towers_that_are_refused(listed, error, told):
@@ -389,6 +463,39 @@ def test_fuse_keeps_frozen_parameters_frozen():
     saml_kernels.fuse(model)
     assert not any(p.requires_grad for p in model.towers.parameters())
     assert all(p.requires_grad for p in model.heads.parameters())
+
+
+def test_fuse_keeps_a_frozen_layer_frozen():
+    model = SomebodysModel()
+    for tower in model.towers:
+        tower[0].requires_grad_(False)
+    saml_kernels.fuse(model)
+    assert [p.requires_grad for p in model.towers.fused.weights] == [False, True]
+    assert [p.requires_grad for p in model.towers.fused.biases] == [False, True]
+
+
+def test_fuse_leaves_towers_that_the_model_uses_elsewhere():
+    model = SomebodysModel()
+    model.first_tower = model.towers[0]
+    assert saml_kernels.fuse(model) == ("heads",)
+    with pytest.raises(ValueError, match=r"its parameters are also first_tower\.0\.bias, first_tower\.0\.weight"):
+        saml_kernels.fuse(model, ["towers"])
+
+
+def test_a_fused_model_trains_copies_and_loads():
+    model = SomebodysModel()
+    saml_kernels.fuse(model)
+    x, scenario = batch()
+    inputs = {"x": x, "domain_indicator": scenario[:, None]}
+    other = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    before = model(inputs).square().sum()
+    before.backward()
+    optimizer.step()
+    assert model(inputs).square().sum() < before
+    assert torch.equal(other(inputs).square().sum(), before)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(inputs), model(inputs))
 
 
 @pytest.mark.parametrize(
