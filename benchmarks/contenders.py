@@ -1,9 +1,9 @@
 """Who takes part: the peers, eager and compiled, and the backends of saml_kernels.multi_branch, by precision."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class Contender:
     dtype: torch.dtype = torch.float32
     """Of inputs, parameters and results."""
     foreign_dtype: torch.dtype | None = None
+    form: str = "auto"
+    """Of the Triton forward: "single", "staged" or "auto"."""
 
     @property
     def is_peer(self) -> bool:
@@ -37,16 +39,19 @@ class Contender:
         parts = [self.implementation]
         parts += [short(self.dtype)] if self.dtype != torch.float32 else []
         parts += [f"foreign {short(self.foreign_dtype)}"] if self.foreign_dtype else []
+        parts += [self.form] if self.form != "auto" else []
         parts += ["compiled"] if self.compiled else []
         return ", ".join(parts)
 
-    def function(self) -> Trunk:
-        """The implementation as peers.Trunk; compiling happens at its first calls."""
+    def function(self, *, dynamic: bool = False) -> Trunk:
+        """The implementation as peers.Trunk; compiling happens at its first calls, for any shapes if ``dynamic``."""
         if self.is_peer:
             function = PEERS[self.implementation].function
         else:
-            function = partial(_multi_branch, backend=self.implementation, foreign_dtype=self.foreign_dtype)
-        return torch.compile(function, dynamic=False) if self.compiled else function
+            options: dict[str, Any] = {"backend": self.implementation, "foreign_dtype": self.foreign_dtype}
+            options |= {"form": self.form} if self.form != "auto" else {}
+            function = partial(_multi_branch, **options)
+        return torch.compile(function, dynamic=dynamic) if self.compiled else function
 
     def bytes_needed(self, cell: Cell) -> int:
         """A rough upper bound of a training step's memory, to leave out what would exhaust it."""
@@ -59,18 +64,14 @@ def _multi_branch(
     x_global: Tensor,
     scenario: Tensor,
     params: TrunkParams,
-    *,
-    backend: str,
-    foreign_dtype: torch.dtype | None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    output = saml_kernels.multi_branch(
-        x_local, x_global, scenario, params, backend=backend, foreign_dtype=foreign_dtype
-    )
+    output = saml_kernels.multi_branch(x_local, x_global, scenario, params, **options)
     return output.own, output.aux
 
 
-EAGER_PEERS: Final = tuple(Contender(name) for name in PEERS)
-COMPILED_PEERS: Final = tuple(Contender(name, compiled=True) for name in PEERS)
+EAGER_PEERS: Final = tuple(Contender(name) for name, peer in PEERS.items() if "cpu" in peer.devices)
+COMPILED_PEERS: Final = tuple(replace(peer, compiled=True) for peer in EAGER_PEERS)
 LOW_PRECISION_PEERS: Final = tuple(
     Contender("grouped", compiled=compiled, dtype=torch.bfloat16) for compiled in (False, True)
 )

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 Call = Callable[[], object]
+Sample = Callable[[Call, int], float]
+"""Seconds a call, over a number of calls."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,13 @@ def once(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def interleave(calls: Mapping[str, Call], protocol: Protocol) -> dict[str, list[float]]:
-    """Seconds a call, one entry a round, of every contender. Contenders are warm: each has run before."""
-    repeats = {name: max(1, math.ceil(protocol.min_sample / once(call))) for name, call in calls.items()}
+def interleave(calls: Mapping[str, Call], protocol: Protocol, measure: Sample | None = None) -> dict[str, list[float]]:
+    """Seconds a call, one entry a round, of every contender. Contenders are warm: each has run before.
+
+    ``measure`` is :func:`sample`, by the wall clock, unless another clock is given.
+    """
+    measure = sample if measure is None else measure
+    repeats = {name: max(1, math.ceil(protocol.min_sample / measure(call, 1))) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     gc.collect()
@@ -61,7 +67,7 @@ def interleave(calls: Mapping[str, Call], protocol: Protocol) -> dict[str, list[
         start = time.perf_counter()
         for index in range(protocol.max_rounds):
             for name in order(names, index):
-                seconds[name].append(sample(calls[name], repeats[name]))
+                seconds[name].append(measure(calls[name], repeats[name]))
             if index + 1 >= protocol.min_rounds and time.perf_counter() - start > protocol.budget:
                 break
     finally:

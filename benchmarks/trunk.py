@@ -12,7 +12,6 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ import click
 import torch
 
 import memory
+import records
 import timing
 import workload
 from contenders import (
@@ -167,7 +167,7 @@ def main(
         "complete": False,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": records.commit(),
         "machine": doctor.machine(),
         "versions": _versions(),
         "threads": torch.get_num_threads(),
@@ -184,9 +184,9 @@ def main(
         record["cells"].append(
             run_cell(cell, contenders, protocol, seed, chosen.keep_peers, with_memory and cell in chosen.memory_cells)
         )
-        _write(out, record)
+        records.write(out, record)
     record["complete"] = True
-    _write(out, record)
+    records.write(out, record)
     click.echo(f"wrote {out}", err=True)
 
 
@@ -327,29 +327,6 @@ def _versions() -> dict[str, str]:
     build = torch.__config__.show().splitlines()
     libraries = [line.strip(" -") for line in build if "Math Kernel Library" in line or "MKL-DNN" in line]
     return {"torch": torch.__version__, "numpy": importlib.metadata.version("numpy"), "libraries": "; ".join(libraries)}
-
-
-def _commit() -> str | None:
-    """The checked-out commit, with "+changes" where tracked files differ from it; None outside a git checkout."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _write(out: Path, record: dict[str, Any]) -> None:
-    """Whole or not at all: an interrupted run leaves the cells that were finished."""
-    with tempfile.NamedTemporaryFile("w", dir=out.parent, suffix=".json", delete=False, encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(out)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,16 @@ class Problem:
             (self.cotangents[0].to(dtype), self.cotangents[1].to(dtype)),
         )
 
+    def on(self, device: str) -> "Problem":
+        """The same values on another device; nothing is copied where they are there already."""
+        return Problem(
+            self.x_local.to(device),
+            self.x_global.to(device),
+            self.scenario.to(device),
+            _map(lambda tensor: tensor.to(device), self.params),
+            (self.cotangents[0].to(device), self.cotangents[1].to(device)),
+        )
+
     def rows(self, index: Tensor | slice) -> "Problem":
         """The batch's rows ``index``, over the same parameters."""
         return replace(
@@ -84,8 +94,8 @@ class Problem:
         )
 
 
-def make(cell: Cell, seed: int = 0, *, avoid_kinks: bool = True) -> Problem:
-    """Random inputs of unit variance and weights that keep it, float32.
+def make(cell: Cell, seed: int = 0, *, avoid_kinks: bool = True, device: str = "cpu") -> Problem:
+    """Random inputs of unit variance and weights that keep it, float32; the same numbers on every device.
 
     The gradient of relu jumps at 0: a row with an input of it within rounding distance of 0 would tell two correct
     computations apart by whole entries of its gradient. ``avoid_kinks`` makes such rows copies of other rows; where no
@@ -122,15 +132,16 @@ def make(cell: Cell, seed: int = 0, *, avoid_kinks: bool = True) -> Problem:
         params,
         (normal(cell.B, cell.hidden_dims[-1]), normal(cell.B, cell.hidden_dims[-1])),
     )
+    problem = problem.on(device)
     if not avoid_kinks:
         return problem
-    index = torch.arange(cell.B)
+    index = torch.arange(cell.B, device=device)
     margins = [relu_margin(problem, foreign_dtype) for foreign_dtype in FOREIGN_DTYPES]
     near_kink = torch.stack(margins).amin(0) < KINK_MARGIN
     safe = index[~near_kink]
     if len(safe) == 0:
         raise ValueError(f"every row of seed {seed} has a ReLU input within {KINK_MARGIN} of 0; take another seed")
-    index[near_kink] = safe[torch.arange(cell.B - len(safe)) % len(safe)]
+    index[near_kink] = safe[torch.arange(cell.B - len(safe), device=device) % len(safe)]
     return problem.rows(index)
 
 
@@ -144,7 +155,8 @@ def relu_margin(problem: Problem, foreign_dtype: torch.dtype | None = None) -> T
         return tensor if foreign_dtype is None else tensor.to(foreign_dtype).double()
 
     params = _map(Tensor.double, problem.params)
-    margin = torch.full(problem.scenario.shape, torch.inf, dtype=torch.float64)
+    device = problem.scenario.device
+    margin = torch.full(problem.scenario.shape, torch.inf, dtype=torch.float64, device=device)
     for k in range(params.branch_weights[0].shape[0]):
         for rows in (problem.scenario == k).nonzero().squeeze(1).split(REFERENCE_ROWS):
             aux, own = problem.x_global[rows].double(), problem.x_local[rows].double()
@@ -160,7 +172,7 @@ def relu_margin(problem: Problem, foreign_dtype: torch.dtype | None = None) -> T
                 if gate_weight is not None and gate_bias is not None:
                     streams = (rounded(inputs) @ rounded(weight) + bias[:, None]).relu()  # (M, n, d)
                     cosine = (own * streams).sum(2) / (clamped_norm(own) * clamped_norm(streams))
-                    alpha = ratio_weights(cosine.t(), torch.arange(len(weight)) == k)
+                    alpha = ratio_weights(cosine.t(), torch.arange(len(weight), device=device) == k)
                     mix = torch.einsum("nj,jnd->nd", alpha, streams)
                     own = own + torch.sigmoid(own @ gate_weight[k] + gate_bias[k]) * mix
     return margin

@@ -28,12 +28,13 @@ import workload
 from contenders import CPP_LOW_PRECISION, EAGER_PEERS, LOW_PRECISION_PEERS, REFERENCE, Contender
 from gate import Gate, evaluate, relative_errors
 from peers import PEERS
+from peers.permutation import _TakeRows
 from workload import Cell
 
 ROOT = Path(__file__).parents[1]
 TINY = Cell(B=37, M=3, local_dim=5, global_dim=6, hidden_dims=(7, 4))
 # The peer whose products are oneDNN's has no float64.
-FLOAT64_PEERS = [name for name in PEERS if name != "grouped_onednn"]
+FLOAT64_PEERS = [name for name in PEERS if name not in ("grouped_onednn", "grouped_mm")]
 
 
 @pytest.mark.parametrize("name", FLOAT64_PEERS)
@@ -52,6 +53,25 @@ def test_peers_compute_the_reference_in_float64(name: str, cell: Cell) -> None:
     problem = workload.make(cell)
     errors = relative_errors(evaluate(PEERS[name].function, problem.to(torch.float64)), workload.reference(problem))
     assert max(errors.values()) < 1e-12, errors
+
+
+# torch._grouped_mm has no float64, and widths are multiples of 16 bytes. The second cell has scenarios without a row.
+@pytest.mark.parametrize(
+    "cell", [Cell(37, 3, 8, 4, (12, 4)), Cell(3, 8, 4, 4, (8, 4)), Cell(40, 4, 4, 8, (8, 12, 4), "zipf")], ids=str
+)
+def test_grouped_mm_computes_the_reference(cell: Cell) -> None:
+    contender = Contender("grouped_mm")
+    verdict = Gate(workload.make(cell)).judge(contender, contender.function())
+    assert verdict.failure is None
+
+
+def test_rows_taken_both_ways_have_the_gradient_of_indexing() -> None:
+    x, permutation = torch.randn(9, 4, requires_grad=True), torch.randperm(9)
+    weights = torch.randn(9, 4)
+    taken = _TakeRows.apply(x, permutation, permutation.argsort())
+    assert torch.equal(taken, x[permutation])
+    ((gradient,), (expected,)) = (torch.autograd.grad((y * weights).sum(), x) for y in (taken, x[permutation]))
+    assert torch.equal(gradient, expected)
 
 
 @pytest.mark.parametrize("contender", [*EAGER_PEERS, REFERENCE], ids=lambda contender: contender.name)

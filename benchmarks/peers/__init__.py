@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from peers import all_towers, grouped, loop_gather
+from peers import all_towers, grouped, grouped_mm, loop_gather
 from saml_kernels import TrunkParams
 
 Trunk: TypeAlias = Callable[[Tensor, Tensor, Tensor, TrunkParams], tuple[Tensor, Tensor]]
@@ -25,6 +25,10 @@ class Peer(NamedTuple):
     summary: str
     stream_copies: int
     """About how many (B, M, d_1) tensors a training step holds at its peak, to refuse what does not fit in memory."""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    """Where it takes part in benchmarks."""
+    waits: str | None = None
+    """What it waits for the device for, which rules out a CUDA graph; None: nothing."""
 
 
 PEERS: Final = {
@@ -39,10 +43,18 @@ PEERS: Final = {
         "rows grouped by scenario; layer 1 of all branches as one product, then the own branch alone, forward and "
         "backward",
         3,
+        waits="the number of rows of each scenario",
+    ),
+    "grouped_mm": Peer(
+        grouped_mm.trunk,
+        "grouped, with torch._grouped_mm, which reads the groups on the device, for the products by scenario",
+        3,
+        devices=("cuda",),
     ),
     "grouped_onednn": Peer(
         partial(grouped.trunk, products=grouped.ONEDNN),
         "grouped, with every product through oneDNN (a private operator of torch) in place of MKL",
         3,
+        devices=("cpu",),
     ),
 }

@@ -10,8 +10,8 @@ from saml_kernels import TrunkParams
 def trunk(x_local: Tensor, x_global: Tensor, scenario: Tensor, params: TrunkParams) -> tuple[Tensor, Tensor]:
     """own (B, d_L), aux (B, a_L); see the package."""
     M = params.branch_weights[0].shape[0]
-    rows = torch.arange(scenario.shape[0])
-    is_own = (scenario == torch.arange(M)[:, None])[:, :, None]  # (M, B, 1)
+    rows = torch.arange(scenario.shape[0], device=scenario.device)
+    is_own = (scenario == torch.arange(M, device=scenario.device)[:, None])[:, :, None]  # (M, B, 1)
 
     aux = x_global
     streams = x_local.expand(M, -1, -1)  # (M, B, width)
@@ -31,6 +31,6 @@ def _mutual_unit(streams: Tensor, gate_weight: Tensor, gate_bias: Tensor) -> Ten
     """M_i (M, B, d) of all branches from V_i (M, B, d)."""
     norm = clamped_norm(streams)
     cosine = torch.einsum("ibd,jbd->bij", streams, streams) / (norm.t()[:, :, None] * norm.t()[:, None, :])
-    alpha = ratio_weights(cosine, torch.eye(streams.shape[0], dtype=torch.bool))
+    alpha = ratio_weights(cosine, torch.eye(streams.shape[0], dtype=torch.bool, device=streams.device))
     gate = torch.sigmoid(torch.baddbmm(gate_bias[:, None], streams, gate_weight))
     return streams + gate * torch.einsum("bij,jbd->ibd", alpha, streams)

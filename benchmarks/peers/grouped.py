@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from peers.permutation import take_rows
 from peers.scoring import clamped_norm, ratio_weights
 from saml_kernels import TrunkParams
 
@@ -57,9 +58,11 @@ def trunk(
     M = params.branch_weights[0].shape[0]
     t, permutation = torch.sort(scenario.long(), stable=True)
     sizes = torch.bincount(t, minlength=M).tolist()
-    rows = torch.arange(t.shape[0])
+    rows = torch.arange(t.shape[0], device=t.device)
+    inverse = torch.empty_like(permutation)
+    inverse[permutation] = rows
 
-    aux, own = x_global[permutation], x_local[permutation]
+    aux, own = take_rows(x_global, permutation, inverse), take_rows(x_local, permutation, inverse)
     for layer, (weight, bias) in enumerate(zip(params.branch_weights, params.branch_biases, strict=True)):
         aux_weight, aux_bias = params.aux_weights[layer], params.aux_biases[layer]
         aux = torch.relu(_GroupedLinear.apply(aux, aux_weight[None], aux_bias[None], [len(aux)], products))
@@ -71,13 +74,11 @@ def trunk(
         streams, own = _EveryBranch.apply(inputs, weight, bias, rows, t, sizes, products)
         dots = torch.bmm(streams, own[:, :, None]).squeeze(2)
         cosine = dots / (clamped_norm(own)[:, None] * clamped_norm(streams))
-        alpha = ratio_weights(cosine, t[:, None] == torch.arange(M))
+        alpha = ratio_weights(cosine, t[:, None] == torch.arange(M, device=t.device))
         gate = torch.sigmoid(_GroupedLinear.apply(own, gate_weight, gate_bias, sizes, products))
         own = own + gate * torch.bmm(alpha[:, None], streams).squeeze(1)
 
-    inverse = torch.empty_like(permutation)
-    inverse[permutation] = rows
-    return own[inverse], aux[inverse]
+    return take_rows(own, inverse, permutation), take_rows(aux, inverse, permutation)
 
 
 class _GroupedLinear(torch.autograd.Function):

@@ -9,7 +9,8 @@ from saml_kernels import TrunkParams
 
 def trunk(x_local: Tensor, x_global: Tensor, scenario: Tensor, params: TrunkParams) -> tuple[Tensor, Tensor]:
     """own (B, d_L), aux (B, a_L); see the package."""
-    is_own = scenario[:, None] == torch.arange(params.branch_weights[0].shape[0])  # (B, M)
+    M = params.branch_weights[0].shape[0]
+    is_own = scenario[:, None] == torch.arange(M, device=scenario.device)  # (B, M)
     aux, own = x_global, x_local
     for layer, (weight, bias) in enumerate(zip(params.branch_weights, params.branch_biases, strict=True)):
         aux = torch.relu(torch.addmm(params.aux_biases[layer], aux, params.aux_weights[layer]))
