@@ -11,12 +11,15 @@ with ``weights_only=True``: opening a run never executes code from it.
 
 import hashlib
 import json
+import os
 import pickle
 import platform
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import polars
@@ -28,6 +31,12 @@ import saml_kernels
 from saml_rec.data.batches import EncodedTable
 from saml_rec.errors import InputError
 from saml_rec.files import replacing, write_json
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 FORMAT = 1
 ROWS_PER_BLOCK = 65536
@@ -84,6 +93,32 @@ class RunDirectory:
                 raise InputError(f"{self.path}: holds {state}; resume it, overwrite it or choose another directory")
         elif self.path.exists() and set(self.path.iterdir()) - set(self._leftovers()):
             raise InputError(f"{self.path}: is not empty and holds no run; choose another directory")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from training here while the block runs; makes the directory if it is missing.
+
+        The lock is on the directory itself: it leaves no file, and ends with the process however that ends. Where the
+        system has no such lock (Windows, some network file systems) nothing is kept away.
+
+        Raises:
+            InputError: another process trains here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.path}: another process is training here") from None
+            except OSError:
+                pass
+            yield
+        finally:
+            os.close(descriptor)
 
     def clear(self) -> None:
         """Makes an empty run directory: removes the files of an earlier run, and leaves all others."""

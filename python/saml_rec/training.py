@@ -186,7 +186,8 @@ def train(
         console: where to print a line an epoch; None prints nothing.
 
     Raises:
-        InputError: an option, the run directory or the data cannot be used; the loss is not finite.
+        InputError: an option, the run directory or the data cannot be used; the loss is not finite; another process
+            trains into ``out``.
         OSError: the run directory cannot be written.
     """
     run = RunDirectory(out)
@@ -197,35 +198,64 @@ def train(
         "schema": schema.to_dict(),
         "data": {name: fingerprint(data.tables[name]) for name in SPLITS},
     }
-    saved = None
-    if resume:
-        saved = checkpoint.load(*((run.model, "model") if run.finished else (run.checkpoint, "checkpoint")))
-        _require_same(out, saved, identity)
-        if run.finished:
-            history, metrics = run.read_results()
-            return RunResult(out, metrics, history, already_finished=True)
-
     device = torch.device(options.device)
     with own_random_numbers(device):
         state = _State.fresh(options, schema, data.encoder, device)
         backends = backends_used(state.model, device)
-        if saved is None:
-            run.clear()
-            # Before the first epoch: a directory that cannot be written shows now, and resume always works.
-            checkpoint.save(run.checkpoint, "checkpoint", {**identity, **state.to_dict()})
-        else:
-            state.restore(saved)
-            run.remove_leftovers()
-            report.say(console, f"resuming {out} after epoch {len(state.history)}")
-        if len(data.tables["valid"]) == 0:
-            report.say(console, "no validation rows: no early stopping, the last epoch is kept")
-        while not _stops(state.history, options):
-            state.add_epoch(_run_epoch(state, data, options, device, console))
-            checkpoint.save(run.checkpoint, "checkpoint", {**identity, **state.to_dict()})
-            report.say(console, report.epoch_line(state.history, options.epochs, best_epoch(state.history)))
-        state.model.load_state_dict(state.best_weights)
-        measures = measure(state.model, data.tables["test"], data.encoder, device, console)
+        with run.held():
+            # What stood here may have changed until the run was held.
+            run.require_startable(resume=resume, overwrite=overwrite)
+            saved = None
+            if resume:
+                saved = checkpoint.load(*((run.model, "model") if run.finished else (run.checkpoint, "checkpoint")))
+                _require_same(out, saved, identity)
+                if run.finished:
+                    history, metrics = run.read_results()
+                    return RunResult(out, metrics, history, already_finished=True)
+            _run_epochs(run, state, saved, identity, data, options, device, console)
+            state.model.load_state_dict(state.best_weights)
+            measures = measure(state.model, data.tables["test"], data.encoder, device, console)
+            return _write(run, state, measures, identity, data, options, backends, data_path)
 
+
+def _run_epochs(
+    run: RunDirectory,
+    state: _State,
+    saved: Mapping[str, Any] | None,
+    identity: Mapping[str, Any],
+    data: PreparedData,
+    options: TrainOptions,
+    device: torch.device,
+    console: Console | None,
+) -> None:
+    """Trains to the end, from the checkpoint ``saved`` if there is one, with a checkpoint after every epoch."""
+    if saved is None:
+        run.clear()
+        # Before the first epoch: a directory that cannot be written shows now, and resume always works.
+        checkpoint.save(run.checkpoint, "checkpoint", {**identity, **state.to_dict()})
+    else:
+        state.restore(saved)
+        run.remove_leftovers()
+        report.say(console, f"resuming {run.path} after epoch {len(state.history)}")
+    if len(data.tables["valid"]) == 0:
+        report.say(console, "no validation rows: no early stopping, the last epoch is kept")
+    while not _stops(state.history, options):
+        state.add_epoch(_run_epoch(state, data, options, device, console))
+        checkpoint.save(run.checkpoint, "checkpoint", {**identity, **state.to_dict()})
+        report.say(console, report.epoch_line(state.history, options.epochs, best_epoch(state.history)))
+
+
+def _write(
+    run: RunDirectory,
+    state: _State,
+    measures: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    data: PreparedData,
+    options: TrainOptions,
+    backends: Mapping[str, str],
+    data_path: Path | None,
+) -> RunResult:
+    """The files of a run that is at its end."""
     history = state.history
     metrics = {
         "model": options.model,
@@ -256,7 +286,7 @@ def train(
     }
     checkpoint.save(run.model, "model", model_file)
     run.write_results(history, metrics)
-    return RunResult(out, metrics, history, already_finished=False)
+    return RunResult(run.path, metrics, history, already_finished=False)
 
 
 def time_backends(data: PreparedData, schema: Schema, options: TrainOptions) -> dict[str, float]:

@@ -2,6 +2,8 @@ import dataclasses
 import json
 import math
 import signal
+import subprocess
+import sys
 from collections import namedtuple
 
 import numpy as np
@@ -304,6 +306,34 @@ def test_resume_refuses_other_data(small_dataset, data, schema, stopped_run, dat
     changed = prepare(dataset_of(frame).data, schema, seed=0)
     with pytest.raises(InputError, match=rf"data changed: {split} rows are not the same"):
         train(changed, schema, SMALL, stopped_run, resume=True)
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}], ids=str)
+def test_two_processes_do_not_train_into_one_directory(data, schema, stopped_run, tmp_path, how):
+    """The other process only holds the directory, as long as its standard input is open."""
+    pytest.importorskip("fcntl", reason="this system has no such lock")
+    out = stopped_run if how else tmp_path / "new"
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*")}
+    holding = (
+        "import sys; from pathlib import Path; from saml_rec.checkpoint import RunDirectory\n"
+        "with RunDirectory(Path(sys.argv[1])).held(): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holding, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another process is training here"):
+            train(data, schema, SMALL, out, **how)
+        assert {path: path.stat().st_mtime_ns for path in out.glob("*")} == before
+        other.communicate("")
+    assert len(train(data, schema, SMALL, out, **how).history) == 3
+
+
+def test_a_refused_hyperparameter_leaves_no_directory(data, schema, tmp_path):
+    options = dataclasses.replace(SMALL, model_options={"hidden_dims": ()})
+    with pytest.raises(InputError, match="hidden_dims must name at least one layer"):
+        train(data, schema, options, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_resume_of_a_finished_run_leaves_it(data, schema, tmp_path):
