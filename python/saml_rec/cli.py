@@ -7,7 +7,6 @@ exit status 2; an interrupt ends in status 130.
 import errno
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +83,39 @@ HYPERPARAMETERS: dict[str, tuple[click.ParamType, str]] = {
     "dropout": (click.FloatRange(0, 1, max_open=True), "Share of the features dropped in training."),
     "backend": (BACKENDS, "What runs the kernels; auto takes the fastest one."),
 }
+
+# What else may differ between the models of a comparison, by the option's name in train.
+TRAINING_CHANGES: dict[str, tuple[str, click.ParamType]] = {
+    "lr": ("learning_rate", click.FLOAT),
+    "weight_decay": ("weight_decay", click.FLOAT),
+}
+
+
+class ModelOption(click.ParamType):
+    """MODEL.OPTION=VALUE, as (model, keyword, value); the options of train that belong to a model, and two others."""
+
+    name = "model option"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "MODEL.OPTION=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str, Any]:
+        if isinstance(value, tuple):
+            return value
+        left, equals, text = value.partition("=")
+        model, dot, option = left.strip().partition(".")
+        if not (equals and dot):
+            self.fail(f"{value!r} is not of the form MODEL.OPTION=VALUE, such as saml.dropout=0.1.", param, ctx)
+        keyword = option.replace("-", "_")
+        if keyword in TRAINING_CHANGES:
+            keyword, kind = TRAINING_CHANGES[keyword]
+        elif keyword in HYPERPARAMETERS:
+            kind, _ = HYPERPARAMETERS[keyword]
+        else:
+            known = ", ".join(name.replace("_", "-") for name in (*TRAINING_CHANGES, *HYPERPARAMETERS))
+            self.fail(f"{value!r}: there is no option {option!r} (options: {known}).", param, ctx)
+        return model, keyword, kind.convert(text.strip(), param, ctx)
+
 
 Command = Callable[..., Any]
 
@@ -242,6 +274,13 @@ def train(
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW.")
 @click.option("--weight-decay", type=float, default=1e-5, show_default=True, help="Weight decay of AdamW.")
 @click.option("--patience", type=click.IntRange(0), default=2, show_default=True, help="As in train.")
+@click.option(
+    "--set",
+    "settings",
+    type=ModelOption(),
+    multiple=True,
+    help="An option for one of the models only; may be repeated. E.g. saml.dropout=0.1, star.lr=0.002.",
+)
 @click.option("--reference-epoch", is_flag=True, help="Also time an epoch of each model on the reference backend.")
 @device_option
 def compare(
@@ -256,6 +295,7 @@ def compare(
     lr: float,
     weight_decay: float,
     patience: int,
+    settings: tuple[tuple[str, str, Any], ...],
     reference_epoch: bool,
     device: str,
 ) -> None:
@@ -279,16 +319,24 @@ def compare(
         patience=patience,
         device=device,
     )
+    changes: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for name, keyword, value in settings:
+        if name not in changes:
+            raise InputError(f"--set {name}.{keyword.replace('_', '-')}: {name} is not among --models")
+        changes[name][keyword] = value
     loaded_schema = load_schema(schema)
+    own = {name: comparison.options_of(name, options, changes[name]).resolved() for name in names}
     for name in names:
-        check_model(name, {}, loaded_schema, resolve_device(device))
+        check_model(name, own[name].model_options, loaded_schema, resolve_device(device))
     console = stdout()
     prepared = prepare(data, loaded_schema, seed=split_seed)
-    record = comparison.compare(prepared, loaded_schema, names, seeds, options, out, data_path=data, console=console)
+    record = comparison.compare(
+        prepared, loaded_schema, names, seeds, options, out, changes=changes, data_path=data, console=console
+    )
     console.print(comparison.comparison_table(record))
     if reference_epoch:
         for name in names:
-            timed = training.time_backends(prepared, loaded_schema, replace(options, model=name))
+            timed = training.time_backends(prepared, loaded_schema, own[name])
             report.say(console, f"{name}, one epoch: {report.backend_seconds(timed)}")
     report.say(console, f"wrote {out / 'compare.json'}")
     report.say(console, f"report: {out / 'report.html'}")

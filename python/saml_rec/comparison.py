@@ -38,8 +38,10 @@ OVERALL = "overall"
 MEASURES = ("auc", "logloss")
 CALIBRATION_BINS = 10
 STANDARD_ERRORS = 2.0
+TRAINING_CHANGES = ("learning_rate", "weight_decay")
 
 Record = dict[str, Any]
+Changes = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def compare(
     options: TrainOptions,
     out: Path,
     *,
+    changes: Mapping[str, Changes] | None = None,
     data_path: Path | None = None,
     console: Console | None = None,
 ) -> Record:
@@ -77,6 +80,7 @@ def compare(
         seeds: runs of each model, with seeds 0, 1, ..; they decide initial weights, shuffling and dropout.
         options: how to train; ``model``, ``seed`` and ``model_options`` of each run are replaced by its own.
         out: made if missing.
+        changes: per model what is not as in ``options`` or the model's defaults, see :func:`options_of`.
         data_path: where the data came from, kept in the runs.
         console: where to print progress; None prints nothing.
 
@@ -91,14 +95,16 @@ def compare(
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")
     check_directory(out)
+    changes = changes or {}
     runs: dict[str, list[Record]] = {}
     for model in models:
         runs[model] = []
+        own = options_of(model, options, changes.get(model, {}))
         for seed in range(seeds):
             report.say(console, f"{model}, seed {seed}")
-            own = replace(options, model=model, seed=seed, model_options={})
-            runs[model].append(_run(data, schema, own, run_directory(out, model, seed), data_path, console))
-    record = summarize(runs, list(data.encoder.scenario_names)) | {
+            directory = run_directory(out, model, seed)
+            runs[model].append(_run(data, schema, replace(own, seed=seed), directory, data_path, console))
+    record = summarize(runs, list(data.encoder.scenario_names), changes) | {
         "seeds": list(range(seeds)),
         "data": {
             "path": None if data_path is None else str(data_path),
@@ -120,6 +126,13 @@ def check_models(models: Sequence[str]) -> None:
         raise InputError(f"models named more than once: {', '.join(repeated)}")
     for model in models:
         hyperparameters(model)
+
+
+def options_of(model: str, options: TrainOptions, changes: Changes) -> TrainOptions:
+    """``options`` for one model, with its changes: hyperparameters by keyword, learning_rate and weight_decay."""
+    training = {name: value for name, value in changes.items() if name in TRAINING_CHANGES}
+    own = {name: value for name, value in changes.items() if name not in TRAINING_CHANGES}
+    return replace(options, model=model, model_options=own, **training)
 
 
 def check_directory(out: Path) -> None:
@@ -185,19 +198,25 @@ def calibration(labels: NDArray[np.floating], logits: NDArray[np.floating]) -> l
     ]
 
 
-def summarize(runs: Mapping[str, Sequence[Record]], scenarios: Sequence[str]) -> Record:
+def summarize(
+    runs: Mapping[str, Sequence[Record]], scenarios: Sequence[str], changes: Mapping[str, Changes] | None = None
+) -> Record:
     """Measures over seeds and differences between models.
 
     Args:
         runs: per model its runs in order of seeds.
         scenarios: names, by id.
+        changes: per model the options that were its own, if any.
     """
     return {
         "scenarios": [
             {"name": name, "rows": _scores(next(iter(runs.values()))[0], index)["rows"]}
             for index, name in enumerate(scenarios)
         ],
-        "models": {model: _summary_of_model(entries, scenarios) for model, entries in runs.items()},
+        "models": {
+            model: _summary_of_model(entries, scenarios) | {"changes": dict((changes or {}).get(model, {}))}
+            for model, entries in runs.items()
+        },
         "differences": [
             difference
             for first, second in combinations(runs, 2)

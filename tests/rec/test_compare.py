@@ -110,6 +110,46 @@ def test_other_options_are_refused(compared, small_dataset, saml_rec, tmp_path):
     assert "epochs was 2, is 3" in result.output
 
 
+def test_options_of_one_model_only(small_dataset, saml_rec, tmp_path):
+    out = tmp_path / "out"
+    settings = ["saml.hidden-dims=8,4", "saml.score=softmax", "saml.lr=0.002", "shared_bottom.weight_decay=3"]
+    given = [part for setting in settings for part in ("--set", setting)]
+    result = saml_rec(*arguments(small_dataset, out, seeds=1, epochs=1), *given)
+    assert result.exit_code == 0, result.output
+    saml, bottom = read(out)["models"].values()
+    assert saml["changes"] == {"hidden_dims": [8, 4], "score": "softmax", "learning_rate": 0.002}
+    assert bottom["changes"] == {"weight_decay": 3.0}
+    assert saml["options"]["model_options"]["hidden_dims"] == [8, 4]
+    assert (saml["options"]["learning_rate"], bottom["options"]["learning_rate"]) == (0.002, 0.001)
+    assert (saml["options"]["weight_decay"], bottom["options"]["weight_decay"]) == (1e-5, 3.0)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Options of one model only: saml: hidden dims (8, 4), score softmax, learning rate 0.002;" in page
+    # They belong to the run: without them it is another one.
+    again = saml_rec(*arguments(small_dataset, out, seeds=1, epochs=1))
+    assert again.exit_code == 2
+    assert "learning_rate was 0.002, is 0.001" in again.output
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("dropout=0.1", "is not of the form MODEL.OPTION=VALUE"),
+        ("saml.dropout", "is not of the form MODEL.OPTION=VALUE"),
+        ("saml.depth=3", "there is no option 'depth' (options: lr, weight-decay, hidden-dims,"),
+        ("saml.dropout=much", "'much' is not a valid float"),
+        ("star.dropout=0.1", "error: --set star.dropout: star is not among --models"),
+        ("shared_bottom.gate=scalar", "error: model shared_bottom does not take gate; it takes hidden_dims"),
+        ("saml.mutual-layers=7", "error: model saml: mutual_layers must lie in 1..2, got 7"),
+        ("saml.lr=0", "error: learning_rate must be above 0 and finite, got 0.0"),
+    ],
+)
+def test_bad_settings(small_dataset, saml_rec, tmp_path, setting, message):
+    result = saml_rec(*arguments(small_dataset, tmp_path / "out"), "--set", setting)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("models", "message"),
     [

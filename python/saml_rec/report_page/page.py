@@ -43,6 +43,7 @@ def render_page(record: Record) -> str:
         f'<p class="muted">{facts}</p>',
         "<h2>Overall</h2>",
         _models_table(record),
+        _changes(record),
         "<h2>What differs</h2>",
         _verdict(record),
         "<h2>Pictures</h2>",
@@ -91,6 +92,17 @@ def _models_table(record: Record) -> str:
         )
     head = ["model", "AUC", "log loss", "parameters", "training rows/s", "peak memory, MiB"]
     return _table("overall measures", head, rows)
+
+
+def _changes(record: Record) -> str:
+    """The options that are one model's own, if there are any."""
+    changed = {name: model.get("changes") for name, model in record["models"].items()}
+    parts = [f"{name}: {_listed(changes)}" for name, changes in changed.items() if changes]
+    return f'<p class="muted">Options of one model only: {escape("; ".join(parts))}.</p>' if parts else ""
+
+
+def _listed(changes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{option.replace('_', ' ')} {value}" for option, value in changes.items())
 
 
 def _scenario_table(record: Record, measure: str) -> str:
