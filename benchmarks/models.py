@@ -24,6 +24,7 @@ import click
 import torch
 from torch import Tensor, nn
 
+import records
 import timing
 from gate import FLOAT32_BOUND, relative_error
 from saml_kernels import doctor
@@ -336,10 +337,6 @@ def _undisturbed(path: Path, record: dict[str, Any]) -> dict[Cell, dict[str, Any
     }
 
 
-def _write(path: Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
 @click.command(help=__doc__)
 @click.option("--rows", type=click.IntRange(1), default=4096, show_default=True)
 @click.option("--budget", type=click.FloatRange(0, min_open=True), default=8.0, show_default=True)
@@ -354,6 +351,7 @@ def main(rows: int, budget: float, out: Path, again: bool, wait: float, only_ren
         torch._dynamo.config.recompile_limit = 64
         record: dict[str, Any] = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "commit": records.commit(),
             "machine": doctor.machine(),
             "threads": torch.get_num_threads(),
             "protocol": asdict(Protocol(budget=budget)),
@@ -369,7 +367,7 @@ def main(rows: int, budget: float, out: Path, again: bool, wait: float, only_ren
             record["cells"].append(measure(cell, Protocol(budget=budget), wait))
             # What is known already of later cells stays, should this run end here.
             later = [earlier[after] for after in wanted[index:] if after in earlier]
-            _write(out, record | {"cells": record["cells"] + later})
+            records.write(out, record | {"cells": record["cells"] + later})
     record = json.loads(out.read_text(encoding="utf-8"))
     click.echo(table(record))
     if out == RESULTS:
