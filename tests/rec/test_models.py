@@ -465,14 +465,34 @@ def test_scenario_parameters_are_registered_and_trained_by_their_own_rows(name, 
     assert all(p.grad is not None and p.grad.isfinite().all() for p in shared.values())
 
 
-def test_parameter_counts():
-    """Shared and scenario networks of STAR, M + 1 in all; HMoE and MMoE differ by their gates."""
-    count = {name: sum(p.numel() for p in build(name).parameters()) for name in MODELS}
-    star = build("star")
-    one = sum(p.numel() for p in (*star.network.shared_weights, *star.network.shared_biases))
-    assert sum(p.numel() for p in star.network.parameters()) == (M + 1) * one
-    hmoe, mmoe = build("hmoe"), build("mmoe")
-    gates = sum(p.numel() for p in mmoe.bottom.gate.parameters()) - sum(
-        p.numel() for p in hmoe.bottom.gate.parameters()
-    )
-    assert count["mmoe"] - count["hmoe"] == gates - sum(p.numel() for p in hmoe.mixture.gate.parameters())
+def mlp_parameters(*widths):
+    return sum((before + 1) * after for before, after in itertools.pairwise(widths))
+
+
+@every_model
+def test_parameter_counts(name):
+    """What the papers' formulas need besides the features; x has 3 + 4 + 2 + 2 + attention's 4 numbers."""
+    x, hidden, tower, experts = 15, 6, 4, 4
+    model = {
+        "saml": lambda: build("saml", hidden_dims=(6, 5)),
+        "star": lambda: build("star", hidden_dims=(hidden,), scenario_dim=3, aux_dims=(7,)),
+    }.get(name, lambda: build(name, hidden_dims=(hidden,), tower_dims=(tower,)))()
+    assert model.features.global_dim == x
+    local = model.features.local_dim
+    expected = {
+        # Auxiliary network and head; every branch reads its level's auxiliary layer; gates; heads read the aux logit.
+        "saml": mlp_parameters(x, 6, 5, 1)
+        + M * (mlp_parameters(local + 6, 6) + mlp_parameters(6 + 5, 5) + mlp_parameters(6, 6) + mlp_parameters(6, 1)),
+        # M + 1 networks, scales and shifts; the scenarios' embedding; the auxiliary network.
+        "star": (M + 1) * (mlp_parameters(x, hidden, 1) + 2 * x) + M * 3 + mlp_parameters(3 + x, 7, 1),
+        # Experts and one gate; a network for each scenario and the weights of the mixture.
+        "hmoe": experts * mlp_parameters(x, hidden)
+        + mlp_parameters(x, experts)
+        + M * mlp_parameters(hidden, tower, 1)
+        + mlp_parameters(hidden, M),
+        "mmoe": experts * mlp_parameters(x, hidden)
+        + M * (mlp_parameters(x, experts) + mlp_parameters(hidden, tower, 1)),
+        "shared_bottom": mlp_parameters(x, hidden) + M * mlp_parameters(hidden, tower, 1),
+    }[name]
+    count = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.features.parameters())
+    assert count == expected

@@ -194,6 +194,7 @@ def test_the_page_says_what_exceeds_the_spread():
     record = make_record(scenarios=2)
     text = render_page(record)
     assert "overall: saml below star by 0.0200 AUC (spread between seeds 0.0010)" in text
+    assert "Peak memory on the CPU is that of the whole process" in text
     same = make_record(scenarios=2, models=("saml",))
     assert "There is nothing to compare" in render_page(same)
     assert "One seed shows no spread" in render_page(make_record(scenarios=2, seeds=1))

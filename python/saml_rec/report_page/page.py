@@ -43,7 +43,7 @@ def render_page(record: Record) -> str:
         f'<p class="muted">{facts}</p>',
         "<h2>Overall</h2>",
         _models_table(record),
-        _changes(record),
+        _notes(record),
         "<h2>What differs</h2>",
         _verdict(record),
         "<h2>Pictures</h2>",
@@ -94,11 +94,14 @@ def _models_table(record: Record) -> str:
     return _table("overall measures", head, rows)
 
 
-def _changes(record: Record) -> str:
-    """The options that are one model's own, if there are any."""
-    changed = {name: model.get("changes") for name, model in record["models"].items()}
-    parts = [f"{name}: {_listed(changes)}" for name, changes in changed.items() if changes]
-    return f'<p class="muted">Options of one model only: {escape("; ".join(parts))}.</p>' if parts else ""
+def _notes(record: Record) -> str:
+    """What the table of models does not say: options that are one model's own, and what peak memory counts."""
+    models = record["models"]
+    changed = [f"{name}: {_listed(model['changes'])}" for name, model in models.items() if model["changes"]]
+    notes = [f"Options of one model only: {'; '.join(changed)}."] if changed else []
+    if any(model["device"] == "cpu" and model["peak_bytes"] is not None for model in models.values()):
+        notes.append("Peak memory on the CPU is that of the whole process, data and libraries included.")
+    return f'<p class="muted">{escape(" ".join(notes))}</p>' if notes else ""
 
 
 def _listed(changes: Mapping[str, Any]) -> str:

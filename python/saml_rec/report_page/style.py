@@ -41,7 +41,7 @@ svg .line { fill: none; stroke-width: 1.6; }
 .scroll:focus-visible { outline: 2px solid var(--accent); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; width: 100%; }
 th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 8.5rem; }
+th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 9.5rem; }
 tr:last-child > * { border-bottom: 0; }
 thead th { background: var(--card); }
 summary { cursor: pointer; margin: .5rem 0; }
