@@ -7,8 +7,11 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 DEMO := runs/demo
+NEWEST_TRITON := .newest-triton
+# Options of benchmarks/gpu.py
+GPU :=
 
-.PHONY: demo test test-slow sanitize lint format accuracy clean
+.PHONY: demo test test-slow test-newest-triton sanitize lint format accuracy gpu clean
 
 demo: $(VENV)/built
 	$(BIN)/saml-rec doctor
@@ -25,6 +28,12 @@ test: $(VENV)/built
 # Wheel and source distribution, the real data set, a whole run in a process that gets killed.
 test-slow: $(VENV)/built
 	$(BIN)/python -m pytest -q -m slow
+
+# The Triton kernels compiled with the newest Triton there is. The packages come from $(VENV), only Triton does not.
+test-newest-triton: $(VENV)/built
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(NEWEST_TRITON) triton
+	PYTHONPATH=$(NEWEST_TRITON) $(BIN)/python -c "import triton; print('triton', triton.__version__)"
+	PYTHONPATH=$(NEWEST_TRITON) TRITON_CACHE_DIR=$(NEWEST_TRITON)/cache $(BIN)/python -m pytest -q -m aot tests/triton
 
 # Address, undefined-behaviour and thread sanitizers over the CPU kernels.
 sanitize: $(VENV)/built
@@ -45,6 +54,10 @@ format: $(VENV)/built
 accuracy: $(VENV)/built
 	$(BIN)/python benchmarks/ml100k_accuracy.py
 
+# Everything that needs a GPU, with the machine's own Python and packages: nothing is installed, no network is needed.
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(GPU)
+
 # torch comes first: the extension is built against the one that will be used.
 $(VENV)/environment: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -57,4 +70,4 @@ $(VENV)/built: $(VENV)/environment $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info saml_kernels/*.so
+	rm -rf $(VENV) $(NEWEST_TRITON) build dist *.egg-info saml_kernels/*.so

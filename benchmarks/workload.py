@@ -83,6 +83,21 @@ class Problem:
             (self.cotangents[0].to(device), self.cotangents[1].to(device)),
         )
 
+    def copy(self) -> "Problem":
+        """The same values elsewhere in memory, as leaves that require a gradient."""
+
+        def leaf(tensor: Tensor) -> Tensor:
+            return tensor.detach().clone().requires_grad_()
+
+        own, aux = self.cotangents
+        return Problem(
+            leaf(self.x_local),
+            leaf(self.x_global),
+            self.scenario.clone(),
+            _map(leaf, self.params),
+            (own.clone(), aux.clone()),
+        )
+
     def rows(self, index: Tensor | slice) -> "Problem":
         """The batch's rows ``index``, over the same parameters."""
         return replace(
