@@ -17,7 +17,7 @@ import torch
 ROOT: Final = Path(__file__).resolve().parents[2]
 TAIL: Final = 4000
 """Characters of a process's output that are kept."""
-TEST_WORKERS: Final = 6
+TEST_WORKERS: Final = 10
 """Processes of the GPU tests where pytest-xdist is installed; compiling kernels is what takes their time."""
 SANITIZERS: Final = ("memcheck", "racecheck")
 SANITIZER_ERROR: Final = 86

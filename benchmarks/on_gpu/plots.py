@@ -32,7 +32,7 @@ def speed_up(record: Record) -> Figure | None:
         panel.axhline(1, color="0.4", lw=1, ls="--")
         panel.set(title=kind, xlabel="rows in the batch, B")
         panel.set_ylim(bottom=0)
-        panel.set_xscale("log", base=2)
+        _rows_axis(panel, points)
     axes[0][0].set_ylabel("speed-up over the best peer")
     _legend(figure, axes[0][0])
     return figure
@@ -56,7 +56,7 @@ def roofline(record: Record) -> Figure | None:
             _line(panel, line, marker=marker, label=f"form {form}")
         panel.set(title=f"{kind}, M = {M}", xlabel="rows in the batch, B")
         panel.set_ylim(0, 1)
-        panel.set_xscale("log", base=2)
+        _rows_axis(panel, points)
     axes[0][0].set_ylabel("fraction of the roofline")
     _legend(figure, axes[0][0])
     return figure
@@ -76,7 +76,8 @@ def times(record: Record) -> Figure | None:
         colours = ["#0072B2" if name.removesuffix(", graph") in ours else "0.6" for name in names]
         panel.barh(names, values, color=colours)
         panel.set(title=f"{kind}, {point.name}", xlabel="ms")
-        panel.invert_yaxis()
+    # The panels share it: turned twice it would stand as before.
+    axes[0].invert_yaxis()
     return figure
 
 
@@ -150,6 +151,13 @@ def _timed_names(point: Timed) -> list[str]:
 def _line(panel: Any, points: Sequence[tuple[float, float]], **style: Any) -> None:
     if points:
         panel.plot(*zip(*sorted(points), strict=True), **style)
+
+
+def _rows_axis(panel: Any, points: list[Timed]) -> None:
+    rows = sorted({point.cell.B for point in points})
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(rows, [str(B) for B in rows])
+    panel.minorticks_off()
 
 
 def _legend(figure: Figure, panel: Any) -> None:

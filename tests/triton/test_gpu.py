@@ -34,8 +34,9 @@ CASES = [dataclasses.replace(case, activation=ACTIVATIONS[i], seed=i) for i, cas
 WIDE = Case(M=8, B=20_000, local_dim=128, global_dim=128, hidden_dims=(256, 128), aux_dims=(256, 128))
 TOLERANCE = {True: 2e-3, False: 1e-5}
 """float32, by torch.backends.cuda.matmul.allow_tf32."""
-FOREIGN_TOLERANCE = 1e-3
-"""float32 own streams: a value on the edge between two rounded ones may fall on either side."""
+FOREIGN_TOLERANCE = {torch.bfloat16: 1e-3, torch.int8: 1e-3, torch.float8_e4m3fn: 1e-2}
+"""float32 own streams: a value on the edge between two rounded ones may fall on either side, and the units that multiply
+float8 add up with fewer bits than float32 has."""
 
 
 def run(problem, **options):
@@ -99,7 +100,7 @@ def test_rounded_foreign_streams(case, foreign_dtype, form):
     # A kink or a tie of the rounding that the two take differently would be no error: smooth δ, and own outputs.
     rounded = make(dataclasses.replace(case, foreign_dtype=foreign_dtype, activation="silu"))
     exact = problems.with_gradients(lambda p: p.run(backend="reference", return_scores=True), rounded)
-    assert_close(run(rounded.to(torch.float32), form=form), exact, FOREIGN_TOLERANCE)
+    assert_close(run(rounded.to(torch.float32), form=form), exact, FOREIGN_TOLERANCE[foreign_dtype])
 
 
 @pytest.mark.parametrize("foreign_dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
