@@ -35,8 +35,8 @@ WIDE = Case(M=8, B=20_000, local_dim=128, global_dim=128, hidden_dims=(256, 128)
 TOLERANCE = {True: 2e-3, False: 1e-5}
 """float32, by torch.backends.cuda.matmul.allow_tf32."""
 FOREIGN_TOLERANCE = {torch.bfloat16: 1e-3, torch.int8: 1e-3, torch.float8_e4m3fn: 1e-2}
-"""float32 own streams: a value on the edge between two rounded ones may fall on either side, and the units that multiply
-float8 add up with fewer bits than float32 has."""
+"""float32 own streams: a value on the edge between two rounded ones may fall on either side, and what multiplies float8
+may add up with fewer bits than float32 has."""
 
 
 def run(problem, **options):
