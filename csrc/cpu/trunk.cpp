@@ -204,7 +204,9 @@ Problem<scalar_t> describe(const TrunkInputs& inputs) {
 // gradients.
 template <typename scalar_t>
 void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& kernel, bool forward, bool backward) {
-  constexpr int64_t kRowsOfUse = 32, kUses = 3;
+  // Each scenario's own rows follow each other and find its weights in cache; laying all of them out writes to memory
+  // first what is read back hardly more often.
+  constexpr int64_t kRowsOfUse = 32, kUses = 3, kOwnUses = 12;
   const Trunk<scalar_t>& trunk = problem.trunk;
   const int64_t uses = trunk.rows / kRowsOfUse, own_uses = uses / trunk.num_scenarios;
   std::vector<PanelItem<scalar_t>> items;
@@ -219,7 +221,8 @@ void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& k
     const int64_t in_floats = one_precision && !trunk.own_bfloat16 ? own + foreign : trunk.own_bfloat16 ? 0 : own;
     const bool parts = kernel.layouts.float_parts && (in_floats + in_bfloat16 >= kUses || trunk.own_bfloat16);
     weights.parts = kernel.layouts.float_parts && !trunk.own_bfloat16 ? 3 : 1;
-    if (forward && !parts && in_floats >= kUses) {
+    const bool own_only = foreign == 0 && weights.matrices > 1;
+    if (forward && !parts && in_floats >= (own_only ? kOwnUses : kUses)) {
       problem.panels.push_back(
           at::empty({weights.matrices * kernel.panels_size(weights)}, c10::CppTypeToScalarType<scalar_t>::value));
       weights.panels = data_of<scalar_t>(problem.panels.back());

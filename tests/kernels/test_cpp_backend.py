@@ -121,9 +121,10 @@ def test_parity_of_the_mutual_unit(M, d, score, gate, capability):
         assert_close(gradients("cpp", dtype), exact, tolerance)
 
 
+@pytest.mark.parametrize("rows", [203, 1400])  # From 1152 rows on the weights of three scenarios are laid out.
 @pytest.mark.parametrize("widths", [(17, 33, 1), (47, 100, 130)], ids=str)
-def test_parity_of_the_grouped_mlp(widths, capability):
-    case = Case(M=3, B=203, local_dim=widths[0], hidden_dims=widths[1:], aux_dims=(1, 1), mutual_layers=())
+def test_parity_of_the_grouped_mlp(widths, rows, capability):
+    case = Case(M=3, B=rows, local_dim=widths[0], hidden_dims=widths[1:], aux_dims=(1, 1), mutual_layers=())
     problem = make(case)
     weights = [w[:, :-1].contiguous() for w in problem.params.branch_weights]
 
