@@ -13,6 +13,7 @@ SCENARIO_DTYPES = (torch.int32, torch.int64)
 FOREIGN_DTYPES = (torch.bfloat16, torch.int8, torch.float8_e4m3fn)
 SCORES = ("ratio", "softmax")
 GATES = ("vector", "scalar")
+FORMS = ("auto", "single", "staged")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

@@ -49,10 +49,13 @@ def available_backends(operation: str = "multi_branch") -> dict[str, str | None]
 def choose_backend(name: str, operation: str, tensor: Tensor, **options: Any) -> ModuleType:
     """The module that runs ``operation`` on inputs like ``tensor`` with ``options``; ``name`` is a known one."""
     if name == "auto":
+        reasons: list[str] = []
         for candidate in BACKENDS:
-            if _reason(candidate, operation, tensor, options | {"auto": True}) is None:
+            reason = _reason(candidate, operation, tensor, options | {"auto": True})
+            if reason is None:
                 return _module(candidate)
-        raise BackendUnavailable(f"no backend runs {operation} on {tensor.device}")
+            reasons.append(f"{candidate}: {reason}")
+        raise BackendUnavailable(f"no backend runs {operation} on {tensor.device}: {'; '.join(reasons)}")
     reason = _reason(name, operation, tensor, options)
     if reason is not None:
         raise BackendUnavailable(f"backend {name!r} cannot run {operation}: {reason}")

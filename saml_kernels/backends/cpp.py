@@ -9,6 +9,8 @@ from torch import Tensor
 
 from saml_kernels import extension
 from saml_kernels.backends import fused
+from saml_kernels.backends.fused import Lists, Plan
+from saml_kernels.backends.reference import FORM_REASON
 from saml_kernels.structures import Grouping
 
 
@@ -20,6 +22,8 @@ def supports(operation: str, tensor: Tensor | None, options: Mapping[str, Any]) 
         return f"the extension has no {operation} kernel for {tensor.device.type}"
     if not options.get("stop_gradient", True):
         return "its backward trains the own branch only: stop_gradient=False needs the reference"
+    if options.get("form", "auto") != "auto":
+        return FORM_REASON
     foreign_dtype = options.get("foreign_dtype")
     if foreign_dtype not in (None, torch.bfloat16):
         return f"foreign_dtype must be None or torch.bfloat16 here, got {foreign_dtype}"
@@ -39,20 +43,130 @@ def _devices(operation: str) -> frozenset[str]:
     return frozenset({"cpu", "cuda"} if cuda else {"cpu"})
 
 
-def _operator(name: str) -> Any:
-    """Looked up at the call: the operators exist only where the extension was built."""
-    return lambda *arguments: getattr(torch.ops.saml_kernels, name)(*arguments)
+def _trunk_forward(
+    x_local: Tensor, x_global: Tensor, scenario: Tensor, lists: Lists, plan: Plan, keep: bool
+) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
+    """The operator trunk_forward on sorted rows."""
+    permutation, inverse, offsets = group_by_scenario(scenario, lists[0][0].shape[0])
+    dtype = _computing_dtype(x_local)
+    x_sorted = [x.index_select(0, permutation).to(dtype) for x in (x_local, x_global)]
+    own, aux, scores, kept = torch.ops.saml_kernels.trunk_forward(
+        *x_sorted,
+        permutation,
+        offsets,
+        *_in(dtype, lists),
+        *_arguments(plan, x_local.dtype),
+        keep,
+        plan.recompute,
+        plan.all_branches,
+    )
+    names = {"permutation": permutation, "offsets": offsets, "x_local": x_sorted[0], "x_global": x_sorted[1]}
+    names |= {f"scores{unit}": tensor for unit, tensor in enumerate(scores)}
+    names |= {f"kept{number}": tensor for number, tensor in enumerate(kept)}
+    alphas = [alpha.index_select(0, inverse) for alpha in scores]
+    return own.to(x_local.dtype), aux.to(x_local.dtype), alphas, names
 
 
-_ENGINE = fused.Engine(
-    group_by_scenario=group_by_scenario,
-    trunk_forward=_operator("trunk_forward"),
-    trunk_backward=_operator("trunk_backward"),
-    mutual_forward=_operator("mutual_forward"),
-    mutual_backward=_operator("mutual_backward"),
-    # The kernels compute in float32, float64 inputs in float64.
-    computing_dtype=partial(torch.promote_types, torch.float32),
-)
+def _trunk_backward(
+    grad_own: Tensor,
+    grad_aux: Tensor,
+    x_local: Tensor,
+    x_global: Tensor,
+    scenario: Tensor,
+    lists: Lists,
+    kept: dict[str, Tensor],
+    plan: Plan,
+    need_local: bool,
+    need_global: bool,
+) -> tuple[Any, ...]:
+    """The operator trunk_backward."""
+    if plan.all_branches:
+        grad_own = grad_own[torch.arange(len(scenario)), scenario]
+    dtype = _computing_dtype(x_local)
+    gradients: tuple[Any, ...] = torch.ops.saml_kernels.trunk_backward(
+        grad_own.to(dtype).contiguous(),
+        grad_aux.to(dtype).contiguous(),
+        _numbered("scores", kept),
+        _numbered("kept", kept),
+        *(kept[name] for name in ("x_local", "x_global", "permutation", "offsets")),
+        *_in(dtype, lists),
+        *_arguments(plan, x_local.dtype),
+        plan.recompute,
+        need_local,
+        need_global,
+    )
+    return gradients
+
+
+def _mutual_forward(
+    v: Tensor, scenario: Tensor, gate_weight: Tensor, gate_bias: Tensor, score: int, temperature: float
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The operator mutual_forward on sorted rows."""
+    permutation, inverse, offsets = group_by_scenario(scenario, v.shape[1])
+    dtype = _computing_dtype(v)
+    streams = v.index_select(0, permutation).to(dtype)
+    gate = gate_weight.to(dtype), gate_bias.to(dtype)
+    own, scores, *kept = torch.ops.saml_kernels.mutual_forward(
+        streams, permutation, offsets, *gate, score, temperature, v.dtype == torch.bfloat16
+    )
+    names = {"permutation": permutation, "offsets": offsets, "streams": streams, "scores": scores}
+    names |= {f"kept{number}": tensor for number, tensor in enumerate(kept)}
+    return own.to(v.dtype), scores.index_select(0, inverse), names
+
+
+def _mutual_backward(
+    gradient: Tensor,
+    v: Tensor,
+    scenario: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    kept: dict[str, Tensor],
+    score: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator mutual_backward."""
+    dtype = _computing_dtype(v)
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.saml_kernels.mutual_backward(
+        gradient.to(dtype),
+        kept["scores"],
+        *_numbered("kept", kept),
+        *(kept[name] for name in ("streams", "permutation", "offsets")),
+        gate_weight.to(dtype),
+        gate_bias.to(dtype),
+        score,
+        temperature,
+        v.dtype == torch.bfloat16,
+    )
+    return gradients
+
+
+def _computing_dtype(tensor: Tensor) -> torch.dtype:
+    """The kernels compute in float32, float64 inputs in float64."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _in(dtype: torch.dtype, lists: Lists) -> list[list[Tensor]]:
+    return [[tensor.to(dtype) for tensor in tensors] for tensors in lists]
+
+
+def _numbered(name: str, kept: dict[str, Tensor]) -> list[Tensor]:
+    """The kept tensors name0, name1, … in their order."""
+    return [tensor for key, tensor in kept.items() if key.startswith(name)]
+
+
+def _arguments(plan: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
+    """As both operators take them, after the parameters."""
+    return (
+        plan.mutual_layers,
+        plan.activations,
+        plan.score,
+        plan.temperature,
+        dtype == torch.bfloat16,
+        torch.bfloat16 in (dtype, plan.foreign_dtype),
+    )
+
+
+_ENGINE = fused.Engine(_trunk_forward, _trunk_backward, _mutual_forward, _mutual_backward)
 multi_branch = partial(fused.multi_branch, _ENGINE)
 grouped_mlp = partial(fused.grouped_mlp, _ENGINE)
 branch_scores = partial(fused.branch_scores, _ENGINE)

@@ -1,9 +1,7 @@
 """Operations over a fused trunk: one autograd.Function, whichever engine computes forward and backward.
 
-An engine computes the trunk on rows sorted by scenario, forward and backward as two plain functions; what backward
-needs is decided once, here. A call costs a few microseconds less than through torch.library.custom_op.
-
-Forward keeps for backward, all with rows sorted by scenario: the inputs; per layer the own stream V_t and the auxiliary
+An engine computes forward and backward as two plain functions and says what backward needs; a call costs a few
+microseconds less than through torch.library.custom_op. What is kept: per layer the own stream V_t and the auxiliary
 stream A (their arguments too where δ's derivative needs them); per mutual layer M_t, the gate, the own rows of α and,
 unless they are recomputed, the streams of all branches.
 """
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saml_kernels import reference
-from saml_kernels.structures import Grouping, TrunkOutput, TrunkParams
+from saml_kernels.structures import TrunkOutput, TrunkParams
 
 ACTIVATION_IDS = {name: index for index, name in enumerate(("relu", "leaky_relu", "gelu", "silu", "tanh", "identity"))}
 SCORE_IDS = {"ratio": 0, "softmax": 1}
@@ -24,17 +22,25 @@ RECOMPUTE_BYTES = 2**30
 """recompute="auto" keeps the streams of all branches up to this size and recomputes larger ones."""
 
 
+Lists = tuple[list[Tensor], ...]
+"""branch weights, branch biases, auxiliary weights and biases, gate weights and biases; of mutual layers only."""
+
+
 @dataclass(frozen=True)
 class Engine:
-    """What computes the trunk: functions with the signatures of the operators in csrc/ops.cpp."""
+    """What computes the trunk. Tensors are the caller's, in his order of rows and his dtype; lists are contiguous."""
 
-    group_by_scenario: Callable[[Tensor, int], Grouping]
-    trunk_forward: Callable[..., Any]
-    trunk_backward: Callable[..., Any]
-    mutual_forward: Callable[..., Any]
-    mutual_backward: Callable[..., Any]
-    computing_dtype: Callable[[torch.dtype], torch.dtype]
-    """The dtype in which it takes inputs and parameters, by that of the caller's."""
+    trunk_forward: Callable[
+        [Tensor, Tensor, Tensor, Lists, "Plan", bool], tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]
+    ]
+    """(x_local, x_global, scenario, lists, plan, keep) → own, aux, own rows of α of every mutual layer, kept."""
+    trunk_backward: Callable[..., tuple[Any, ...]]
+    """(grad_own, grad_aux, x_local, x_global, scenario, lists, kept, plan, need_local, need_global) → gradients of
+    x_local and x_global (anything where not needed), then of the six lists."""
+    mutual_forward: Callable[..., tuple[Tensor, Tensor, dict[str, Tensor]]]
+    """(v, scenario, gate_weight, gate_bias, score, temperature) → M_t, own rows of α, kept."""
+    mutual_backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    """(gradient, v, scenario, gate_weight, gate_bias, kept, score, temperature) → gradients of v and the gate."""
 
 
 def multi_branch(
@@ -51,6 +57,7 @@ def multi_branch(
     foreign_dtype: torch.dtype | None,
     return_scores: bool,
     recompute: bool | str,
+    form: str,
 ) -> TrunkOutput:
     """See :func:`saml_kernels.multi_branch`."""
     mutual = [layer for layer, weight in enumerate(params.gate_weights) if weight is not None]
@@ -59,8 +66,7 @@ def multi_branch(
         mutual_layers=tuple(mutual),
         score=SCORE_IDS[score],
         temperature=temperature,
-        own_bfloat16=x_local.dtype == torch.bfloat16,
-        foreign_bfloat16=torch.bfloat16 in (x_local.dtype, foreign_dtype),
+        foreign_dtype=foreign_dtype,
         recompute=_recompute(recompute, x_local, params, mutual),
         reference_options={
             "activation": activation,
@@ -70,6 +76,7 @@ def multi_branch(
             "foreign_dtype": foreign_dtype,
             "return_scores": False,
         },
+        form=None if form == "auto" else form,
     )
     gates = [params.gate_weights[layer] for layer in mutual], [params.gate_biases[layer] for layer in mutual]
     lists = (params.branch_weights, params.branch_biases, params.aux_weights, params.aux_biases, *gates)
@@ -92,14 +99,12 @@ def grouped_mlp(
 ) -> Tensor:
     """See :func:`saml_kernels.grouped_mlp`; the trunk without auxiliary network and mutual unit."""
     names = [activation] * (len(weights) - 1) + [output_activation]
-    bfloat16 = x.dtype == torch.bfloat16
     plan = Plan(
         activations=tuple(ACTIVATION_IDS[name] for name in names),
         mutual_layers=(),
         score=SCORE_IDS["ratio"],
         temperature=1.0,
-        own_bfloat16=bfloat16,
-        foreign_bfloat16=bfloat16,
+        foreign_dtype=None,
         recompute=False,
         reference_options={"activation": activation, "output_activation": output_activation},
     )
@@ -125,8 +130,7 @@ def branch_scores(
         mutual_layers=(),
         score=SCORE_IDS["ratio"],
         temperature=1.0,
-        own_bfloat16=x.dtype == torch.bfloat16,
-        foreign_bfloat16=torch.bfloat16 in (x.dtype, foreign_dtype),
+        foreign_dtype=foreign_dtype,
         recompute=False,
         reference_options={
             "activation": activation,
@@ -164,26 +168,13 @@ class Plan:
     mutual_layers: tuple[int, ...]
     score: int
     temperature: float
-    own_bfloat16: bool
-    foreign_bfloat16: bool
+    foreign_dtype: torch.dtype | None
     recompute: bool
     reference_options: dict[str, Any]
     all_branches: bool = False
     """Own is (B, M, d_L), the last layer of every branch, of which the foreign ones are constants."""
-
-    def arguments(self) -> tuple[Any, ...]:
-        """As both operators take them, after the parameters."""
-        return (
-            self.mutual_layers,
-            self.activations,
-            self.score,
-            self.temperature,
-            self.own_bfloat16,
-            self.foreign_bfloat16,
-        )
-
-
-Lists = tuple[list[Tensor], ...]
+    form: str | None = None
+    """How the Triton engine launches the forward; None: it chooses."""
 
 
 def _run(
@@ -217,42 +208,21 @@ class _Trunk(torch.autograd.Function):
         keep: bool,
         *flat: Tensor,
     ) -> tuple[Tensor, ...]:
-        grouping = engine.group_by_scenario(scenario, flat[0].shape[0])
-        dtype = engine.computing_dtype(x_local.dtype)
-        local_sorted = x_local.index_select(0, grouping.permutation).to(dtype)
-        global_sorted = x_global.index_select(0, grouping.permutation).to(dtype)
-        own, aux, scores, kept = engine.trunk_forward(
-            local_sorted,
-            global_sorted,
-            grouping.permutation,
-            grouping.offsets,
-            *_split(flat, lengths, dtype),
-            *plan.arguments(),
-            keep,
-            plan.recompute,
-            plan.all_branches,
+        own, aux, alphas, kept = engine.trunk_forward(
+            x_local.contiguous(), x_global.contiguous(), scenario, _split(flat, lengths), plan, keep
         )
-        alphas = [alpha.index_select(0, grouping.inverse) for alpha in scores]
         ctx.mark_non_differentiable(*alphas)
         if keep:
-            ctx.engine, ctx.plan, ctx.lengths, ctx.num_scores = engine, plan, lengths, len(scores)
-            ctx.save_for_backward(
-                x_local, x_global, scenario, local_sorted, global_sorted, *grouping, *flat, *scores, *kept
-            )
-        return own.to(x_local.dtype), aux.to(x_local.dtype), *alphas
+            ctx.engine, ctx.plan, ctx.lengths, ctx.kept_names = engine, plan, lengths, tuple(kept)
+            ctx.save_for_backward(x_local, x_global, scenario, *flat, *kept.values())
+        return own, aux, *alphas
 
     @staticmethod
     def backward(ctx: Any, grad_own: Tensor, grad_aux: Tensor, *grad_scores: Tensor) -> tuple[Tensor | None, ...]:
-        x_local, x_global, scenario, local_sorted, global_sorted, permutation, _, offsets, *rest = ctx.saved_tensors
+        x_local, x_global, scenario, *rest = ctx.saved_tensors
         num_params = sum(ctx.lengths)
-        flat, scores, kept = (
-            rest[:num_params],
-            rest[num_params : num_params + ctx.num_scores],
-            rest[num_params + ctx.num_scores :],
-        )
+        flat, kept = rest[:num_params], dict(zip(ctx.kept_names, rest[num_params:], strict=True))
         _, needs_local, needs_global, _, _, _, _, *needs_params = ctx.needs_input_grad
-        if ctx.plan.all_branches and not torch.is_grad_enabled():
-            grad_own = grad_own[torch.arange(len(scenario)), scenario]
         if torch.is_grad_enabled():
             # create_graph: the gradient itself must be differentiable, which the reference's is.
             local, glob, *params = aliases = _aliases((x_local, x_global, *flat))
@@ -260,17 +230,14 @@ class _Trunk(torch.autograd.Function):
             gradients = _differentiable_gradients(outputs, [grad_own, grad_aux], aliases)
         else:
             local_gradient, global_gradient, *lists = ctx.engine.trunk_backward(
-                grad_own.to(local_sorted.dtype).contiguous(),
-                grad_aux.to(local_sorted.dtype).contiguous(),
-                scores,
+                grad_own.contiguous(),
+                grad_aux.contiguous(),
+                x_local.contiguous(),
+                x_global.contiguous(),
+                scenario,
+                _split(flat, ctx.lengths),
                 kept,
-                local_sorted,
-                global_sorted,
-                permutation,
-                offsets,
-                *_split(flat, ctx.lengths, local_sorted.dtype),
-                *ctx.plan.arguments(),
-                ctx.plan.recompute,
+                ctx.plan,
                 needs_local,
                 needs_global,
             )
@@ -294,26 +261,19 @@ class _MutualUnit(torch.autograd.Function):
         gate_bias: Tensor,
         options: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
-        grouping = engine.group_by_scenario(scenario, v.shape[1])
-        dtype = engine.computing_dtype(v.dtype)
-        ctx.engine, ctx.options, ctx.scalars = (
-            engine,
-            options,
-            (SCORE_IDS[options["score"]], options["temperature"], v.dtype == torch.bfloat16),
+        ctx.engine, ctx.options = engine, options
+        ctx.scalars = SCORE_IDS[options["score"]], options["temperature"]
+        own, alpha, kept = engine.mutual_forward(
+            v.contiguous(), scenario, gate_weight.contiguous(), gate_bias.contiguous(), *ctx.scalars
         )
-        streams = v.index_select(0, grouping.permutation).to(dtype)
-        gate_tensors = [tensor.to(dtype).contiguous() for tensor in (gate_weight, gate_bias)]
-        own, scores, *kept = engine.mutual_forward(
-            streams, grouping.permutation, grouping.offsets, *gate_tensors, *ctx.scalars
-        )
-        alpha = scores.index_select(0, grouping.inverse)
         ctx.mark_non_differentiable(alpha)
-        ctx.save_for_backward(v, scenario, gate_weight, gate_bias, streams, *grouping, scores, *kept)
-        return own.to(v.dtype), alpha
+        ctx.kept_names = tuple(kept)
+        ctx.save_for_backward(v, scenario, gate_weight, gate_bias, *kept.values())
+        return own, alpha
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, grad_alpha: Tensor) -> tuple[Tensor | None, ...]:
-        v, scenario, gate_weight, gate_bias, streams, permutation, _, offsets, *kept = ctx.saved_tensors
+        v, scenario, gate_weight, gate_bias, *kept = ctx.saved_tensors
         inputs = (v, gate_weight, gate_bias)
         if torch.is_grad_enabled():
             streams, weight, bias = aliases = _aliases(inputs)
@@ -321,22 +281,22 @@ class _MutualUnit(torch.autograd.Function):
             gradients = _differentiable_gradients([own], [gradient], aliases)
         else:
             gradients = ctx.engine.mutual_backward(
-                gradient.to(streams.dtype).contiguous(),
-                *kept,
-                streams,
-                permutation,
-                offsets,
-                *(tensor.to(streams.dtype).contiguous() for tensor in (gate_weight, gate_bias)),
+                gradient.contiguous(),
+                v.contiguous(),
+                scenario,
+                gate_weight.contiguous(),
+                gate_bias.contiguous(),
+                dict(zip(ctx.kept_names, kept, strict=True)),
                 *ctx.scalars,
             )
         grad_v, grad_weight, grad_bias = (grad.to(tensor.dtype) for grad, tensor in zip(gradients, inputs, strict=True))
         return None, grad_v, None, grad_weight, grad_bias, None
 
 
-def _split(flat: Sequence[Tensor], lengths: Sequence[int], dtype: torch.dtype) -> list[list[Tensor]]:
-    """The six parameter lists again, as the operators read them."""
+def _split(flat: Sequence[Tensor], lengths: Sequence[int]) -> Lists:
+    """The six parameter lists again."""
     entries = iter(flat)
-    return [[next(entries).to(dtype).contiguous() for _ in range(length)] for length in lengths]
+    return tuple([next(entries).contiguous() for _ in range(length)] for length in lengths)
 
 
 def _reference_outputs(

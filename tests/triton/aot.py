@@ -21,10 +21,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from saml_kernels.backends import fused
-from saml_kernels.backends.triton import backward, forward, mutual, product
+from saml_kernels.backends.fused import Plan
+from saml_kernels.backends.triton import configs, engine, program, rounding, weights
+from saml_kernels.backends.triton.configs import Choice, Config
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64"}
+TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int8: "i8",
+    torch.float8_e4m3fn: "fp8e4nv",
+}
+MULTIPROCESSORS = 132
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,8 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("sm_80", GPUTarget("cuda", 80, 32), 166912, r"\bHMMA\b"),
-        Chip("sm_90", GPUTarget("cuda", 90, 32), 232448, r"\bHGMMA\b"),
+        Chip("sm_80", GPUTarget("cuda", 80, 32), 166912, r"\b[HIQ]MMA\b"),
+        Chip("sm_90", GPUTarget("cuda", 90, 32), 232448, r"\b[HIQ]GMMA\b"),
         Chip("sm_100", GPUTarget("cuda", 100, 32), 232448, r"tcgen05\.mma|mma\.sync"),
         Chip("gfx942", GPUTarget("hip", "gfx942", 64), 65536, r"v_mfma"),
     )
@@ -54,9 +65,10 @@ class Recorded:
     """One distinct launch: the kernel and everything its compilation depends on."""
 
     kernel: Any
-    signature: tuple[tuple[str, str], ...]
+    signature: tuple[tuple[str, Any], ...]
     constants: tuple[tuple[str, Any], ...]
-    divisible: tuple[int, ...]
+    divisible: tuple[tuple[int, ...], ...]
+    """Places of arguments that are multiples of 16, as Triton's compiler names them."""
     warps: int
     stages: int
 
@@ -66,6 +78,11 @@ class Recorded:
 
     def constant(self, name: str) -> Any:
         return dict(self.constants).get(name)
+
+    @property
+    def kinds(self) -> frozenset[int]:
+        """Kinds of stages in it."""
+        return frozenset(getattr(self.constant("TABLES"), "kind", ()))
 
 
 @dataclass(frozen=True)
@@ -79,88 +96,110 @@ class Report:
 
 
 @contextmanager
-def _recording(into: dict[Recorded, None]) -> Iterator[None]:
+def _recording(into: dict[Recorded, None], choice: Choice) -> Iterator[None]:
+    """Records launches instead of making them; every call gets ``choice``."""
+
     def record(kernel: Any, grid: Any, *arguments: Any, **options: Any) -> None:
         names = [parameter.name for parameter in kernel.params]
         free = {p.name for p in kernel.params if p.do_not_specialize}
-        signature, constants, divisible = [], [], []
+        signature: list[tuple[str, Any]] = []
+        constants: list[tuple[str, Any]] = []
+        divisible: list[tuple[int, ...]] = []
         warps, stages = options.pop("num_warps"), options.pop("num_stages", 3)
         values = dict(zip(names, arguments, strict=False)) | options
-        assert list(values) == names or set(values) == set(names)
+        assert set(values) == set(names)
         for index, name in enumerate(names):
             value = values[name]
-            if kernel.params[index].is_constexpr or (type(value) is int and value == 1 and name not in free):
+            if kernel.params[index].is_constexpr:
                 signature.append((name, "constexpr"))
                 constants.append((name, value))
-                continue
-            if isinstance(value, torch.Tensor):
+            elif isinstance(value, torch.Tensor):
                 signature.append((name, "*" + TYPES[value.dtype]))
-                divisible.append(index)
+                divisible.append((index,))
+            elif isinstance(value, tuple):
+                signature.append((name, tuple("*" + TYPES[tensor.dtype] for tensor in value)))
+                divisible += [(index, place) for place in range(len(value))]
             else:
-                wide = isinstance(value, int) and (name == "second" or value >= 2**31)
-                signature.append((name, "fp32" if isinstance(value, float) else "i64" if wide else "i32"))
-                if isinstance(value, int) and value % 16 == 0 and name not in free:
-                    divisible.append(index)
+                assert name in free, f"{name} would be compiled in where it is 1 or a multiple of 16"
+                signature.append((name, "fp32" if isinstance(value, float) else "i32"))
         into[Recorded(kernel, tuple(signature), tuple(constants), tuple(divisible), warps, stages)] = None
 
-    modules = (product, mutual, backward)
+    modules = (program, weights, rounding)
     before = [module.launch for module in modules]
+    replaced = configs.choice, configs.multiprocessors
+    configs.choice = lambda *arguments: choice
+    configs.multiprocessors = lambda index: MULTIPROCESSORS
     for module in modules:
         module.launch = record
     try:
         yield
     finally:
+        configs.choice, configs.multiprocessors = replaced
         for module, launch in zip(modules, before, strict=True):
             module.launch = launch
 
 
+@dataclass(frozen=True)
+class Trunk:
+    """An architecture to compile for, D_l = D_g = 256."""
+
+    hidden_dims: tuple[int, ...] = (512, 256, 128)
+    M: int = 8
+    mutual_layers: tuple[int, ...] = (0,)
+    activation: str = "relu"
+    score: str = "ratio"
+    gate: str = "vector"
+    per_branch: bool = False
+    foreign_dtype: torch.dtype | None = None
+    all_branches: bool = False
+
+
 @functools.cache
-def recorded(dtype: torch.dtype, hidden_dims: tuple[int, ...] = (512, 256, 128), M: int = 8) -> tuple[Recorded, ...]:
-    """Every launch of a training step of the trunk with mutual units after layers 1 and 2, D_l = D_g = 256."""
-    rows = 4096
-    kinds: dict[Recorded, None] = {}
-    widths = (256, *hidden_dims)
+def recorded(
+    dtype: torch.dtype, trunk: Trunk, form: str, config: Config | None = None, amd: bool = False
+) -> tuple[Recorded, ...]:
+    """Every launch of a training step of a trunk; ``config`` for forward and backward, else the built-in ones."""
+    rows, m = 4096, trunk.M
+    found: dict[Recorded, None] = {}
+    dims, widths = trunk.hidden_dims, (256, *trunk.hidden_dims)
+    chosen = configs.built_in(configs.Bucket.of(rows, m, max(dims)), dtype.itemsize, amd)
+    if config is not None:
+        chosen = Choice(form, config, config, chosen.weights)
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    offsets, permutation = torch.arange(M + 1) * (rows // M), torch.arange(rows)
-    gates = hidden_dims[:2]
-    arguments = (
-        [empty(M, i + o, o) for i, o in zip(widths, hidden_dims, strict=False)],
-        [empty(M, o) for o in hidden_dims],
-        [empty(i, o) for i, o in zip(widths, hidden_dims, strict=False)],
-        [empty(o) for o in hidden_dims],
-        [empty(M, d, d) for d in gates],
-        [empty(M, d) for d in gates],
-        (0, 1),
-        (fused.ACTIVATION_IDS["relu"],) * len(hidden_dims),
-        fused.SCORE_IDS["ratio"],
-        0.1,
-        dtype == torch.bfloat16,
-        True,
+    auxiliary = not trunk.all_branches
+    gates = [(dims[layer], dims[layer] if trunk.gate == "vector" else 1) for layer in trunk.mutual_layers]
+    lists = (
+        [empty(m, i + (o if auxiliary else 0), o) for i, o in zip(widths, dims, strict=False)],
+        [empty(m, o) for o in dims],
+        [empty(i, o) for i, o in zip(widths, dims, strict=False)] if auxiliary else [],
+        [empty(o) for o in dims] if auxiliary else [],
+        [empty(m, d, width) for d, width in gates],
+        [empty(m, width) for _, width in gates],
     )
-    with _recording(kinds):
-        own, aux, scores, kept = forward.trunk_forward(
-            empty(rows, 256), empty(rows, 256), permutation, offsets, *arguments, True, False, False
-        )
-        backward.trunk_backward(
-            own,
-            aux,
-            scores,
-            kept,
-            empty(rows, 256),
-            empty(rows, 256),
-            permutation,
-            offsets,
-            *arguments,
-            False,
-            True,
-            True,
-        )
-    return tuple(kinds)
+    plan = Plan(
+        activations=(fused.ACTIVATION_IDS[trunk.activation],) * len(dims),
+        mutual_layers=trunk.mutual_layers,
+        score=fused.SCORE_IDS[trunk.score],
+        temperature=0.1,
+        foreign_dtype=trunk.foreign_dtype,
+        recompute=False,
+        reference_options={},
+        all_branches=trunk.all_branches,
+        form=form,
+    )
+    x_local = empty(rows, m, 256) if trunk.per_branch else empty(rows, 256)
+    x_global = empty(rows, 256 if auxiliary else 0)
+    scenario = torch.arange(rows) % m
+    with _recording(found, chosen):
+        own, aux, _, kept = engine.trunk_forward(x_local, x_global, scenario, lists, plan, True)
+        engine.trunk_backward(own, aux, x_local, x_global, scenario, lists, kept, plan, True, True)
+    return tuple(found)
 
 
+@functools.cache
 def compile_for(launch: Recorded, chip: Chip) -> Report:
     """Compiles, and for NVIDIA asks ptxas about registers and spills."""
     names = [name for name, _ in launch.signature]
@@ -169,7 +208,7 @@ def compile_for(launch: Recorded, chip: Chip) -> Report:
         fn=launch.kernel,
         signature=dict(launch.signature),
         constexprs=constants,
-        attrs={(index,): [["tt.divisibility", 16]] for index in launch.divisible},
+        attrs={place: [["tt.divisibility", 16]] for place in launch.divisible},
     )
     compiled = triton.compile(
         source, target=chip.target, options={"num_warps": launch.warps, "num_stages": launch.stages}
@@ -209,38 +248,75 @@ def compile_for(launch: Recorded, chip: Chip) -> Report:
     )
 
 
-def kind(launch: Recorded) -> str:
-    """What sets launches of one kernel apart besides widths."""
-    own, gate, grouped = (launch.constant(name) for name in ("OWN", "GATE", "GROUPED"))
-    parts = [launch.name.removesuffix("_kernel")]
-    parts += [] if own is None else ["own branches" if own else "all branches"]
-    parts += ["accumulating"] if launch.constant("ACCUMULATE") else []
-    parts += ["rounding"] if launch.constant("ROUND") else []
-    parts += [] if grouped is None else ["by scenario" if grouped else "all rows"]
-    parts += [] if gate is None else [f"d = {launch.constant('D')}"]
-    return ", ".join(parts)
+FP8 = torch.float8_e4m3fn
+# What docs/gpu-kernels.md lists: name, type, trunk, form.
+LISTED = (
+    ("bf16", torch.bfloat16, Trunk(), "single"),
+    ("bf16", torch.bfloat16, Trunk(), "staged"),
+    ("bf16, mutual units 1 and 2", torch.bfloat16, Trunk(mutual_layers=(0, 1)), "single"),
+    ("bf16, mutual units 1 and 2", torch.bfloat16, Trunk(mutual_layers=(0, 1)), "staged"),
+    ("bf16, foreign int8", torch.bfloat16, Trunk(foreign_dtype=torch.int8), "staged"),
+    ("bf16, foreign fp8", torch.bfloat16, Trunk(foreign_dtype=FP8), "staged"),
+    ("fp32", torch.float32, Trunk(), "single"),
+    ("fp32, foreign bf16", torch.float32, Trunk(foreign_dtype=torch.bfloat16), "staged"),
+)
 
 
-def representatives(dtype: torch.dtype) -> dict[str, Recorded]:
-    """The first launch of every kind."""
-    chosen: dict[str, Recorded] = {}
-    for launch in recorded(dtype):
-        chosen.setdefault(kind(launch), launch)
-    return chosen
+def unavailable(launch: Recorded, chip: Chip) -> bool:
+    """Whether the chip has no units for the launch's types, which supports() refuses there."""
+    return ("rounded", "*fp8e4nv") in launch.signature and chip.name in ("sm_80", "gfx942")
+
+
+def title(launch: Recorded) -> str:
+    """What sets launches of one trunk apart."""
+    if launch.name != "stage_kernel":
+        return launch.name.removesuffix("_kernel")
+    if launch.constant("BACKWARD"):
+        return "chain"
+    if not launch.constant("PERSISTENT"):
+        return "foreign product" if 1 in launch.kinds else "product of all branches"
+    if launch.constant("STAGES") == 3 and len(launch.kinds) == 1:
+        return "auxiliary network"
+    return "forward" if 3 in launch.kinds and launch.constant("STAGES") > 6 else "part of the forward"
 
 
 def table() -> str:
-    """Registers and shared memory of every kind on every chip, in Markdown."""
+    """Registers and shared memory of every listed launch on every chip, in Markdown."""
     lines = [
-        "| kernel | type | " + " | ".join(CHIPS) + " |",
-        "| --- | --- |" + " --- |" * len(CHIPS),
+        "| trunk | form | launch | " + " | ".join(CHIPS) + " |",
+        "| --- | --- | --- |" + " --- |" * len(CHIPS),
     ]
-    for dtype in (torch.bfloat16, torch.float32):
-        for name, launch in representatives(dtype).items():
-            reports = [compile_for(launch, chip) for chip in CHIPS.values()]
-            cells = [f"{r.registers} / {r.shared_memory / 1024:.0f}{' ●' if r.tensor_core else ''}" for r in reports]
-            lines.append(f"| {name} | {TYPES[dtype]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    seen: set[Recorded] = set()
+    for name, dtype, trunk, form in LISTED:
+        pairs = zip(recorded(dtype, trunk, form), recorded(dtype, trunk, form, amd=True), strict=True)
+        for launch, on_amd in pairs:
+            if launch in seen:
+                continue
+            seen.add(launch)
+            lines.append(f"| {name} | {form} | {title(launch)} | " + " | ".join(cells(launch, on_amd)) + " |")
+    return "\n".join([f"Compiled by Triton {triton.__version__}.", "", *lines])
+
+
+def cells(launch: Recorded, on_amd: Recorded) -> list[str]:
+    """What the table says of a launch, chip by chip."""
+    found = []
+    for chip in CHIPS.values():
+        chosen = on_amd if chip.target.backend == "hip" else launch
+        found.append("–" if unavailable(chosen, chip) else cell(compile_for(chosen, chip)))
+    return found
+
+
+def cell(report: Report) -> str:
+    """Registers, shared memory in KiB, and a mark for matrix instructions."""
+    mark = " ●" if report.tensor_core else ""
+    spilled = f" **{report.spilled_bytes} spilled**" if report.spilled_bytes else ""
+    return f"{report.registers} / {report.shared_memory / 1024:.0f}{spilled}{mark}"
+
+
+def documented_triton(page: str) -> str | None:
+    """The Triton whose table the page has."""
+    found = re.search(r"^Compiled by Triton (\S+)\.$", page, re.MULTILINE)
+    return found[1] if found else None
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "gpu-kernels.md"

@@ -5,6 +5,7 @@
 Needs a process without TRITON_INTERPRET. Numbers are for test_interpreter.py.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -20,7 +21,8 @@ pytestmark = [
 
 sys.path.insert(0, str(Path(__file__).parent))
 CHIPS = ("sm_80", "sm_90", "sm_100", "gfx942")
-PRODUCTS = ("product", "weight_gradient")
+LISTED = range(8)
+"""Places in aot.LISTED, which cannot be imported at collection."""
 
 
 @pytest.fixture(scope="module")
@@ -32,46 +34,82 @@ def aot():
     return aot
 
 
-def check(report, launch, chip):
-    assert report.spilled_bytes == 0
+def check(aot, launch, chip):
+    """No spills, shared memory within the chip's, matrix instructions where the factors have 16 or 8 bits."""
+    report = aot.compile_for(launch, chip)
+    assert report.spilled_bytes == 0, (aot.title(launch), chip.name)
     assert report.registers is not None
     assert 0 < report.registers <= 512
-    assert report.shared_memory <= chip.shared_memory
-    sixteen_bit = dict(launch.signature).get("a") in ("*bf16", "*fp16")
-    if launch.name.startswith(PRODUCTS) and sixteen_bit:
-        assert report.tensor_core
+    assert report.shared_memory <= chip.shared_memory, (aot.title(launch), chip.name)
+    products = launch.name == "weight_gradient_kernel" or launch.kinds & {0, 1}
+    types = dict(launch.signature)
+    sixteen_bit = types["base"] in ("*bf16", "*fp16") if "base" in types else False
+    if products and sixteen_bit:
+        assert report.tensor_core, (aot.title(launch), chip.name)
+    return report
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_every_kind_of_kernel_compiles(aot, dtype, chip):
-    """No spills, shared memory within the chip's, matrix instructions where the factors have 16 bits."""
+@pytest.mark.parametrize("number", LISTED)
+def test_listed_launches(aot, number, chip):
+    """And the documented table says what this Triton gives, where it is the Triton the table was made with."""
+    name, dtype, trunk, form = aot.LISTED[number]
     page = aot.PAGE.read_text(encoding="utf-8")
-    for name, launch in aot.representatives(dtype).items():
-        report = aot.compile_for(launch, aot.CHIPS[chip])
-        check(report, launch, aot.CHIPS[chip])
-        # The documented table has this kernel with these numbers.
-        (row,) = [line for line in page.splitlines() if line.startswith(f"| {name} | {aot.TYPES[dtype]} |")]
-        cell = row.split("|")[3 + CHIPS.index(chip)].strip()
-        assert cell.startswith(f"{report.registers} / {report.shared_memory / 1024:.0f}"), (name, chip)
+    documented = aot.documented_triton(page)
+    for launch in aot.recorded(dtype, trunk, form, amd=chip == "gfx942"):
+        if aot.unavailable(launch, aot.CHIPS[chip]):
+            continue
+        report = check(aot, launch, aot.CHIPS[chip])
+        rows = [line for line in page.splitlines() if line.startswith(f"| {name} | {form} | {aot.title(launch)} |")]
+        if documented == aot.triton.__version__ and rows:
+            cells = [row.split("|")[4 + CHIPS.index(chip)].strip().removesuffix(" ●") for row in rows]
+            assert aot.cell(report).removesuffix(" ●") in cells, (name, form, aot.title(launch), chip)
+
+
+def test_the_whole_table_is_tested(aot):
+    assert len(aot.LISTED) == len(LISTED)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", CHIPS)
-def test_every_launch_of_a_training_step_compiles(aot, chip):
-    """Another architecture: widths that are no multiple of a tile, as many branches as there may be."""
-    for launch in aot.recorded(torch.float16, (72, 100), 64):
-        check(aot.compile_for(launch, aot.CHIPS[chip]), launch, aot.CHIPS[chip])
+def test_every_option_compiles(aot, chip):
+    """Activations, scores, gates, views, types, as many branches as there may be, widths that are no multiple of 8."""
+    trunks = [
+        aot.Trunk(hidden_dims=(72, 104), M=64, mutual_layers=(0, 1), activation="silu", score="softmax"),
+        aot.Trunk(hidden_dims=(30, 21), M=3, mutual_layers=(1,), activation="gelu", gate="scalar", per_branch=True),
+        aot.Trunk(hidden_dims=(64, 1), M=5, mutual_layers=(), activation="tanh", all_branches=True),
+        aot.Trunk(hidden_dims=(64, 32), M=1, activation="leaky_relu", per_branch=True),
+    ]
+    for trunk, form in itertools.product(trunks, ("single", "staged")):
+        for launch in aot.recorded(torch.float16, trunk, form, amd=chip == "gfx942"):
+            check(aot, launch, aot.CHIPS[chip])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_configuration_compiles(aot, chip):
+    """Of few rows, and what tuning may try; tuning passes by what does not fit a chip, so that may spill."""
+    from saml_kernels.backends.triton import configs
+
+    for dtype, rows in itertools.product((torch.bfloat16, torch.float32), (256, 65536)):
+        chosen = configs.built_in(configs.Bucket.of(rows, 8, 512), dtype.itemsize, chip == "gfx942")
+        for config in {chosen.forward, chosen.backward}:
+            for launch in aot.recorded(dtype, aot.Trunk(), "single", config):
+                check_direction(aot, launch, chip, config, chosen)
+    for config in configs.candidates(2):
+        for launch in aot.recorded(torch.bfloat16, aot.Trunk(), "single", config):
+            aot.compile_for(launch, aot.CHIPS[chip])
+
+
+def check_direction(aot, launch, chip, config, chosen):
+    """A configuration is held to what it is chosen for."""
+    wanted = chosen.backward if launch.constant("BACKWARD") else chosen.forward
+    if launch.name != "stage_kernel" or config == wanted:
+        check(aot, launch, aot.CHIPS[chip])
 
 
 def test_the_launches_are_those_of_the_documentation(aot):
-    """Distinct compilations, which the batch size does not multiply."""
-    assert len(aot.recorded(torch.bfloat16)) == len(set(aot.recorded(torch.bfloat16)))
-    assert {launch.name for launch in aot.recorded(torch.bfloat16)} == {
-        "product_kernel",
-        "own_row_kernel",
-        "table_kernel",
-        "own_row_backward_kernel",
-        "activation_backward_kernel",
-        "weight_gradient_kernel",
-    }
+    """Three kernels; distinct compilations, which the batch size does not multiply."""
+    names = {launch.name for launch in aot.recorded(torch.bfloat16, aot.Trunk(foreign_dtype=torch.int8), "staged")}
+    assert names == {"stage_kernel", "weight_gradient_kernel", "round_weight_kernel"}
+    assert len(aot.recorded(torch.bfloat16, aot.Trunk(), "single")) == 3

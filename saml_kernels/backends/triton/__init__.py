@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saml_kernels import reference
 from saml_kernels.backends import fused
 from saml_kernels.backends.triton import availability
 
@@ -33,31 +32,32 @@ def supports(operation: str, tensor: Tensor | None, options: Mapping[str, Any]) 
     if not options.get("stop_gradient", True):
         return "its backward trains the own branch only: stop_gradient=False needs the reference"
     foreign_dtype = options.get("foreign_dtype")
-    if foreign_dtype not in (None, torch.bfloat16):
-        return f"foreign_dtype must be None or torch.bfloat16 here, got {foreign_dtype}"
+    if options.get("form") == "single" and foreign_dtype not in (None, None if tensor is None else tensor.dtype):
+        return 'foreign_dtype needs form "staged": both kinds of products in one kernel spill registers'
+    if foreign_dtype == torch.float8_e4m3fn:
+        reason = availability.float8_reason(None if tensor is None else tensor.device)
+        if reason is not None:
+            return reason
     if tensor is not None and tensor.dtype == torch.float64:
         return "float64 is not available here"
     return None
 
 
-def _lazily(module: str, name: str) -> Any:
-    """Triton compiles at import, so its modules are imported at the first call."""
+def _lazily(name: str) -> Any:
+    """Triton compiles at import, so the engine is imported at the first call."""
 
     def call(*arguments: Any) -> Any:
-        loaded = importlib.import_module(f"saml_kernels.backends.triton.{module}")
-        return getattr(loaded, name)(*arguments)
+        engine = importlib.import_module("saml_kernels.backends.triton.engine")
+        return getattr(engine, name)(*arguments)
 
     return call
 
 
 _ENGINE = fused.Engine(
-    group_by_scenario=reference.group_by_scenario,
-    trunk_forward=_lazily("forward", "trunk_forward"),
-    trunk_backward=_lazily("backward", "trunk_backward"),
-    mutual_forward=_lazily("forward", "mutual_forward"),
-    mutual_backward=_lazily("backward", "mutual_backward"),
-    # Inputs, streams and what is kept have the caller's dtype; sums and scores are float32.
-    computing_dtype=lambda dtype: dtype,
+    trunk_forward=_lazily("trunk_forward"),
+    trunk_backward=_lazily("trunk_backward"),
+    mutual_forward=_lazily("mutual_forward"),
+    mutual_backward=_lazily("mutual_backward"),
 )
 multi_branch = partial(fused.multi_branch, _ENGINE)
 grouped_mlp = partial(fused.grouped_mlp, _ENGINE)

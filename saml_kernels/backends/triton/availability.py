@@ -18,3 +18,15 @@ def device_reason(device_type: str | None) -> str | None:
     if device_type in (None, "cuda"):
         return "TRITON_INTERPRET is set: the interpreter takes CPU tensors" if INTERPRETED else None
     return f"there is no Triton kernel for {device_type}"
+
+
+def float8_reason(device: torch.device | None) -> str | None:
+    """Why there are no float8_e4m3fn products on that device (None: the current one); None if there are."""
+    if INTERPRETED or not torch.cuda.is_available():
+        return None
+    if torch.version.hip is not None:
+        return "float8_e4m3fn needs an NVIDIA GPU"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):
+        return f"float8_e4m3fn needs compute capability 8.9, this GPU has {capability[0]}.{capability[1]}"
+    return None

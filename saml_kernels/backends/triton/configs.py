@@ -1,68 +1,228 @@
-"""Tile sizes, warps and stages, by kernel and element size: data, so that no call ever tunes.
+"""Tile sizes, warps, stages and the form of a launch, by chip, type and bucketed sizes: data, so that no call tunes.
 
-The batch size is no key; only the number of parts of a weight gradient (1 to 16) follows from it and is compiled in.
-Not yet measured on a GPU: chosen so that every configuration compiles for sm_80, sm_90, sm_100 and gfx942 without
-spills and within their shared memory (docs/gpu-kernels.md).
+A batch size is no key but through its bucket, and never compiled in. A machine's own choices, written by
+``saml-rec bench --tune``, come before the built-in ones. Not yet measured on a GPU: what is built in was chosen so that
+every configuration compiles for sm_80, sm_90, sm_100 and gfx942 without spills and within their shared memory
+(docs/gpu-kernels.md).
 """
 
-from typing import NamedTuple
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from saml_kernels.backends.triton.availability import INTERPRETED
 
+FORMS = ("single", "staged")
+ROW_BUCKETS = (256, 1024, 4096, 16384)
+SCENARIO_BUCKETS = (2, 4, 8, 16, 32)
+WIDTH_BUCKETS = (64, 256, 512)
+LAST_BUCKET = 2**62
+CACHE_VARIABLE = "SAML_KERNELS_TUNED"
 
-class ProductConfig(NamedTuple):
-    """C tile rows × columns, steps of k, warps, stages of the software pipeline."""
+
+@dataclass(frozen=True)
+class Config:
+    """How a list of stages runs."""
 
     rows: int
+    """Of a tile: of a product's, and of what waits for each other."""
     columns: int
     depth: int
+    """Steps of k."""
     warps: int
     stages: int
+    """Of the software pipeline."""
+    programs: int = 1
+    """A multiprocessor, of a persistent launch."""
+    item_rows: int = 32
+    """Of an item that is no product."""
+    group_elements: int = 4096
+    """Of the (rows, M, columns) block in registers."""
+    whole_elements: int = 8192
+    """Largest (M, d) that is read once."""
 
 
-class RowConfig(NamedTuple):
-    """A kernel that goes over rows: elements of the (rows, M, d) block in registers, columns of d at a time, warps."""
+@dataclass(frozen=True)
+class Choice:
+    """Everything that is chosen for a call."""
 
-    elements: int
-    columns: int
-    warps: int
+    form: str
+    forward: Config
+    backward: Config
+    weights: Config
+    """``rows`` and ``columns`` are the weight's, ``depth`` runs over the batch."""
 
 
-# By bytes of an element.
-PRODUCTS = {2: ProductConfig(64, 128, 64, 8, 3), 4: ProductConfig(64, 64, 32, 4, 3)}
-WEIGHT_GRADIENTS = {2: ProductConfig(64, 128, 64, 4, 3), 4: ProductConfig(64, 64, 32, 4, 3)}
-MUTUAL = RowConfig(4096, 128, 4)
-# The table holds (M, M) cosines in registers: by M padded, columns of d at a time and warps. More columns spill.
-TABLES = {16: (64, 4), 32: (16, 8), 64: (16, 8)}
-ELEMENTWISE = RowConfig(1024, 1024, 4)
+@dataclass(frozen=True)
+class Bucket:
+    """The smallest bucket's bounds that hold a call's rows, scenarios and widest layer."""
+
+    rows: int
+    scenarios: int
+    width: int
+
+    @staticmethod
+    def of(rows: int, scenarios: int, width: int) -> "Bucket":
+        """The bucket of a call."""
+
+        def bound(value: int, bounds: tuple[int, ...]) -> int:
+            return next((limit for limit in bounds if value <= limit), LAST_BUCKET)
+
+        return Bucket(bound(rows, ROW_BUCKETS), bound(scenarios, SCENARIO_BUCKETS), bound(width, WIDTH_BUCKETS))
+
+
+# By bytes of an element. Few rows take small tiles, so that there are items for all multiprocessors.
+_SMALL = {2: Config(32, 128, 64, 4, 3, programs=2), 4: Config(32, 64, 32, 4, 3, programs=2)}
+_LARGE = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
+_BACKWARD = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
+_WEIGHTS = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 # Small tiles reach every edge with small tensors.
-INTERPRETED_PRODUCT = ProductConfig(16, 32, 16, 4, 1)
-INTERPRETED_MUTUAL = RowConfig(512, 16, 4)
-
-MAXIMUM_SPLITS = 16
-"""Of a weight gradient's rows, summed in order afterwards, so that one large scenario does not hold up the others."""
-ROWS_PER_SPLIT = 4096
-
-
-def product(dtype: torch.dtype) -> ProductConfig:
-    """For products of activations and weights."""
-    return INTERPRETED_PRODUCT if INTERPRETED else PRODUCTS[dtype.itemsize]
-
-
-def weight_gradient(dtype: torch.dtype) -> ProductConfig:
-    """For sums of outer products; ``rows`` and ``columns`` are the weight's, ``depth`` runs over the batch."""
-    return INTERPRETED_PRODUCT if INTERPRETED else WEIGHT_GRADIENTS[dtype.itemsize]
+_INTERPRETED = Config(16, 32, 16, 4, 1, item_rows=8, group_elements=512, whole_elements=256)
+SMALL_ROWS = 1024
+SINGLE_ROWS = 4096
+"""Up to these rows one launch is taken for the forward, above the staged one. A model's choice, not a measurement."""
+ROWS_PER_CHUNK = 4096
+"""Of a weight gradient: a scenario with more rows is summed in parts, in order."""
+MAXIMUM_CHUNKS = 16
+"""Rows beyond so many chunks make the chunks longer, which bounds the memory of their sums."""
+SCRATCH_BYTES = 2**29
+"""Of the streams of all branches where nothing is kept for backward: more rows go through in turns."""
+INTERPRETED_ROWS_PER_CHUNK = 32
 
 
-def mutual() -> RowConfig:
-    """For the mutual unit's kernels."""
-    return INTERPRETED_MUTUAL if INTERPRETED else MUTUAL
+def built_in(bucket: Bucket, itemsize: int, amd: bool = False) -> Choice:
+    """The choice where nothing was tuned; large tiles of the forward spill on AMD's chips."""
+    few = bucket.rows <= SMALL_ROWS
+    large = _BACKWARD if amd else _LARGE
+    return Choice(
+        "single" if bucket.rows <= SINGLE_ROWS else "staged",
+        _SMALL[itemsize] if few else large[itemsize],
+        _SMALL[itemsize] if few else _BACKWARD[itemsize],
+        _WEIGHTS[itemsize],
+    )
 
 
-def splits(rows: int) -> int:
-    """Parts into which a weight gradient's rows are cut; depends on the batch size alone."""
+_forced: Choice | None = None
+
+
+@contextmanager
+def forced(wanted: Choice) -> Iterator[None]:
+    """Every call inside takes ``wanted``, in all threads: autograd runs a backward in one of its own. For trials."""
+    global _forced
+    before, _forced = _forced, wanted
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choice(rows: int, scenarios: int, width: int, dtype: torch.dtype, device: torch.device) -> Choice:
+    """For a call with so many rows, scenarios and so wide a layer."""
+    if _forced is not None:
+        return _forced
     if INTERPRETED:
-        return 1 + (rows > 64)
-    return max(1, min(MAXIMUM_SPLITS, rows // ROWS_PER_SPLIT))
+        return Choice("single", _INTERPRETED, _INTERPRETED, _INTERPRETED)
+    return _choice(Bucket.of(rows, scenarios, width), dtype, device_name(device))
+
+
+@functools.cache
+def _choice(bucket: Bucket, dtype: torch.dtype, device: str) -> Choice:
+    found = tuned(cache_path()).get(key(device, dtype, bucket))
+    return built_in(bucket, dtype.itemsize, torch.version.hip is not None) if found is None else found
+
+
+def candidates(itemsize: int) -> tuple[Config, ...]:
+    """What tuning tries for forward and backward; all of them are compiled ahead of time in the tests."""
+    if INTERPRETED:
+        return (_INTERPRETED, dataclasses.replace(_INTERPRETED, columns=16))
+    if itemsize == 4:
+        return (_SMALL[4], _LARGE[4])
+    return (_SMALL[2], _BACKWARD[2], _LARGE[2], Config(128, 256, 64, 8, 3), Config(64, 128, 64, 4, 3, programs=2))
+
+
+def chunk_rows(rows: int) -> int:
+    """Rows of a weight gradient that are summed without a break; a launch argument, not compiled in."""
+    if INTERPRETED:
+        return INTERPRETED_ROWS_PER_CHUNK
+    parts = -(-rows // (MAXIMUM_CHUNKS * ROWS_PER_CHUNK))
+    return ROWS_PER_CHUNK * max(1, parts)
+
+
+@functools.cache
+def multiprocessors(index: int) -> int:
+    """Of the GPU with that index; the interpreter runs three programs."""
+    return 3 if INTERPRETED else int(torch.cuda.get_device_properties(index).multi_processor_count)
+
+
+@functools.cache
+def _device_name(index: int) -> str:
+    return str(torch.cuda.get_device_name(index))
+
+
+def device_name(device: torch.device) -> str:
+    """As tuned choices are filed."""
+    return "interpreter" if INTERPRETED else _device_name(device.index or 0)
+
+
+def key(device: str, dtype: torch.dtype, bucket: Bucket) -> str:
+    """Of a tuned choice."""
+    name = str(dtype).removeprefix("torch.")
+    return f"{device}/{name}/rows={bucket.rows}/scenarios={bucket.scenarios}/width={bucket.width}"
+
+
+def cache_path() -> Path:
+    """Where this user's tuned choices are: SAML_KERNELS_TUNED, else saml-kernels/triton.json in the cache folder."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saml-kernels" / "triton.json"
+
+
+@functools.cache
+def tuned(path: Path) -> dict[str, Choice]:
+    """The choices in a file, none if there is no file.
+
+    Raises:
+        ValueError: a file that does not hold choices.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    try:
+        entries: dict[str, Any] = json.loads(text)
+        return {name: _parse(entry) for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} does not hold tuned choices ({error}); delete it, or write it again with saml-rec bench --tune"
+        ) from error
+
+
+def _parse(entry: dict[str, Any]) -> Choice:
+    if entry["form"] not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {entry['form']!r}")
+    return Choice(entry["form"], *(Config(**entry[name]) for name in ("forward", "backward", "weights")))
+
+
+def save(path: Path, choices: dict[str, Choice]) -> None:
+    """Adds choices to those of a file, in one step: a reader never sees half of it."""
+    merged = {**tuned(path), **choices}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps({name: dataclasses.asdict(c) for name, c in merged.items()}, indent=1) + "\n")
+    partial.replace(path)
+    forget()
+
+
+def forget() -> None:
+    """Reads the file again at the next call."""
+    tuned.cache_clear()
+    _choice.cache_clear()

@@ -89,14 +89,28 @@ def score_weights(cosine, foreign, SCORE: tl.constexpr, inverse_temperature):
 
 
 @triton.jit
-def scenario_tile(offsets, tile, M: tl.constexpr, M_PADDED: tl.constexpr, ROWS: tl.constexpr):
+def number_of_tiles(offsets, row0, rows, M: tl.constexpr, M_PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """How many tiles scenario_tile counts."""
+    k = tl.arange(0, M_PADDED)
+    start = tl.load(offsets + k, mask=k < M, other=0) - row0
+    stop = tl.load(offsets + k + 1, mask=k < M, other=0) - row0
+    start = tl.minimum(tl.maximum(start, 0), rows)
+    stop = tl.minimum(tl.maximum(stop, 0), rows)
+    return tl.sum((stop - start + (ROWS - 1)) // ROWS, 0).to(tl.int32)
+
+
+@triton.jit
+def scenario_tile(offsets, tile, row0, rows, M: tl.constexpr, M_PADDED: tl.constexpr, ROWS: tl.constexpr):
     """(scenario, first row, end of the scenario's rows) of a tile of at most ROWS sorted rows of one scenario.
 
-    Tiles are numbered scenario by scenario; there are at most cdiv(B, ROWS) + M. Past the last one the tile is empty.
+    Rows count from row0, and rows of them are there. Tiles are numbered scenario by scenario; there are at most
+    cdiv(rows, ROWS) + M. Past the last one the tile is empty.
     """
     k = tl.arange(0, M_PADDED)
-    start = tl.load(offsets + k, mask=k < M, other=0)
-    stop = tl.load(offsets + k + 1, mask=k < M, other=0)
+    start = tl.load(offsets + k, mask=k < M, other=0) - row0
+    stop = tl.load(offsets + k + 1, mask=k < M, other=0) - row0
+    start = tl.minimum(tl.maximum(start, 0), rows)
+    stop = tl.minimum(tl.maximum(stop, 0), rows)
     count = (stop - start + (ROWS - 1)) // ROWS
     end = tl.cumsum(count, 0)
     scenario = tl.sum((end <= tile).to(tl.int32), 0)
@@ -104,6 +118,50 @@ def scenario_tile(offsets, tile, M: tl.constexpr, M_PADDED: tl.constexpr, ROWS: 
     first = tl.sum(tl.where(here, start + (tile - (end - count)) * ROWS, 0), 0)
     last = tl.sum(tl.where(here, stop, 0), 0)
     return tl.minimum(scenario, M - 1), first, last
+
+
+@triton.jit
+def chunk_of_scenario(offsets, number, rows, chunk, by_scenario, M: tl.constexpr, M_PADDED: tl.constexpr):
+    """(scenario, first row, end, part, parts, slot) of the chunk ``number``; scenario -1 past the last one.
+
+    A scenario has max(1, cdiv(its rows, chunk)) parts, numbered scenario by scenario; chunks of scenarios with several
+    have slots of their own, those of one scenario in a row. Without ``by_scenario`` all rows are scenario 0's.
+    """
+    k = tl.arange(0, M_PADDED)
+    start = tl.load(offsets + k, mask=k < M, other=0)
+    stop = tl.load(offsets + k + 1, mask=k < M, other=0)
+    present = k < M
+    if by_scenario == 0:
+        start = tl.where(k == 0, 0, start)
+        stop = tl.where(k == 0, rows, stop)
+        present = k < 1
+    parts = tl.where(present, tl.maximum((stop - start + chunk - 1) // chunk, 1), 0)
+    end = tl.cumsum(parts, 0)
+    slots = tl.where(parts > 1, parts, 0)
+    first_slot = tl.cumsum(slots, 0) - slots
+    scenario = tl.sum((end <= number).to(tl.int32), 0)
+    here = k == scenario
+    part = number - tl.sum(tl.where(here, end - parts, 0), 0)
+    begin = tl.sum(tl.where(here, start, 0), 0) + part * chunk
+    last = tl.sum(tl.where(here, stop, 0), 0)
+    count = tl.sum(tl.where(here, parts, 0), 0)
+    slot = tl.sum(tl.where(here, first_slot, 0), 0) + part
+    scenario = tl.where(count > 0, scenario, -1)
+    return scenario, begin, tl.minimum(last, begin + chunk), part, count, slot
+
+
+@triton.jit
+def tile_of_row(offsets, row, row0, rows, M: tl.constexpr, M_PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """The number of the tile, as scenario_tile counts them, that holds a row."""
+    k = tl.arange(0, M_PADDED)
+    start = tl.load(offsets + k, mask=k < M, other=0) - row0
+    stop = tl.load(offsets + k + 1, mask=k < M, other=0) - row0
+    start = tl.minimum(tl.maximum(start, 0), rows)
+    stop = tl.minimum(tl.maximum(stop, 0), rows)
+    passed = (stop <= row) & (k < M)
+    before = tl.sum(tl.where(passed, (stop - start + (ROWS - 1)) // ROWS, 0), 0)
+    here = (start <= row) & (row < stop)
+    return (before + tl.sum(tl.where(here, (row - start) // ROWS, 0), 0)).to(tl.int32)
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -12,16 +12,22 @@ LAUNCHES: Counter[str] = Counter()
 """Kernel name → launches in this process."""
 
 
+class Grouped(NamedTuple):
+    """A batch's rows by scenario, as every launch takes them."""
+
+    permutation: Tensor
+    """(B,) int64: rows in stable order of their scenario."""
+    offsets: Tensor
+    """(M + 1,) int64: where each scenario's rows begin among the sorted ones."""
+    counters: Tensor
+    """int32 zeros, enough for any of the launches; each leaves them zero."""
+
+
 def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **options: Any) -> None:
     """Launches ``kernel`` unless the grid is empty. The grid follows from shapes: nothing waits for the device."""
     if all(grid):
         LAUNCHES[kernel.fn.__name__] += 1
         kernel[tuple(grid)](*arguments, **options)
-
-
-def distance(first: Tensor, second: Tensor) -> int:
-    """Elements from the start of ``first`` to that of ``second``, so that one base pointer reaches both."""
-    return (second.data_ptr() - first.data_ptr()) // first.element_size()
 
 
 def dot_precision(dtype: torch.dtype) -> str:
