@@ -1,0 +1,259 @@
+"""What ``saml-rec bench`` does: times the trunk on every backend, or tunes the Triton kernels for a shape."""
+
+import dataclasses
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from saml_kernels import doctor
+from saml_kernels.backends import BACKENDS, BackendUnavailable, choose_backend
+from saml_kernels.backends.triton import configs, tuning
+from saml_kernels.backends.triton.configs import Choice
+from saml_kernels.backends.triton.tuning import Call, Shape, Tuned
+from saml_rec import report
+from saml_rec.checkpoint import versions
+from saml_rec.errors import InputError
+from saml_rec.files import check_output_file
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PASSES = ("forward", "training_step")
+REFERENCE = "reference"
+MIN_ROUNDS = 5
+MAX_ROUNDS = 101
+MIN_SAMPLE = 5e-3
+"""Seconds: shorter calls are repeated within a sample."""
+TUNING_STAGES = 5
+"""That share the budget: forward, backward, weights, and the result's forward and step beside the built-in choice."""
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+def measure(shape: Shape, budget: float) -> dict[str, Any]:
+    """Times inference and a training step, forward and backward, of every backend that can run the shape here.
+
+    Args:
+        shape: what to time.
+        budget: seconds for the rounds of both passes together; there are at least MIN_ROUNDS.
+
+    Returns:
+        The record that ``--out`` writes: ``shape``, ``budget``, ``machine``, ``versions``, ``backends``. A backend has
+        either a ``reason``, or for each of PASSES ``seconds`` and ``ratio``, the reference's seconds divided by its
+        own in each round; both have ``median``, ``p20``, ``p80``, ``rounds``. ``ratio`` is None without the reference.
+
+    Raises:
+        InputError: the inputs do not fit in memory.
+    """
+    try:
+        problem = tuning.make(shape)
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"{describe(_record(shape, budget))}: {tuning.one_line(error)}") from error
+    reasons: dict[str, str] = {}
+    calls: dict[str, dict[str, Call]] = {name: {} for name in PASSES}
+    for backend in BACKENDS:
+        try:
+            choose_backend(backend, "multi_branch", problem.x_local)
+            found = {"forward": _bound(problem.forward, backend), "training_step": _bound(problem.step, backend)}
+            for call in found.values():
+                call()
+        except BackendUnavailable as error:
+            reasons[backend] = str(error).partition(": ")[2]
+        except (RuntimeError, MemoryError) as error:
+            reasons[backend] = tuning.one_line(error)
+        else:
+            for name, call in found.items():
+                calls[name][backend] = call
+    times = {name: interleaved(of_pass, shape.device, budget / len(PASSES)) for name, of_pass in calls.items()}
+    return _record(shape, budget) | {
+        "backends": {
+            backend: {"reason": reasons[backend]}
+            if backend in reasons
+            else {name: _figures(times[name][backend], times[name].get(REFERENCE)) for name in PASSES}
+            for backend in BACKENDS
+        }
+    }
+
+
+def require_tunable(shape: Shape) -> None:
+    """Refuses, before any work, to tune where that cannot end well.
+
+    Raises:
+        InputError: the Triton backend cannot run here, or the file of tuned choices is damaged or not writable.
+    """
+    try:
+        choose_backend("triton", "multi_branch", torch.empty(0, device=shape.device, dtype=shape.dtype))
+    except BackendUnavailable as error:
+        raise InputError(f"--tune: {error}") from error
+    path = configs.cache_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_output_file(path)
+    configs.forget()
+    try:
+        configs.tuned(path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def tune(shape: Shape, budget: float, say: Callable[[str], None]) -> tuple[Tuned, dict[str, Any]]:
+    """Tunes the Triton kernels for the shape's bucket and writes the choice to the user's cache.
+
+    Args:
+        shape: what to time; :func:`require_tunable` has passed.
+        budget: seconds for the rounds of all stages together; compiling comes on top.
+        say: receives a line for every stage and every candidate that is skipped.
+
+    Returns:
+        What was found, and the record that ``--out`` writes, with ``tuned`` in place of ``backends``.
+
+    Raises:
+        InputError: no candidate can be used.
+    """
+
+    def timer(calls: Mapping[Choice, Call]) -> dict[Choice, float]:
+        times = interleaved(calls, shape.device, budget / TUNING_STAGES)
+        return {choice: statistics.median(seconds) for choice, seconds in times.items()}
+
+    try:
+        found = tuning.tune(shape, timer, say)
+    except (tuning.TuningFailed, torch.OutOfMemoryError) as error:
+        raise InputError(f"--tune: {tuning.one_line(error)}") from error
+    return found, _record(shape, budget) | {"tuned": dataclasses.asdict(found) | {"path": str(found.path)}}
+
+
+def interleaved(calls: Mapping[Name, Call], device: torch.device, budget: float) -> dict[Name, list[float]]:
+    """Seconds a call, one entry a round, of every contender, all of which have run before.
+
+    The order of the contenders rotates from round to round, and is reversed in every second one: a disturbance, or
+    what a neighbour leaves in caches, then hits all alike.
+    """
+    clock = _cuda_clock(device) if device.type == "cuda" else _wall_clock
+    repeats = {name: max(1, math.ceil(MIN_SAMPLE / max(clock(call, 1), 1e-9))) for name, call in calls.items()}
+    seconds: dict[Name, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for index in range(MAX_ROUNDS if names else 0):
+            first = index // 2 % len(names)
+            rotated = [*names[first:], *names[:first]]
+            for name in rotated[::-1] if index % 2 else rotated:
+                seconds[name].append(clock(calls[name], repeats[name]))
+            if index + 1 >= MIN_ROUNDS and time.perf_counter() - start > budget:
+                break
+    finally:
+        gc.enable()
+    return seconds
+
+
+def _wall_clock(call: Call, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _cuda_clock(device: torch.device) -> Callable[[Call, int], float]:
+    """Time between events on the device, which the launches of the first call are part of."""
+
+    def clock(call: Call, repeats: int) -> float:
+        with torch.cuda.device(device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            for _ in range(repeats):
+                call()
+            end.record()
+            end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3 / repeats
+
+    return clock
+
+
+def _bound(function: Callable[[str], object], backend: str) -> Call:
+    return lambda: function(backend)
+
+
+def _record(shape: Shape, budget: float) -> dict[str, Any]:
+    dtype = str(shape.dtype).removeprefix("torch.")
+    return {
+        "shape": dataclasses.asdict(shape) | {"dtype": dtype, "device": str(shape.device)},
+        "budget": budget,
+        "machine": doctor.machine(),
+        "versions": versions(),
+    }
+
+
+def _figures(seconds: Sequence[float], reference: Sequence[float] | None) -> dict[str, Any]:
+    ratio = None if reference is None else [a / b for a, b in zip(reference, seconds, strict=True)]
+    return {"seconds": _summary(seconds), "ratio": None if ratio is None else _summary(ratio)}
+
+
+def _summary(values: Sequence[float]) -> dict[str, float]:
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return {"median": statistics.median(values), "p20": fifths[0], "p80": fifths[3], "rounds": len(values)}
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """The shape of a record on one line."""
+    shape = record["shape"]
+    widths = ",".join(map(str, shape["hidden_dims"]))
+    return (
+        f"{shape['rows']:,} rows, {shape['scenarios']} scenarios, inputs {shape['local_dim']} + {shape['global_dim']}, "
+        f"layers {widths}, {shape['dtype']} on {shape['device']}"
+    )
+
+
+def table(record: Mapping[str, Any]) -> Table:
+    """Milliseconds of every backend that ran, and how many times as fast as the reference it is."""
+    shown = Table(caption="medians, with the 20th and 80th percentile; × is the reference's time divided by it")
+    shown.add_column("backend")
+    for heading in ("forward, ms", "×", "training step, ms", "×"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for backend, figures in record["backends"].items():
+        if "reason" in figures:
+            continue
+        cells: list[str] = []
+        for name in PASSES:
+            seconds, ratio = figures[name]["seconds"], figures[name]["ratio"]
+            median, low, high = (f"{1e3 * seconds[part]:.3g}" for part in ("median", "p20", "p80"))
+            cells += [f"{median} ({low}–{high})", "-" if ratio is None else f"{ratio['median']:.2f}"]
+        shown.add_row(Text(backend), *cells)
+    return shown
+
+
+def say_results(console: Console, record: Mapping[str, Any]) -> None:
+    """Prints a record of :func:`measure`."""
+    report.say(console, describe(record))
+    console.print(table(record))
+    for backend, figures in record["backends"].items():
+        if "reason" in figures:
+            report.say(console, f"not timed: {backend}: {figures['reason']}")
+
+
+def say_tuned(console: Console, found: Tuned) -> None:
+    """Prints what tuning chose, how much faster it is, and where it stands."""
+    for stage in ("forward", "backward", "weights"):
+        kept = "" if _part(found.choice, stage) != _part(found.built_in, stage) else " (as built in)"
+        report.say(console, f"{stage}: {tuning.describe(found.choice, stage)}{kept}")
+    if found.forward is None or found.step is None:
+        same = found.choice == found.built_in
+        why = "the built-in choice is kept" if same else "the built-in choice does not run here"
+        report.say(console, f"{why}: there is nothing to compare")
+    else:
+        for name, seconds in (("forward", found.forward), ("training step", found.step)):
+            before, after = 1e3 * seconds.built_in, 1e3 * seconds.tuned
+            times = f"{after:.3g} ms, {before:.3g} ms with the built-in choice"
+            report.say(console, f"{name}: {times}: {seconds.ratio:.2f} times as fast")
+    report.say(console, f"wrote {found.path}: {found.key}")
+
+
+def _part(choice: Choice, stage: str) -> object:
+    return (choice.form, choice.forward) if stage == "forward" else getattr(choice, stage)
