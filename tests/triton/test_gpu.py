@@ -94,17 +94,17 @@ def test_low_precision_errs_at_most_twice_as_much_as_plain_torch(case, dtype, fo
 
 @pytest.mark.parametrize("foreign_dtype", [torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("case", CASES[1:4], ids=str)
-def test_rounded_foreign_streams(case, foreign_dtype, form):
+def test_rounded_foreign_streams(case, foreign_dtype):
     if foreign_dtype == torch.float8_e4m3fn and (reason := availability.float8_reason(torch.device("cuda"))):
         pytest.skip(reason)
     # A kink or a tie of the rounding that the two take differently would be no error: smooth δ, and own outputs.
     rounded = make(dataclasses.replace(case, foreign_dtype=foreign_dtype, activation="silu"))
     exact = problems.with_gradients(lambda p: p.run(backend="reference", return_scores=True), rounded)
-    assert_close(run(rounded.to(torch.float32), form=form), exact, FOREIGN_TOLERANCE[foreign_dtype])
+    assert_close(run(rounded.to(torch.float32)), exact, FOREIGN_TOLERANCE[foreign_dtype])
 
 
 @pytest.mark.parametrize("foreign_dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
-def test_rounded_foreign_streams_of_bfloat16_own_ones(foreign_dtype, form):
+def test_rounded_foreign_streams_of_bfloat16_own_ones(foreign_dtype):
     if foreign_dtype == torch.float8_e4m3fn and (reason := availability.float8_reason(torch.device("cuda"))):
         pytest.skip(reason)
     problem = make(dataclasses.replace(WIDE, B=3000, foreign_dtype=foreign_dtype, activation="silu"))
@@ -114,7 +114,7 @@ def test_rounded_foreign_streams_of_bfloat16_own_ones(foreign_dtype, form):
         return problems.with_gradients(lambda p: p.run(backend="reference", return_scores=True), low.to(dtype, "cuda"))
 
     exact = reference(torch.float64)
-    yardstick, out = errors(reference(torch.bfloat16), exact), errors(run(low, form=form), exact)
+    yardstick, out = errors(reference(torch.bfloat16), exact), errors(run(low), exact)
     assert not {name: (error, yardstick[name]) for name, error in out.items() if not error <= 2 * yardstick[name]}
 
 
@@ -178,8 +178,10 @@ def test_cuda_graph(case, form):
         assert all(torch.equal(a, b) for a, b in zip(results, step(), strict=True))
 
 
-@pytest.mark.parametrize("foreign_dtype", [None, torch.int8], ids=str)
-def test_training_in_a_cuda_graph(foreign_dtype, form):
+@pytest.mark.parametrize(
+    ("form", "foreign_dtype"), [("single", None), ("staged", None), ("staged", torch.int8)], ids=str
+)
+def test_training_in_a_cuda_graph(form, foreign_dtype):
     """Steps of SGD replayed from a graph end at the very parameters that eager steps end at.
 
     Rounded weights are rounded again within the graph: a replay must not go on with those of the first step.
