@@ -29,8 +29,11 @@ def build_info() -> dict[str, Any] | None:
     Keys: "torch", "compiler", "cpp_standard", "cuda" (version or None), "cuda_omitted" (why, or None),
     "cpu_capabilities" (instruction sets that this machine can run, best first).
     """
-    return None if _C is None else dict(_C.build_info())
+    return None if _BUILD_INFO is None else dict(_BUILD_INFO)
 
+
+# Read once: torch.compile does not trace calls into the extension's module.
+_BUILD_INFO: dict[str, Any] | None = None if _C is None else dict(_C.build_info())
 
 if _C is not None:
     from saml_kernels import fakes as fakes

@@ -26,12 +26,8 @@ class BackendUnavailable(RuntimeError):
     """A backend was asked for by name and cannot run this operation on this input here; the message says why."""
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(_MODULES[name])
-
-
 def _reason(name: str, operation: str, tensor: Tensor | None, options: Mapping[str, Any]) -> str | None:
-    reason: str | None = _module(name).supports(operation, tensor, options)
+    reason: str | None = _LOADED[name].supports(operation, tensor, options)
     return reason
 
 
@@ -53,10 +49,14 @@ def choose_backend(name: str, operation: str, tensor: Tensor, **options: Any) ->
         for candidate in BACKENDS:
             reason = _reason(candidate, operation, tensor, options | {"auto": True})
             if reason is None:
-                return _module(candidate)
+                return _LOADED[candidate]
             reasons.append(f"{candidate}: {reason}")
         raise BackendUnavailable(f"no backend runs {operation} on {tensor.device}: {'; '.join(reasons)}")
     reason = _reason(name, operation, tensor, options)
     if reason is not None:
         raise BackendUnavailable(f"backend {name!r} cannot run {operation}: {reason}")
-    return _module(name)
+    return _LOADED[name]
+
+
+# At import, as torch.compile traces no imports; none of them imports Triton.
+_LOADED: Final = {name: importlib.import_module(path) for name, path in _MODULES.items()}

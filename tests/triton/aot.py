@@ -127,7 +127,7 @@ def _recording(into: dict[Recorded, None], choice: Choice) -> Iterator[None]:
     modules = (program, weights, rounding)
     before = [module.launch for module in modules]
     replaced = configs.choice, configs.multiprocessors
-    configs.choice = lambda *arguments: choice
+    configs.choice = lambda *arguments, **options: choice
     configs.multiprocessors = lambda index: MULTIPROCESSORS
     for module in modules:
         module.launch = record
@@ -162,7 +162,9 @@ def recorded(
     rows, m = 4096, trunk.M
     found: dict[Recorded, None] = {}
     dims, widths = trunk.hidden_dims, (256, *trunk.hidden_dims)
-    chosen = configs.built_in(configs.Bucket.of(rows, m, max(dims)), dtype.itemsize, amd)
+    gate_widths = [dims[layer] if trunk.gate == "vector" else 1 for layer in trunk.mutual_layers]
+    has_ragged_widths = configs.ragged((*dims, *gate_widths), dtype.itemsize)
+    chosen = configs.built_in(configs.Bucket.of(rows, m, max(dims)), dtype.itemsize, amd, has_ragged_widths)
     if config is not None:
         chosen = Choice(form, config, config, chosen.weights)
 
@@ -280,20 +282,25 @@ def title(launch: Recorded) -> str:
     return "forward" if 3 in launch.kinds and launch.constant("STAGES") > 6 else "part of the forward"
 
 
+def listing() -> Iterator[tuple[str, Recorded, Recorded]]:
+    """The start of the table's line, the launch, and the same on AMD's chips; every launch once."""
+    seen: set[Recorded] = set()
+    for name, dtype, trunk, form in LISTED:
+        pairs = zip(recorded(dtype, trunk, form), recorded(dtype, trunk, form, amd=True), strict=True)
+        for launch, on_amd in pairs:
+            if launch not in seen:
+                seen.add(launch)
+                yield f"| {name} | {form} | {title(launch)} |", launch, on_amd
+
+
 def table() -> str:
     """Registers and shared memory of every listed launch on every chip, in Markdown."""
     lines = [
         "| trunk | form | launch | " + " | ".join(CHIPS) + " |",
         "| --- | --- | --- |" + " --- |" * len(CHIPS),
     ]
-    seen: set[Recorded] = set()
-    for name, dtype, trunk, form in LISTED:
-        pairs = zip(recorded(dtype, trunk, form), recorded(dtype, trunk, form, amd=True), strict=True)
-        for launch, on_amd in pairs:
-            if launch in seen:
-                continue
-            seen.add(launch)
-            lines.append(f"| {name} | {form} | {title(launch)} | " + " | ".join(cells(launch, on_amd)) + " |")
+    for start, launch, on_amd in listing():
+        lines.append(f"{start} " + " | ".join(cells(launch, on_amd)) + " |")
     return "\n".join([f"Compiled by Triton {triton.__version__}.", "", *lines])
 
 

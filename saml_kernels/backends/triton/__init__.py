@@ -4,7 +4,7 @@ Runs on CUDA tensors, and on CPU tensors in Triton's interpreter (TRITON_INTERPR
 the interpreter shows whether the numbers are right, slowly.
 """
 
-import importlib.util
+import importlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ OPERATIONS = ("multi_branch", "grouped_mlp", "branch_scores", "mutual_unit")
 
 def supports(operation: str, tensor: Tensor | None, options: Mapping[str, Any]) -> str | None:
     """Why Triton cannot run ``operation`` (on inputs like ``tensor``, with ``options``); None if it can."""
-    if importlib.util.find_spec("triton") is None:
+    if not availability.INSTALLED:
         return "triton is not installed"
     if operation not in OPERATIONS:
         return f"there is no Triton kernel for {operation}"

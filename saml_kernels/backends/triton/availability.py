@@ -1,9 +1,11 @@
 """Where the Triton kernels can run; imports no Triton."""
 
+import importlib.util
 import os
 
 import torch
 
+INSTALLED = importlib.util.find_spec("triton") is not None
 # As Triton itself reads it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on")
 

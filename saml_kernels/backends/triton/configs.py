@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +80,12 @@ class Bucket:
 
 
 # By bytes of an element. Few rows take small tiles, so that there are items for all multiprocessors.
-_SMALL = {2: Config(32, 128, 64, 4, 3, programs=2), 4: Config(32, 64, 32, 4, 3, programs=2)}
+_SMALL = {2: Config(64, 64, 64, 4, 3, programs=2), 4: Config(32, 64, 32, 8, 3, programs=2)}
 _LARGE = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 _BACKWARD = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
+# Widths that are no multiple of a vector: element by element every place needs an address of its own, and large tiles
+# spill.
+_RAGGED = {2: Config(64, 64, 32, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 _WEIGHTS = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 # Small tiles reach every edge with small tensors.
 _INTERPRETED = Config(16, 32, 16, 4, 1, item_rows=8, group_elements=512, whole_elements=256)
@@ -98,16 +101,22 @@ SCRATCH_BYTES = 2**29
 INTERPRETED_ROWS_PER_CHUNK = 32
 
 
-def built_in(bucket: Bucket, itemsize: int, amd: bool = False) -> Choice:
-    """The choice where nothing was tuned; large tiles of the forward spill on AMD's chips."""
-    few = bucket.rows <= SMALL_ROWS
-    large = _BACKWARD if amd else _LARGE
-    return Choice(
-        "single" if bucket.rows <= SINGLE_ROWS else "staged",
-        _SMALL[itemsize] if few else large[itemsize],
-        _SMALL[itemsize] if few else _BACKWARD[itemsize],
-        _WEIGHTS[itemsize],
-    )
+def built_in(bucket: Bucket, itemsize: int, amd: bool = False, ragged: bool = False) -> Choice:
+    """The choice where nothing was tuned."""
+    form = "single" if bucket.rows <= SINGLE_ROWS else "staged"
+    # Large tiles of the forward spill on AMD's chips, and beside the mutual unit of more than 32 scenarios.
+    small = amd or bucket.scenarios > SCENARIO_BUCKETS[-1]
+    forward, backward = _BACKWARD if small else _LARGE, _BACKWARD
+    if bucket.rows <= SMALL_ROWS:
+        forward = backward = _SMALL
+    if ragged:
+        forward = backward = _RAGGED
+    return Choice(form, forward[itemsize], backward[itemsize], _WEIGHTS[itemsize])
+
+
+def ragged(widths: Iterable[int], itemsize: int) -> bool:
+    """Whether some width is no multiple of a vector of 16 bytes."""
+    return any(width * itemsize % 16 for width in widths)
 
 
 _forced: Choice | None = None
@@ -124,19 +133,29 @@ def forced(wanted: Choice) -> Iterator[None]:
         _forced = before
 
 
-def choice(rows: int, scenarios: int, width: int, dtype: torch.dtype, device: torch.device) -> Choice:
+def choice(
+    rows: int,
+    scenarios: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    has_ragged_widths: bool = False,
+) -> Choice:
     """For a call with so many rows, scenarios and so wide a layer."""
     if _forced is not None:
         return _forced
     if INTERPRETED:
         return Choice("single", _INTERPRETED, _INTERPRETED, _INTERPRETED)
-    return _choice(Bucket.of(rows, scenarios, width), dtype, device_name(device))
+    return _choice(Bucket.of(rows, scenarios, width), dtype, device_name(device), has_ragged_widths)
 
 
 @functools.cache
-def _choice(bucket: Bucket, dtype: torch.dtype, device: str) -> Choice:
+def _choice(bucket: Bucket, dtype: torch.dtype, device: str, has_ragged_widths: bool) -> Choice:
     found = tuned(cache_path()).get(key(device, dtype, bucket))
-    return built_in(bucket, dtype.itemsize, torch.version.hip is not None) if found is None else found
+    return (
+        built_in(bucket, dtype.itemsize, torch.version.hip is not None, has_ragged_widths) if found is None else found
+    )
 
 
 def candidates(itemsize: int) -> tuple[Config, ...]:

@@ -36,7 +36,7 @@ def trunk_forward(
     """own, aux, the own rows of α of every mutual layer, all in the caller's order, and what backward needs."""
     shape = trunk_shape(x_local, x_global, lists, plan)
     rows, like = x_local.shape[0], x_local
-    choice = configs.choice(rows, shape.branches, max(shape.widths), x_local.dtype, x_local.device)
+    choice = _trunk_choice(shape, rows, x_local)
     grouping = grouped(scenario, shape.branches, _num_counters(shape, rows, choice, like.element_size()))
     last = shape.widths[-1]
     outputs = {
@@ -72,7 +72,7 @@ def trunk_backward(
     """Gradients of x_local, x_global (empty where not needed) and of the six parameter lists."""
     shape = trunk_shape(x_local, x_global, lists, plan)
     rows, like = x_local.shape[0], x_local
-    choice = configs.choice(rows, shape.branches, max(shape.widths), x_local.dtype, x_local.device)
+    choice = _trunk_choice(shape, rows, x_local)
     grouping = Grouped(*(kept[name] for name in Grouped._fields))
     # Foreign views of a per-branch x_local have zero gradient.
     d_local = torch.zeros_like(x_local) if shape.per_branch else torch.empty_like(x_local)
@@ -112,7 +112,8 @@ def mutual_forward(
     """M_t (B, d), α (B, M) and what backward needs."""
     rows, m, d = v.shape
     shape = UnitShape(m, d, gate_weight.shape[2], score)
-    choice = configs.choice(rows, m, d, v.dtype, v.device)
+    has_ragged_widths = configs.ragged((d, gate_weight.shape[2]), v.element_size())
+    choice = configs.choice(rows, m, d, v.dtype, v.device, has_ragged_widths=has_ragged_widths)
     grouping = grouped(scenario, m, _unit_counters(shape, rows, choice, v.element_size()))
     unit = unit_forward_program(shape)
     alpha, own = torch.empty(rows, m, dtype=torch.float32, device=v.device), v.new_empty(rows, d)
@@ -135,7 +136,8 @@ def mutual_backward(
     """Gradients of v, the gate's weight and its bias."""
     rows, m, d = v.shape
     shape = UnitShape(m, d, gate_weight.shape[2], score)
-    choice = configs.choice(rows, m, d, v.dtype, v.device)
+    has_ragged_widths = configs.ragged((d, gate_weight.shape[2]), v.element_size())
+    choice = configs.choice(rows, m, d, v.dtype, v.device, has_ragged_widths=has_ragged_widths)
     grouping = Grouped(*(kept[name] for name in Grouped._fields))
     unit = unit_backward_program(shape)
     d_streams, d_weight, d_bias = torch.zeros_like(v), torch.empty_like(gate_weight), torch.empty_like(gate_bias)
@@ -210,6 +212,18 @@ def grouped(scenario: Tensor, branches: int, counters: int) -> Grouped:
 def _extension_groups(scenario: Tensor) -> bool:
     info = extension.build_info()
     return info is not None and (scenario.device.type == "cpu" or info["cuda"] is not None)
+
+
+def _trunk_choice(shape: TrunkShape, rows: int, like: Tensor) -> Choice:
+    widths = (shape.local_dim, shape.global_dim, *shape.widths, *shape.aux_widths, *shape.gates)
+    return configs.choice(
+        rows,
+        shape.branches,
+        max(shape.widths),
+        like.dtype,
+        like.device,
+        has_ragged_widths=configs.ragged(widths, like.element_size()),
+    )
 
 
 def _alphas(shape: TrunkShape, rows: int, like: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Launches, counted: tests and docs/gpu-kernels.md state how many a call takes."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,9 +25,17 @@ class Grouped(NamedTuple):
 
 
 def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **options: Any) -> None:
-    """Launches ``kernel`` unless the grid is empty. The grid follows from shapes: nothing waits for the device."""
-    if all(grid):
-        LAUNCHES[kernel.fn.__name__] += 1
+    """Launches ``kernel`` on the device of its first argument unless the grid is empty.
+
+    The grid follows from shapes: nothing waits for the device.
+    """
+    if not all(grid):
+        return
+    LAUNCHES[kernel.fn.__name__] += 1
+    device = arguments[0].device
+    # Triton launches on the current device, whatever device the tensors are on.
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
         kernel[tuple(grid)](*arguments, **options)
 
 
