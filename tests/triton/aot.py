@@ -36,6 +36,8 @@ TYPES = {
     torch.float8_e4m3fn: "fp8e4nv",
 }
 MULTIPROCESSORS = 132
+OLDER_PTXAS = 8, 8
+"""The newest PTX that the older of Triton's two assemblers takes."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,15 @@ def recorded(
     return tuple(found)
 
 
+def assembled(ptx: str, arguments: list[str], blackwell: bool) -> str:
+    """What ptxas says. The newer of Triton's two is for Blackwell, and for all where the older knows not the PTX."""
+    version = re.search(r"^\.version (\d+)\.(\d+)", ptx, re.MULTILINE)
+    assert version is not None
+    newer = blackwell or (int(version[1]), int(version[2])) > OLDER_PTXAS
+    tool = TOOLS / ("ptxas-blackwell" if newer else "ptxas")
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stderr
+
+
 @functools.cache
 def compile_for(launch: Recorded, chip: Chip) -> Report:
     """Compiles, and for NVIDIA asks ptxas about registers and spills."""
@@ -230,12 +241,7 @@ def compile_for(launch: Recorded, chip: Chip) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         ptx, cubin = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         ptx.write_text(compiled.asm["ptx"])
-        told = subprocess.run(
-            [TOOLS / ("ptxas-blackwell" if blackwell else "ptxas"), "-v", f"-arch={architecture}", ptx, "-o", cubin],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stderr
+        told = assembled(compiled.asm["ptx"], ["-v", f"-arch={architecture}", str(ptx), "-o", str(cubin)], blackwell)
         if blackwell:
             assembly = compiled.asm["ptx"]
         else:

@@ -157,7 +157,8 @@ def pick(TABLES: tl.constexpr, NAME: tl.constexpr, stage):
     """One field of a stage known at run time only; a constant where all stages agree."""
     values: tl.constexpr = column(TABLES, NAME)
     if len(values) == 1:
-        return values[0]
+        only: tl.constexpr = values[0]
+        return only
     else:
         return pick_value(values, stage)
 
@@ -167,7 +168,8 @@ def pick_multiple(TABLES: tl.constexpr, NAME: tl.constexpr, stage, MULTIPLE: tl.
     """As pick, where all entries are multiples of MULTIPLE: written as a product, the compiler sees that they are."""
     values: tl.constexpr = column(TABLES, NAME)
     if len(values) == 1:
-        return values[0]
+        only: tl.constexpr = values[0]
+        return only
     else:
         return pick_value(divided(values, MULTIPLE), stage) * MULTIPLE
 
