@@ -335,6 +335,22 @@ def test_foreign_bfloat16_leaves_the_own_stream_alone():
     assert all(torch.equal(out[name], full[name]) for name in ("own", "aux", "∂x_local"))
 
 
+def test_another_choice_between_forward_and_backward():
+    """As tuning in the same process may bring: smaller tiles need more counters than the forward made."""
+    from saml_kernels.backends.triton import configs
+
+    large, small = (configs.Config(rows, 32, 16, 4, 1, item_rows=8) for rows in (64, 16))
+    problem = make(Case(M=2, B=70, hidden_dims=(6,), aux_dims=(4,))).to(torch.float32).leaves()
+    leaves = [tensor for _, tensor in problem.named()]
+    results = []
+    for forward, backward in ((small, small), (large, small)):
+        with configs.forced(configs.Choice("single", forward, forward, forward)):
+            out = problem.run(backend="triton")
+        with configs.forced(configs.Choice("single", backward, backward, backward)):
+            results.append(torch.autograd.grad((out.own.sum(), out.aux.sum()), leaves))
+    assert_close(*({str(i): g for i, g in enumerate(gradients)} for gradients in results), FLOAT32_TOLERANCE)
+
+
 def test_inference_keeps_nothing_for_backward():
     with torch.inference_mode():
         out = make(CASES[3]).to(torch.float32).run(backend="triton")

@@ -73,7 +73,7 @@ def trunk_backward(
     shape = trunk_shape(x_local, x_global, lists, plan)
     rows, like = x_local.shape[0], x_local
     choice = _trunk_choice(shape, rows, x_local)
-    grouping = Grouped(*(kept[name] for name in Grouped._fields))
+    grouping = _kept_grouping(kept, _num_counters(shape, rows, choice, like.element_size()))
     # Foreign views of a per-branch x_local have zero gradient.
     d_local = torch.zeros_like(x_local) if shape.per_branch else torch.empty_like(x_local)
     d_global = torch.empty_like(x_global) if shape.auxiliary else torch.zeros_like(x_global)
@@ -138,7 +138,7 @@ def mutual_backward(
     shape = UnitShape(m, d, gate_weight.shape[2], score)
     has_ragged_widths = configs.ragged((d, gate_weight.shape[2]), v.element_size())
     choice = configs.choice(rows, m, d, v.dtype, v.device, has_ragged_widths=has_ragged_widths)
-    grouping = Grouped(*(kept[name] for name in Grouped._fields))
+    grouping = _kept_grouping(kept, _unit_counters(shape, rows, choice, v.element_size()))
     unit = unit_backward_program(shape)
     d_streams, d_weight, d_bias = torch.zeros_like(v), torch.empty_like(gate_weight), torch.empty_like(gate_bias)
     tensors = dict(kept) | unit.allocate(v, rows)
@@ -207,6 +207,14 @@ def grouped(scenario: Tensor, branches: int, counters: int) -> Grouped:
         permutation, _, offsets = reference.group_by_scenario(scenario, branches)
         cleared = torch.zeros(counters, dtype=torch.int32, device=scenario.device)
     return Grouped(permutation, offsets, cleared)
+
+
+def _kept_grouping(kept: Mapping[str, Tensor], counters: int) -> Grouped:
+    """The forward's grouping; with more counters where another choice was tuned since."""
+    grouping = Grouped(*(kept[name] for name in Grouped._fields))
+    if grouping.counters.numel() >= counters:
+        return grouping
+    return grouping._replace(counters=grouping.counters.new_zeros(counters))
 
 
 def _extension_groups(scenario: Tensor) -> bool:
