@@ -226,7 +226,7 @@ def _stage(
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor (rows, *shape) that a program needs; ``element`` stands for the inputs' type."""
+    """A tensor (rows, *shape) that a program needs, without a ``dtype`` of the inputs' type."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None
@@ -256,11 +256,11 @@ class Program:
     keep: bool = True
     largest: float = 0.0
     """Of the rounded type, 0 where nothing is scaled."""
-    plans: dict[tuple[str, Config, int], "Plans"] = field(default_factory=dict)
+    plans: dict[tuple[str, Config, int, int], "Plans"] = field(default_factory=dict)
 
     def planned(self, form: str, config: Config, programs: int, vector: int) -> "Plans":
         """Launches with their tables; made once."""
-        key = form, config, programs
+        key = form, config, programs, vector
         if key not in self.plans:
             self.plans[key] = [
                 (stages, arranged(stages, self.branches, config, programs if len(stages) > 1 else 1, vector))

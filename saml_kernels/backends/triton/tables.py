@@ -7,7 +7,7 @@ ever a reason to compile again.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,8 +192,3 @@ def address(base, places, FIELD: tl.constexpr, stage, STAGES: tl.constexpr, ALIG
         if ALIGNED:
             offset = tl.multiple_of(offset, 16 // bytes_each)
         return base + offset
-
-
-def aligned(numbers: Iterable[int], multiple: int) -> bool:
-    """Whether every stride and width is a multiple of ``multiple`` elements."""
-    return all(number % multiple == 0 for number in numbers)
