@@ -48,9 +48,16 @@ def trunk_forward(
     # Both kinds of products in one kernel spill registers (docs/gpu-kernels.md).
     form = "staged" if shape.rounded is not None else plan.form or choice.form
     kept = _run_by_chunks(
-        forward_program(shape, keep), form, choice.forward, tensors, grouping, rows, plan, like,
+        forward_program(shape, keep),
+        form,
+        choice.forward,
+        tensors,
+        grouping,
+        rows,
+        plan,
+        like,
         keep_streams=keep and not plan.recompute,
-    )  # fmt: skip
+    )
     own, aux = outputs.values()
     if not keep:
         return own, aux, list(alphas.values()), {}
@@ -75,8 +82,8 @@ def trunk_backward(
     choice = _trunk_choice(shape, rows, x_local)
     grouping = _kept_grouping(kept, _num_counters(shape, rows, choice, like.element_size()))
     # Foreign views of a per-branch x_local have zero gradient.
-    d_local = torch.zeros_like(x_local) if shape.per_branch else torch.empty_like(x_local)
-    d_global = torch.empty_like(x_global) if shape.auxiliary else torch.zeros_like(x_global)
+    d_local = _gradient_of(x_local, need_local, zero=shape.per_branch)
+    d_global = _gradient_of(x_global, need_global, zero=not shape.auxiliary)
     gradients = {"d_local": d_local, "d_global": d_global, "grad_own": grad_own, "grad_aux": grad_aux}
     tensors = named_inputs(x_local, x_global, lists, plan) | dict(kept) | gradients
     chain = backward_program(shape, need_local, need_global)
@@ -207,6 +214,13 @@ def grouped(scenario: Tensor, branches: int, counters: int) -> Grouped:
         permutation, _, offsets = reference.group_by_scenario(scenario, branches)
         cleared = torch.zeros(counters, dtype=torch.int32, device=scenario.device)
     return Grouped(permutation, offsets, cleared)
+
+
+def _gradient_of(x: Tensor, needed: bool, *, zero: bool) -> Tensor:
+    """Memory of x's gradient, zeros where no stage writes all of it; empty where nobody wants it."""
+    if not needed:
+        return x.new_empty(0)
+    return torch.zeros_like(x) if zero else torch.empty_like(x)
 
 
 def _kept_grouping(kept: Mapping[str, Tensor], counters: int) -> Grouped:

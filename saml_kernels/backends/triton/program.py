@@ -359,7 +359,7 @@ def arranged(stages: tuple[Stage, ...], branches: int, config: Config, programs:
     own = [number for number, stage in enumerate(stages) if stage.own]
     any_rows = [number for number, stage in enumerate(stages) if not stage.own]
     return Arranged(
-        tabulate(entries),
+        tabulate(Tables, entries),
         per_step,
         sum(items[number] for number in own),
         max((lags[number] for number in any_rows), default=0),

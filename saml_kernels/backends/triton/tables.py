@@ -9,7 +9,7 @@ ever a reason to compile again.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import triton
 import triton.language as tl
@@ -88,14 +88,17 @@ class Tables:
     """Width of a mutual unit's gate: d, or 1."""
 
 
-def tabulate(entries: Sequence[dict[str, int]]) -> Tables:
-    """Entries of stages, transposed; what no stage names is 0."""
+T = TypeVar("T")
+
+
+def tabulate(tables: type[T], entries: Sequence[dict[str, int]]) -> T:
+    """Entries of stages, or of weights, as a dataclass of columns; what no entry names is 0."""
 
     def column(name: str) -> tuple[int, ...]:
         values = tuple(int(entry.get(name, 0)) for entry in entries)
         return values[:1] if len(set(values)) == 1 else values
 
-    return Tables(**{field.name: column(field.name) for field in dataclasses.fields(Tables)})
+    return tables(**{field.name: column(field.name) for field in dataclasses.fields(cast(Any, tables))})
 
 
 @triton.constexpr_function
@@ -175,8 +178,16 @@ def pick_multiple(TABLES: tl.constexpr, NAME: tl.constexpr, stage, MULTIPLE: tl.
 
 
 @triton.jit
-def address(base, places, FIELD: tl.constexpr, stage, STAGES: tl.constexpr, ALIGNED: tl.constexpr):
-    """Where a stage's field stands, as a pointer of base's type.
+def address(
+    base,
+    places,
+    FIELD: tl.constexpr,
+    stage,
+    STAGES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    FIELDS_EACH: tl.constexpr = FIELDS,
+):
+    """Where a stage's field stands among the FIELDS_EACH it has, as a pointer of base's type.
 
     Several addresses become one as an offset from ``base``: a choice between pointers would lose their alignment.
     """
@@ -186,7 +197,7 @@ def address(base, places, FIELD: tl.constexpr, stage, STAGES: tl.constexpr, ALIG
         bytes_each: tl.constexpr = base.dtype.element_ty.primitive_bitwidth // 8
         offset = tl.zeros((), tl.int64)
         for s in tl.static_range(STAGES):
-            offset = tl.where(stage == s, places[s * FIELDS + FIELD].to(tl.int64), offset)
+            offset = tl.where(stage == s, places[s * FIELDS_EACH + FIELD].to(tl.int64), offset)
         # Subtracted after the choice: differences of all addresses would be computed ahead and occupy registers.
         offset = (offset - base.to(tl.int64)) // bytes_each
         if ALIGNED:

@@ -115,8 +115,7 @@ class TrunkShape:
 
 
 class _Builder:
-    def __init__(self, shape: TrunkShape) -> None:
-        self.shape = shape
+    def __init__(self) -> None:
         self.stages: list[Stage] = []
         self.buffers: dict[str, Buffer] = {}
 
@@ -132,10 +131,16 @@ class _Builder:
         self.buffers[name] = Buffer(shape, dtype, of_all_branches=True, temporary=temporary)
 
 
+class _TrunkBuilder(_Builder):
+    def __init__(self, shape: TrunkShape) -> None:
+        super().__init__()
+        self.shape = shape
+
+
 @functools.cache
 def forward_program(shape: TrunkShape, keep: bool, again: bool = False) -> Program:
     """The forward. ``keep``: with what backward needs. ``again``: only the streams of mutual layers, from kept A."""
-    build = _Builder(shape)
+    build = _TrunkBuilder(shape)
     m = shape.branches
     streams: Matrix = shape.local()
     before, aux_before = "", ""
@@ -204,7 +209,7 @@ def _own_stream(shape: TrunkShape, layer: int) -> Matrix:
     return rows
 
 
-def _auxiliary_layer(build: _Builder, layer: int, before: str, argument: bool) -> str:
+def _auxiliary_layer(build: _TrunkBuilder, layer: int, before: str, argument: bool) -> str:
     shape = build.shape
     rows, k = shape.aux_input(layer)
     a, out = shape.aux_widths[layer], shape.aux(layer)
@@ -229,7 +234,7 @@ def _auxiliary_layer(build: _Builder, layer: int, before: str, argument: bool) -
 
 
 def _all_branches(
-    build: _Builder,
+    build: _TrunkBuilder,
     name: str,
     n: int,
     out: Matrix,
@@ -277,7 +282,7 @@ def _all_branches(
     return [foreign, own]
 
 
-def _mutual_layer(build: _Builder, layer: int, streams: Matrix, after: list[str], keep: bool) -> str:
+def _mutual_layer(build: _TrunkBuilder, layer: int, streams: Matrix, after: list[str], keep: bool) -> str:
     """The mutual unit after a layer: own row, or the table where another unit follows."""
     shape = build.shape
     m, d, width = shape.branches, shape.widths[layer], shape.gates[layer]
@@ -329,7 +334,7 @@ def _mutual_layer(build: _Builder, layer: int, streams: Matrix, after: list[str]
 @functools.cache
 def backward_program(shape: TrunkShape, need_local: bool, need_global: bool) -> Program:
     """Gradients of δ's arguments and of the inputs, through the own branch: every stage on tiles of one scenario."""
-    build = _Builder(shape)
+    build = _TrunkBuilder(shape)
     m, top = shape.branches, shape.layers - 1
     float32 = torch.float32
 
@@ -410,7 +415,7 @@ def backward_program(shape: TrunkShape, need_local: bool, need_global: bool) -> 
     return Program(m, tuple(build.stages), build.buffers, backward=True, score=shape.score)
 
 
-def _auxiliary_backward(build: _Builder, layer: int, after: list[str], dz: Matrix) -> str:
+def _auxiliary_backward(build: _TrunkBuilder, layer: int, after: list[str], dz: Matrix) -> str:
     """dz of the auxiliary layer: what its branch layer and the auxiliary layer above send down, through δ'."""
     shape = build.shape
     a, last = shape.aux_widths[layer], layer == shape.layers - 1
@@ -474,7 +479,7 @@ class UnitShape:
 @functools.cache
 def unit_forward_program(shape: UnitShape) -> Program:
     """The gate and the own row: ``streams`` → ``gate``, ``alpha``, ``own_output``."""
-    build = _Builder(shape)  # type: ignore[arg-type]
+    build = _Builder()
     build.buffer("gate", shape.gate)
     gated = build.add(
         product(
@@ -504,7 +509,7 @@ def unit_forward_program(shape: UnitShape) -> Program:
 @functools.cache
 def unit_backward_program(shape: UnitShape) -> Program:
     """``grad_own`` → the own entry of ``d_streams``, and ``d_gate``."""
-    build = _Builder(shape)  # type: ignore[arg-type]
+    build = _Builder()
     d = shape.dim
     build.buffer("d_mutual", d, dtype=torch.float32)
     build.buffer("d_own", d, dtype=torch.float32)

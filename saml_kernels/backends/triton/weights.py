@@ -5,7 +5,6 @@ has several; each leaves its sum in a scratch slot, and the last one to end adds
 writer, nothing adds atomically, one large scenario does not hold up the others, and bits are the same in every run.
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,7 @@ from saml_kernels.backends.triton.functions import chunk_of_scenario
 from saml_kernels.backends.triton.launching import Grouped, dot_precision, launch, padded
 from saml_kernels.backends.triton.product import rows_of
 from saml_kernels.backends.triton.program import Matrix
-from saml_kernels.backends.triton.tables import column, entry, pick, pick_multiple
+from saml_kernels.backends.triton.tables import address, column, entry, pick, pick_multiple, tabulate
 
 WEIGHT_FIELDS = tl.constexpr(5)
 """Addresses of a weight: A1, A2, dz, dW, db."""
@@ -46,23 +45,6 @@ class WeightTables:
     """Tiles of the weight's rows; one more is the bias."""
     first_tile: tuple[int, ...]
     """Of this weight among those of all."""
-
-
-@triton.jit
-def weight_address(base, places, FIELD: tl.constexpr, weight, WEIGHTS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Where a weight's field stands; an offset from ``base``, as in tables.address."""
-    if WEIGHTS == 1:
-        return places[FIELD]
-    else:
-        bytes_each: tl.constexpr = base.dtype.element_ty.primitive_bitwidth // 8
-        offset = tl.zeros((), tl.int64)
-        for s in tl.static_range(WEIGHTS):
-            offset = tl.where(weight == s, places[s * WEIGHT_FIELDS + FIELD].to(tl.int64), offset)
-        # Subtracted after the choice: differences of all addresses would be computed ahead and occupy registers.
-        offset = (offset - base.to(tl.int64)) // bytes_each
-        if ALIGNED:
-            offset = tl.multiple_of(offset, 16 // bytes_each)
-        return base + offset
 
 
 @triton.jit(do_not_specialize=["rows", "chunk"])
@@ -106,7 +88,7 @@ def weight_gradient_kernel(
     )
     if scenario >= 0:
         wide = scenario.to(tl.int64)
-        dz = weight_address(base, places, 2, weight, WEIGHTS, ALIGNED)
+        dz = address(base, places, 2, weight, WEIGHTS, ALIGNED, WEIGHT_FIELDS)
         is_bias = row_tile == pick(TABLES, "row_tiles", weight)
         if is_bias:
             bias_total = tl.zeros((COLUMNS,), tl.float32)
@@ -116,7 +98,7 @@ def weight_gradient_kernel(
                 bias_total += tl.sum(
                     tl.load(dz + (bias_row * N)[:, None] + n[None, :], mask=bias_mask, other=0.0).to(tl.float32), 0
                 )
-            db = weight_address(base, places, 4, weight, WEIGHTS, False) + wide * N + n
+            db = address(base, places, 4, weight, WEIGHTS, False, WEIGHT_FIELDS) + wide * N + n
             if parts == 1:
                 tl.store(db, bias_total, mask=n < N)
             else:
@@ -135,14 +117,14 @@ def weight_gradient_kernel(
         else:
             k = row_tile * ROWS + tl.arange(0, ROWS)
             of_first = k < K1
-            a1 = weight_address(base, places, 0, weight, WEIGHTS, ALIGNED)
+            a1 = address(base, places, 0, weight, WEIGHTS, ALIGNED, WEIGHT_FIELDS)
             a1_step = pick_multiple(TABLES, "a1_row", weight, MULTIPLE)
             a1_start = wide * pick_multiple(TABLES, "a1_branch", weight, MULTIPLE)
             two: tl.constexpr = column(TABLES, "k2") != (0,)
             second_tile = row_tile * ROWS >= K1
             if two:
                 bytes_each: tl.constexpr = base.dtype.element_ty.primitive_bitwidth // 8
-                a2 = weight_address(base, places, 1, weight, WEIGHTS, ALIGNED)
+                a2 = address(base, places, 1, weight, WEIGHTS, ALIGNED, WEIGHT_FIELDS)
                 a2_start = (a2.to(tl.int64) - a1.to(tl.int64)) // bytes_each - K1
                 a2_step = pick_multiple(TABLES, "a2_row", weight, MULTIPLE)
             total = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -166,7 +148,7 @@ def weight_gradient_kernel(
                     dz + (row * N)[:, None] + n[None, :], mask=live[:, None] & (n < N)[None, :], other=0.0
                 )
                 total = tl.dot(tl.trans(a_tile), dz_tile, total, input_precision=PRECISION)
-            dw = weight_address(base, places, 3, weight, WEIGHTS, ALIGNED) + wide * (K1 + K2) * N
+            dw = address(base, places, 3, weight, WEIGHTS, ALIGNED, WEIGHT_FIELDS) + wide * (K1 + K2) * N
             dw += (k.to(tl.int64) * N)[:, None] + n[None, :]
             mask = (k < K1 + K2)[:, None] & (n < N)[None, :]
             if parts == 1:
@@ -255,11 +237,7 @@ def _arranged(gradients: Sequence[WeightGradient], config: Config, vector: int) 
     names = ("k1", "k2", "n", "a1_row", "a1_branch", "a2_row")
     whole = all(item[name] % vector == 0 for item in entries for name in names)
 
-    def collapsed(name: str) -> tuple[int, ...]:
-        values = tuple(item[name] for item in entries)
-        return values[:1] if len(set(values)) == 1 else values
-
-    tables = WeightTables(**{f.name: collapsed(f.name) for f in dataclasses.fields(WeightTables)})
+    tables = tabulate(WeightTables, entries)
     whole_tiles = all(item["k1"] % config.rows == 0 for item in entries if item["k2"])
     return Arranged(tables, tiles, vector if whole else 1, whole_tiles)
 
