@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -131,16 +131,7 @@ def missing_torch_arguments() -> dict[str, Any]:
 
 
 setup(
-    packages=[
-        "saml_kernels",
-        "saml_kernels.backends",
-        "saml_kernels.backends.triton",
-        "saml_kernels.layers",
-        "saml_rec",
-        "saml_rec.data",
-        "saml_rec.models",
-        "saml_rec.report_page",
-    ],
+    packages=[*find_packages(include=["saml_kernels", "saml_kernels.*"]), *find_packages("python")],
     package_dir={"saml_kernels": "saml_kernels", "saml_rec": "python/saml_rec"},
     package_data={"saml_kernels": ["py.typed"], "saml_rec": ["py.typed"]},
     **extension_arguments(),

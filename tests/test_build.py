@@ -83,14 +83,11 @@ def test_max_jobs_is_honoured(setup_py):
     assert os.environ["MAX_JOBS"] == "1"
 
 
-def test_packages_are_all_listed():
-    declared = set(re.findall(r'"(saml_[a-z_.]+)",', (ROOT / "setup.py").read_text()))
-    found = {
-        ".".join(init.parent.relative_to(base).parts)
-        for base, name in ((ROOT, "saml_kernels"), (ROOT / "python", "saml_rec"))
-        for init in (base / name).rglob("__init__.py")
-    }
-    assert declared == found
+def test_every_folder_of_modules_is_packaged():
+    # setup.py finds packages by their __init__.py: a folder without one would be left out of the wheel.
+    folders = {module.parent for name in ("saml_kernels", "python/saml_rec") for module in (ROOT / name).rglob("*.py")}
+    assert len(folders) > 4
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
 WITHOUT_OPTIONAL = """
