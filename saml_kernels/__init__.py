@@ -2,10 +2,10 @@
 
 from saml_kernels import layers
 from saml_kernels.backends import BackendUnavailable, available_backends
+from saml_kernels.functional import branch_scores, grouped_mlp, multi_branch, mutual_unit
 from saml_kernels.fusion import DomainIndicatorAdapter, FusedTowers, fuse
 from saml_kernels.grouping import group_by_scenario
-from saml_kernels.structures import Grouping, TrunkOutput, TrunkParams
-from saml_kernels.trunk import branch_scores, grouped_mlp, multi_branch, mutual_unit
+from saml_kernels.types import Grouping, TrunkOutput, TrunkParams
 
 __version__ = "0.1.0"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from saml_kernels.structures import TrunkParams
+from saml_kernels.types import TrunkParams
 
 FLOATING_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SCENARIO_DTYPES = (torch.int32, torch.int64)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from saml_kernels import checks
 from saml_kernels.backends import BACKENDS, choose_backend
-from saml_kernels.structures import Grouping
+from saml_kernels.types import Grouping
 
 
 def group_by_scenario(scenario: Tensor, num_scenarios: int, *, backend: str = "auto") -> Grouping:

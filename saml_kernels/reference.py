@@ -17,7 +17,7 @@ under stop-gradient. So all branches run for all rows up to the last mutual laye
 once more with one; after the last mutual layer only the own branch runs. Rows are sorted by scenario, so that the own
 branch is one product per scenario.
 
-The functions take checked arguments: callers use saml_kernels.trunk and saml_kernels.grouping, which check.
+The functions take checked arguments: callers use saml_kernels.functional and saml_kernels.grouping, which check.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saml_kernels.structures import Grouping, TrunkOutput, TrunkParams
+from saml_kernels.types import Grouping, TrunkOutput, TrunkParams
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,

@@ -1,4 +1,4 @@
-"""The compiled extension as a backend: its operators are an engine of :mod:`saml_kernels.backends.fused`."""
+"""The compiled extension as a backend: its operators are an engine of :mod:`saml_kernels.autograd`."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saml_kernels import extension
-from saml_kernels.backends import fused
-from saml_kernels.backends.fused import Lists, Plan
+from saml_kernels import autograd, extension
+from saml_kernels.autograd import Lists, Plan
 from saml_kernels.backends.reference import FORM_REASON
-from saml_kernels.structures import Grouping
+from saml_kernels.types import Grouping
 
 
 def supports(operation: str, tensor: Tensor | None, options: Mapping[str, Any]) -> str | None:
@@ -166,8 +165,8 @@ def _arguments(plan: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
     )
 
 
-_ENGINE = fused.Engine(_trunk_forward, _trunk_backward, _mutual_forward, _mutual_backward)
-multi_branch = partial(fused.multi_branch, _ENGINE)
-grouped_mlp = partial(fused.grouped_mlp, _ENGINE)
-branch_scores = partial(fused.branch_scores, _ENGINE)
-mutual_unit = partial(fused.mutual_unit, _ENGINE)
+_ENGINE = autograd.Engine(_trunk_forward, _trunk_backward, _mutual_forward, _mutual_backward)
+multi_branch = partial(autograd.multi_branch, _ENGINE)
+grouped_mlp = partial(autograd.grouped_mlp, _ENGINE)
+branch_scores = partial(autograd.branch_scores, _ENGINE)
+mutual_unit = partial(autograd.mutual_unit, _ENGINE)

@@ -1,4 +1,4 @@
-"""Drop-in modules over the functions of :mod:`saml_kernels.trunk`.
+"""Drop-in modules over the functions of :mod:`saml_kernels.functional`.
 
 Weights and biases start as those of nn.Linear, branch by branch: uniform in ±1/√(inputs).
 """

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saml_kernels import checks, trunk
+from saml_kernels import checks, functional
 from saml_kernels.layers.common import check_options, check_widths, describe, init_linear
 from saml_kernels.layers.trunk import GroupedMLP
 from saml_kernels.reference import ACTIVATIONS
@@ -43,7 +43,7 @@ class ScoreMixture(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        trunk.check_foreign_dtype(foreign_dtype, stop_gradient=True)
+        functional.check_foreign_dtype(foreign_dtype, stop_gradient=True)
         self.networks = GroupedMLP(
             num_scenarios, in_dim, (*hidden_dims, 1), activation, "identity", backend, device, dtype
         )
@@ -68,7 +68,7 @@ class ScoreMixture(nn.Module):
     def logits(self, x: Tensor, scenario: Tensor) -> Tensor:
         """s_j(x) of all scenarios, (B, M); foreign ones are constants."""
         networks = self.networks
-        logits = trunk.branch_scores(
+        logits = functional.branch_scores(
             x,
             scenario,
             list(networks.weights),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from saml_kernels import checks, trunk
+from saml_kernels import checks, functional
 from saml_kernels.layers.common import check_options, check_widths, describe, init_linear
 from saml_kernels.reference import ACTIVATIONS
 
@@ -78,7 +78,7 @@ class STARMLP(nn.Module):
         """x (B, d_0), scenario (B,) → (B, d_L)."""
         weights = [own * shared for own, shared in zip(self.weights, self.shared_weights, strict=True)]
         biases = [own + shared for own, shared in zip(self.biases, self.shared_biases, strict=True)]
-        return trunk.grouped_mlp(
+        return functional.grouped_mlp(
             x,
             scenario,
             weights,

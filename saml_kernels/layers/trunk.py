@@ -6,11 +6,11 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from saml_kernels import checks, trunk
+from saml_kernels import checks, functional
 from saml_kernels.layers.common import check_options, check_widths, describe, gate_width, init_linear
 from saml_kernels.layers.towers import ACTIVATION_MODULES, check_alike, read_tower
 from saml_kernels.reference import ACTIVATIONS
-from saml_kernels.structures import TrunkOutput, TrunkParams
+from saml_kernels.types import TrunkOutput, TrunkParams
 
 
 class MultiBranchMLP(nn.Module):
@@ -67,7 +67,7 @@ class MultiBranchMLP(nn.Module):
                 raise ValueError(f"mutual_layers must lie in 1..{len(hidden_dims)}, got {layer}")
         check_options(activation, backend, score, temperature, gate)
         checks.check_choice("form", form, checks.FORMS)
-        trunk.check_foreign_dtype(foreign_dtype, stop_gradient)
+        functional.check_foreign_dtype(foreign_dtype, stop_gradient)
 
         self.num_scenarios = num_scenarios
         self.local_dim = local_dim
@@ -131,7 +131,7 @@ class MultiBranchMLP(nn.Module):
 
     def forward(self, x_local: Tensor, x_global: Tensor, scenario: Tensor, return_scores: bool = False) -> TrunkOutput:
         """x_local (B, D_l) or (B, M, D_l), x_global (B, D_g), scenario (B,) → own (B, d_L), aux (B, a_L), scores."""
-        return trunk.multi_branch(
+        return functional.multi_branch(
             x_local,
             x_global,
             scenario,
@@ -210,7 +210,7 @@ class GroupedMLP(nn.Module):
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """x (B, d_0), scenario (B,) → (B, d_L)."""
-        return trunk.grouped_mlp(
+        return functional.grouped_mlp(
             x,
             scenario,
             list(self.weights),
@@ -324,7 +324,7 @@ class MutualUnit(nn.Module):
     def forward(self, v: Tensor, scenario: Tensor, return_scores: bool) -> Tensor | tuple[Tensor, Tensor]: ...
     def forward(self, v: Tensor, scenario: Tensor, return_scores: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """v (B, M, d), scenario (B,) → M_t (B, d); with ``return_scores`` also row t of α (B, M)."""
-        return trunk.mutual_unit(
+        return functional.mutual_unit(
             v,
             scenario,
             self.gate_weight,

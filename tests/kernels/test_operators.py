@@ -5,8 +5,8 @@ import pytest
 import torch
 from problems import Case, make
 
-from saml_kernels import extension
-from saml_kernels.backends import cpp, fused
+from saml_kernels import autograd, extension
+from saml_kernels.backends import cpp
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP, MutualUnit
 
 pytestmark = [
@@ -56,8 +56,8 @@ def trunk_arguments(case, dtype):
         grouping.offsets,
         *params,
         [layer - 1 for layer in case.mutual_layers],
-        [fused.ACTIVATION_IDS[case.activation]] * len(case.hidden_dims),
-        fused.SCORE_IDS[case.score],
+        [autograd.ACTIVATION_IDS[case.activation]] * len(case.hidden_dims),
+        autograd.SCORE_IDS[case.score],
         case.temperature,
         False,
         dtype == torch.float32,
@@ -128,7 +128,7 @@ def test_mutual(dtype, B, gate_width):
         grouping.offsets,
         torch.randn(3, 5, gate_width, dtype=dtype),
         torch.randn(3, gate_width, dtype=dtype),
-        fused.SCORE_IDS["softmax"],
+        autograd.SCORE_IDS["softmax"],
         0.5,
         False,
     )

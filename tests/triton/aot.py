@@ -20,8 +20,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saml_kernels.backends import fused
-from saml_kernels.backends.fused import Plan
+from saml_kernels import autograd
+from saml_kernels.autograd import Plan
 from saml_kernels.backends.triton import configs, engine, program, rounding, weights
 from saml_kernels.backends.triton.configs import Choice, Config
 
@@ -184,9 +184,9 @@ def recorded(
         [empty(m, width) for _, width in gates],
     )
     plan = Plan(
-        activations=(fused.ACTIVATION_IDS[trunk.activation],) * len(dims),
+        activations=(autograd.ACTIVATION_IDS[trunk.activation],) * len(dims),
         mutual_layers=trunk.mutual_layers,
-        score=fused.SCORE_IDS[trunk.score],
+        score=autograd.SCORE_IDS[trunk.score],
         temperature=0.1,
         foreign_dtype=trunk.foreign_dtype,
         recompute=False,

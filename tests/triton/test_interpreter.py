@@ -385,11 +385,11 @@ def test_what_it_refuses_is_said():
 
 
 def test_score_ids_are_those_of_the_other_engines():
-    from saml_kernels.backends import fused
+    from saml_kernels import autograd
     from saml_kernels.backends.triton import functions
 
     names = ("RELU", "LEAKY_RELU", "GELU", "SILU", "TANH", "IDENTITY")
-    assert [getattr(functions, name).value for name in names] == [fused.ACTIVATION_IDS[n.lower()] for n in names]
-    assert functions.RATIO.value == fused.SCORE_IDS["ratio"]
+    assert [getattr(functions, name).value for name in names] == [autograd.ACTIVATION_IDS[n.lower()] for n in names]
+    assert functions.RATIO.value == autograd.SCORE_IDS["ratio"]
     assert functions.NORM_EPSILON.value == reference.NORM_EPSILON
     assert functions.DEGENERATE_SUM.value == reference.DEGENERATE_SUM

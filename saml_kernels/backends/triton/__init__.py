@@ -1,4 +1,4 @@
-"""The Triton kernels as a backend: an engine of :mod:`saml_kernels.backends.fused` in few launches.
+"""The Triton kernels as a backend: an engine of :mod:`saml_kernels.autograd` in few launches.
 
 Runs on CUDA tensors, and on CPU tensors in Triton's interpreter (TRITON_INTERPRET=1 when Python starts), by name only:
 the interpreter shows whether the numbers are right, slowly.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saml_kernels.backends import fused
+from saml_kernels import autograd
 from saml_kernels.backends.triton import availability
 
 OPERATIONS = ("multi_branch", "grouped_mlp", "branch_scores", "mutual_unit")
@@ -53,13 +53,13 @@ def _lazily(name: str) -> Any:
     return call
 
 
-_ENGINE = fused.Engine(
+_ENGINE = autograd.Engine(
     trunk_forward=_lazily("trunk_forward"),
     trunk_backward=_lazily("trunk_backward"),
     mutual_forward=_lazily("mutual_forward"),
     mutual_backward=_lazily("mutual_backward"),
 )
-multi_branch = partial(fused.multi_branch, _ENGINE)
-grouped_mlp = partial(fused.grouped_mlp, _ENGINE)
-branch_scores = partial(fused.branch_scores, _ENGINE)
-mutual_unit = partial(fused.mutual_unit, _ENGINE)
+multi_branch = partial(autograd.multi_branch, _ENGINE)
+grouped_mlp = partial(autograd.grouped_mlp, _ENGINE)
+branch_scores = partial(autograd.branch_scores, _ENGINE)
+mutual_unit = partial(autograd.mutual_unit, _ENGINE)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saml_kernels import extension, reference
-from saml_kernels.backends.fused import Lists, Plan
+from saml_kernels.autograd import Lists, Plan
 from saml_kernels.backends.triton import configs, program, rounding, weights
 from saml_kernels.backends.triton.configs import Choice, Config
 from saml_kernels.backends.triton.launching import Grouped

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-# As saml_kernels.backends.fused numbers them.
+# As saml_kernels.autograd numbers them.
 RELU = tl.constexpr(0)
 LEAKY_RELU = tl.constexpr(1)
 GELU = tl.constexpr(2)

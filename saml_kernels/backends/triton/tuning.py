@@ -14,8 +14,8 @@ from torch import Tensor
 
 from saml_kernels.backends.triton import availability, configs
 from saml_kernels.backends.triton.configs import Bucket, Choice, Config
-from saml_kernels.structures import TrunkOutput, TrunkParams
-from saml_kernels.trunk import multi_branch
+from saml_kernels.functional import multi_branch
+from saml_kernels.types import TrunkOutput, TrunkParams
 
 Call = Callable[[], object]
 Timer = Callable[[Mapping[Choice, Call]], Mapping[Choice, float]]

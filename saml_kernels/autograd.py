@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saml_kernels import reference
-from saml_kernels.structures import TrunkOutput, TrunkParams
+from saml_kernels.types import TrunkOutput, TrunkParams
 
 ACTIVATION_IDS = {name: index for index, name in enumerate(("relu", "leaky_relu", "gelu", "silu", "tanh", "identity"))}
 SCORE_IDS = {"ratio": 0, "softmax": 1}

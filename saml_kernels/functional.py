@@ -13,7 +13,7 @@ from torch import Tensor
 from saml_kernels import checks
 from saml_kernels.backends import BACKENDS, choose_backend
 from saml_kernels.reference import ACTIVATIONS
-from saml_kernels.structures import TrunkOutput, TrunkParams
+from saml_kernels.types import TrunkOutput, TrunkParams
 
 
 def multi_branch(
