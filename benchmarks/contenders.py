@@ -27,8 +27,8 @@ class Contender:
     dtype: torch.dtype = torch.float32
     """Of inputs, parameters and results."""
     foreign_dtype: torch.dtype | None = None
-    form: str = "auto"
-    """Of the Triton forward: "single", "staged" or "auto"."""
+    schedule: str = "auto"
+    """Of the Triton forward: "persistent", "per_layer" or "auto"."""
 
     @property
     def is_peer(self) -> bool:
@@ -39,7 +39,7 @@ class Contender:
         parts = [self.implementation]
         parts += [short(self.dtype)] if self.dtype != torch.float32 else []
         parts += [f"foreign {short(self.foreign_dtype)}"] if self.foreign_dtype else []
-        parts += [self.form] if self.form != "auto" else []
+        parts += [self.schedule] if self.schedule != "auto" else []
         parts += ["compiled"] if self.compiled else []
         return ", ".join(parts)
 
@@ -49,7 +49,7 @@ class Contender:
             function = PEERS[self.implementation].function
         else:
             options: dict[str, Any] = {"backend": self.implementation, "foreign_dtype": self.foreign_dtype}
-            options |= {"form": self.form} if self.form != "auto" else {}
+            options |= {"schedule": self.schedule} if self.schedule != "auto" else {}
             function = partial(_multi_branch, **options)
         return torch.compile(function, dynamic=dynamic) if self.compiled else function
 

@@ -172,10 +172,13 @@ def _check(record: Record, dry_run: bool, deadline: float) -> None:
     """Tests and sanitizers at the same time: none of them is timed."""
     jobs: list[checks.Job] = [checks.tests(dry_run=dry_run)]
     for tool in checks.SANITIZERS:
-        for form in ("single", "staged"):
-            job = checks.sanitizer(tool, form, dry_run=dry_run)
+        for schedule in ("persistent", "per_layer"):
+            job = checks.sanitizer(tool, schedule, dry_run=dry_run)
             if job is None:
-                record["checks"][f"{tool} {form}"] = {"passed": None, "status": "compute-sanitizer is not installed"}
+                record["checks"][f"{tool} {schedule}"] = {
+                    "passed": None,
+                    "status": "compute-sanitizer is not installed",
+                }
             else:
                 jobs.append(job)
     _say(", ".join(job.name for job in jobs))

@@ -66,7 +66,7 @@ def measure(text: str) -> int:
         fields["compiled"],
         getattr(torch, fields["dtype"]),
         getattr(torch, fields["foreign_dtype"]) if fields["foreign_dtype"] else None,
-        fields["form"],
+        fields["schedule"],
     )
     cell = Cell(**asked["cell"] | {"hidden_dims": tuple(asked["cell"]["hidden_dims"])})
     torch.set_num_threads(asked["threads"])

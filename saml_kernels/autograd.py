@@ -57,7 +57,7 @@ def multi_branch(
     foreign_dtype: torch.dtype | None,
     return_scores: bool,
     recompute: bool | str,
-    form: str,
+    schedule: str,
 ) -> TrunkOutput:
     """See :func:`saml_kernels.multi_branch`."""
     mutual = [layer for layer, weight in enumerate(params.gate_weights) if weight is not None]
@@ -76,7 +76,7 @@ def multi_branch(
             "foreign_dtype": foreign_dtype,
             "return_scores": False,
         },
-        form=None if form == "auto" else form,
+        schedule=None if schedule == "auto" else schedule,
     )
     gates = [params.gate_weights[layer] for layer in mutual], [params.gate_biases[layer] for layer in mutual]
     lists = (params.branch_weights, params.branch_biases, params.aux_weights, params.aux_biases, *gates)
@@ -173,7 +173,7 @@ class Plan:
     reference_options: dict[str, Any]
     all_branches: bool = False
     """Own is (B, M, d_L), the last layer of every branch, of which the foreign ones are constants."""
-    form: str | None = None
+    schedule: str | None = None
     """How the Triton engine launches the forward; None: it chooses."""
 
 

@@ -1,6 +1,7 @@
 """Argument checks: everything wrong with a call is said before any work is done."""
 
 import difflib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -13,7 +14,9 @@ SCENARIO_DTYPES = (torch.int32, torch.int64)
 FOREIGN_DTYPES = (torch.bfloat16, torch.int8, torch.float8_e4m3fn)
 SCORES = ("ratio", "softmax")
 GATES = ("vector", "scalar")
-FORMS = ("auto", "single", "staged")
+SCHEDULES = ("auto", "persistent", "per_layer")
+OLD_SCHEDULES = {"auto": "auto", "single": "persistent", "staged": "per_layer"}
+"""What the option ``form`` called them."""
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
@@ -24,6 +27,18 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     nearest = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+
+
+def check_schedule(schedule: str, form: str | None) -> str:
+    """``schedule``, or what the deprecated option ``form`` says; ValueError unless it is one of SCHEDULES."""
+    if form is not None:
+        check_choice("form", form, OLD_SCHEDULES)
+        if schedule != "auto":
+            raise ValueError(f"form is the old name of schedule: give one of them, got {form!r} and {schedule!r}")
+        schedule = OLD_SCHEDULES[form]
+        warnings.warn(f'form={form!r} is deprecated: write schedule="{schedule}"', DeprecationWarning, stacklevel=3)
+    check_choice("schedule", schedule, SCHEDULES)
+    return schedule
 
 
 def check_positive(name: str, value: float) -> None:

@@ -30,7 +30,8 @@ def multi_branch(
     backend: str = "auto",
     return_scores: bool = False,
     recompute: bool | Literal["auto"] = "auto",
-    form: str = "auto",
+    schedule: str = "auto",
+    form: str | None = None,
 ) -> TrunkOutput:
     """Auxiliary network, M scenario branches and their mutual units; returns every sample's own branch.
 
@@ -52,9 +53,10 @@ def multi_branch(
         return_scores: also return the own rows of α, which carry no gradient.
         recompute: whether backward computes the streams of all branches again instead of keeping them (B, M, d_l)
             per mutual layer; "auto" decides by their size. The reference always keeps them.
-        form: how the Triton kernels run the forward: "single", one persistent launch; "staged", layers of all branches
-            in launches of their own, which a ``foreign_dtype`` needs; "auto", by a table. Needs backend "triton" or
-            "auto" unless it is "auto".
+        schedule: how the Triton kernels run the forward: "persistent", one launch; "per_layer", layers of all branches
+            in launches of their own, which a ``foreign_dtype`` needs; "auto", by a table. Needs backend
+            "triton" or "auto" unless it is "auto".
+        form: deprecated name of ``schedule``, with "single" for "persistent" and "staged" for "per_layer".
 
     Returns:
         TrunkOutput: ``own`` (B, d_L), ``aux`` (B, a_L), ``scores`` None or per layer None | (B, M). ``scores`` are
@@ -72,7 +74,7 @@ def multi_branch(
     checks.check_choice("backend", backend, ("auto", *BACKENDS))
     if recompute not in (True, False, "auto"):
         raise ValueError(f"recompute must be True, False or 'auto', got {recompute!r}")
-    checks.check_choice("form", form, checks.FORMS)
+    schedule = checks.check_schedule(schedule, form)
     check_foreign_dtype(foreign_dtype, stop_gradient)
     device_type = _device_type(x_local)
     if _autocast(device_type):
@@ -81,7 +83,7 @@ def multi_branch(
             params = TrunkParams._make([_cast(entry, device_type) for entry in entries] for entries in params)
     checks.check_trunk(x_local, x_global, scenario, params)
     engine = choose_backend(
-        backend, "multi_branch", x_local, stop_gradient=stop_gradient, foreign_dtype=foreign_dtype, form=form
+        backend, "multi_branch", x_local, stop_gradient=stop_gradient, foreign_dtype=foreign_dtype, schedule=schedule
     )
     with torch.autocast(device_type, enabled=False):
         output = engine.multi_branch(
@@ -96,7 +98,7 @@ def multi_branch(
             foreign_dtype=foreign_dtype,
             return_scores=return_scores,
             recompute=recompute,
-            form=form,
+            schedule=schedule,
         )
     return cast(TrunkOutput, output)
 

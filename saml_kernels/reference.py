@@ -79,9 +79,9 @@ def multi_branch(
     foreign_dtype: torch.dtype | None,
     return_scores: bool,
     recompute: bool | str = False,
-    form: str = "auto",
+    schedule: str = "auto",
 ) -> TrunkOutput:
-    """See :func:`saml_kernels.multi_branch`; ``recompute`` and ``form`` change nothing here."""
+    """See :func:`saml_kernels.multi_branch`; ``recompute`` and ``schedule`` change nothing here."""
     delta = ACTIVATIONS[activation]
     num_scenarios = params.branch_weights[0].shape[0]
     mutual = [weight is not None for weight in params.gate_weights]

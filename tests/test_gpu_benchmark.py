@@ -117,7 +117,7 @@ def test_tests_and_sanitized_cases_are_there() -> None:
     results = list(small_cases.results("auto", "reference", "cpu", torch.bfloat16))
     assert len(results) > 30
     assert all(tensor.isfinite().all() for tensor in results)
-    assert checks.sanitizer("memcheck", "single", dry_run=True) is not None
+    assert checks.sanitizer("memcheck", "persistent", dry_run=True) is not None
 
 
 def test_a_job_that_takes_too_long_is_ended() -> None:
@@ -214,7 +214,7 @@ def cell_of(seconds: dict[str, float], B: int = 4096) -> dict[str, Any]:
             "compiled": False,
             "dtype": "bfloat16",
             "foreign_dtype": "int8" if "int8" in name else None,
-            "form": "auto",
+            "schedule": "auto",
             "gate": {"failure": None},
             "no_graph": "waits for the device: sizes" if implementation == "grouped" else None,
             "peak_bytes": None,

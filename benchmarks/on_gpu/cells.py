@@ -170,7 +170,7 @@ class Entry:
             "compiled": contender.compiled,
             "dtype": short(contender.dtype),
             "foreign_dtype": short(contender.foreign_dtype) if contender.foreign_dtype else None,
-            "form": contender.form,
+            "schedule": contender.schedule,
             "gate": asdict(self.verdict),
             "no_graph": self.no_graph,
             "peak_bytes": self.peak_bytes,

@@ -44,7 +44,7 @@ def build() -> Job:
 
 
 def tests(*, dry_run: bool) -> Job:
-    """Parity in all forms and types against float64, CUDA graphs, determinism. A dry run collects them only."""
+    """Parity in all schedules and types against float64, CUDA graphs, determinism. A dry run collects them only."""
     paths = ["tests/triton/test_gpu.py", "tests/kernels/test_grouping_gpu.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *paths]
     if dry_run:
@@ -54,17 +54,24 @@ def tests(*, dry_run: bool) -> Job:
     return Job("tests", command)
 
 
-def sanitizer(tool: str, form: str, *, dry_run: bool) -> Job | None:
-    """compute-sanitizer over small cases of one form; None where it is missing. A dry run runs the cases alone."""
-    cases = [sys.executable, str(Path(__file__).with_name("small_cases.py")), form, *(["--dry-run"] if dry_run else [])]
+def sanitizer(tool: str, schedule: str, *, dry_run: bool) -> Job | None:
+    """compute-sanitizer over small cases of one schedule; None where it is missing. A dry run runs the cases alone."""
+    cases = [
+        sys.executable,
+        str(Path(__file__).with_name("small_cases.py")),
+        schedule,
+        *(["--dry-run"] if dry_run else []),
+    ]
     if dry_run:
-        return Job(f"{tool} {form}", cases)
+        return Job(f"{tool} {schedule}", cases)
     found = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if found is None:
         return None
     # Without torch's cache every tensor is an allocation, whose bounds memcheck knows.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
-    return Job(f"{tool} {form}", [found, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR), *cases], environment)
+    return Job(
+        f"{tool} {schedule}", [found, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR), *cases], environment
+    )
 
 
 @dataclass

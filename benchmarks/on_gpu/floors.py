@@ -69,10 +69,10 @@ class Timed:
         graph = self.median(entry["name"] + GRAPH, kind)
         return eager if graph is None and entry["peer"] and entry["no_graph"] else graph
 
-    def ours(self, form: str = "auto", foreign: str | None = None) -> Record | None:
+    def ours(self, schedule: str = "auto", foreign: str | None = None) -> Record | None:
         """The kernels' entry; None where they did not take part."""
         for entry in self.entries.values():
-            if not entry["peer"] and entry["form"] == form and entry["foreign_dtype"] == foreign:
+            if not entry["peer"] and entry["schedule"] == schedule and entry["foreign_dtype"] == foreign:
                 return entry
         return None
 

@@ -39,7 +39,7 @@ def speed_up(record: Record) -> Figure | None:
 
 
 def roofline(record: Record) -> Figure | None:
-    """The fraction reached against B, a line per form, at one M."""
+    """The fraction reached against B, a line per schedule, at one M."""
     rates = record["sections"].get("ceilings", {}).get("rates", {})
     points = timed(record, "grid")
     if not points or not rates:
@@ -47,13 +47,13 @@ def roofline(record: Record) -> Figure | None:
     M = points[0].cell.M
     figure, axes = plt.subplots(1, len(PASSES), figsize=(8, 3.6), sharey=True, squeeze=False)
     for panel, kind in zip(axes[0], PASSES, strict=True):
-        for form, marker in zip(("auto", "single", "staged"), MARKERS, strict=False):
+        for schedule, marker in zip(("auto", "persistent", "per_layer"), MARKERS, strict=False):
             line = []
             for point in points:
-                entry = point.ours(form)
+                entry = point.ours(schedule)
                 fraction = point.roofline(kind, rates, entry) if entry and point.cell.M == M else None
                 line += [(point.cell.B, fraction)] if fraction is not None else []
-            _line(panel, line, marker=marker, label=f"form {form}")
+            _line(panel, line, marker=marker, label=f"schedule {schedule}")
         panel.set(title=f"{kind}, M = {M}", xlabel="rows in the batch, B")
         panel.set_ylim(0, 1)
         _rows_axis(panel, points)

@@ -92,10 +92,10 @@ class Run:
         return made.to(self.target.dtype)
 
     def ours(self, dtype: torch.dtype, foreign: Iterable[torch.dtype] = ()) -> tuple[Contender, ...]:
-        """The kernels: form auto, then each form, then rounded foreign streams."""
+        """The kernels: schedule auto, then each schedule, then rounded foreign streams."""
         auto = Contender(self.target.ours, dtype=dtype)
-        forms = [replace(auto, form=form) for form in self.target.forms]
-        return (auto, *forms, *(replace(auto, foreign_dtype=entry) for entry in foreign))
+        schedules = [replace(auto, schedule=schedule) for schedule in self.target.schedules]
+        return (auto, *schedules, *(replace(auto, foreign_dtype=entry) for entry in foreign))
 
     def peers(self, dtype: torch.dtype, names: Iterable[str], compiled: Iterable[str] = ()) -> tuple[Contender, ...]:
         """Eager ones, then compiled ones."""
@@ -178,15 +178,15 @@ def foreign(run: Run, deadline: float, save: Save) -> None:
 def launches(run: Run, deadline: float, save: Save) -> None:
     """Kernels on the device in one forward and one backward, by torch's profiler, over B, M and L."""
     done: list[dict[str, Any]] = []
-    for form in run.target.forms or ("auto",):
+    for schedule in run.target.schedules or ("auto",):
         for B, M, layers in run.shapes.launches:
             if time.monotonic() > deadline:
                 return
             cell = run.shapes.cell(B, M, layers)
             problem = run.problem(cell)
-            entry: dict[str, Any] = {"form": form, "B": B, "M": M, "L": layers}
+            entry: dict[str, Any] = {"schedule": schedule, "B": B, "M": M, "L": layers}
             try:
-                entry |= _kernels(run, problem, form)
+                entry |= _kernels(run, problem, schedule)
             except Exception as error:
                 entry["failure"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             done.append(entry)
@@ -291,16 +291,16 @@ def _train(run: Run, problem: Problem, steps: int, deadline: float) -> list[floa
     return losses
 
 
-def _kernels(run: Run, problem: Problem, form: str) -> dict[str, dict[str, int]]:
+def _kernels(run: Run, problem: Problem, schedule: str) -> dict[str, dict[str, int]]:
     """Names and numbers of the kernels of one warm inference, training forward and backward."""
     leaves = [tensor for _, tensor in problem.named()]
 
     def infer() -> Any:
         with torch.inference_mode():
-            return _outputs(run, problem, form=form)
+            return _outputs(run, problem, schedule=schedule)
 
     def forward() -> Any:
-        return _outputs(run, problem, form=form)
+        return _outputs(run, problem, schedule=schedule)
 
     infer()
     torch.autograd.grad(forward(), leaves, problem.cotangents)
@@ -316,7 +316,7 @@ def count_kernels(target: Target, call: Callable[[], Any]) -> tuple[Counter[str]
 
     A dry run has no kernels there: launches in the interpreter, or torch's operators, are counted in their place.
     """
-    if target.dry_run and target.forms:
+    if target.dry_run and target.schedules:
         from saml_kernels.backends.triton.launching import LAUNCHES
 
         before = LAUNCHES.copy()

@@ -17,7 +17,7 @@ import saml_kernels
 from on_gpu.target import Target
 from saml_kernels import TrunkParams
 
-Form = Literal["auto", "single", "staged"]
+Schedule = Literal["auto", "persistent", "per_layer"]
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ def tensors(case: Case, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor
     return leaf(B, D), leaf(B, D), (torch.arange(B) * 7 % (M - 1)).to(device), params
 
 
-def results(form: Form, backend: str, device: str, dtype: torch.dtype) -> Iterator[Tensor]:
+def results(schedule: Schedule, backend: str, device: str, dtype: torch.dtype) -> Iterator[Tensor]:
     """Outputs and gradients of every case."""
     for case in CASES:
         x_local, x_global, scenario, params = tensors(case, device, dtype)
-        # Rounded foreign streams have one form only.
-        chosen: Form = form if case.foreign_dtype is None else "auto"
+        # Rounded foreign streams have one schedule only.
+        chosen: Schedule = schedule if case.foreign_dtype is None else "auto"
         output = saml_kernels.multi_branch(
-            x_local, x_global, scenario, params, backend=backend, form=chosen, foreign_dtype=case.foreign_dtype
+            x_local, x_global, scenario, params, backend=backend, schedule=chosen, foreign_dtype=case.foreign_dtype
         )
         yield from (output.own, output.aux)
         leaves = [x_local, x_global, *(entry for entries in params for entry in entries if entry is not None)]
@@ -76,7 +76,7 @@ def results(form: Form, backend: str, device: str, dtype: torch.dtype) -> Iterat
 
 if __name__ == "__main__":
     target = Target("--dry-run" in sys.argv)
-    wanted: Form = "auto" if not target.forms else "single" if sys.argv[1] == "single" else "staged"
+    wanted: Schedule = "auto" if not target.schedules else "persistent" if sys.argv[1] == "persistent" else "per_layer"
     count = 0
     for tensor in results(wanted, target.ours, target.device, target.dtype):
         if not tensor.isfinite().all():

@@ -58,7 +58,7 @@ def _launches(record: Record) -> list[str]:
     counts = record["sections"].get("launches", {}).get("counts", [])
     lines = []
     for entry in counts:
-        shape = f"kernels, {entry['form']}, B={entry['B']} M={entry['M']} L={entry['L']}: "
+        shape = f"kernels, {entry['schedule']}, B={entry['B']} M={entry['M']} L={entry['L']}: "
         if "failure" in entry:
             lines.append(shape + entry["failure"])
         else:

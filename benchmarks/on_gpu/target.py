@@ -36,9 +36,9 @@ class Target:
         return "reference" if self.dry_run and not availability.INTERPRETED else "triton"
 
     @property
-    def forms(self) -> tuple[str, ...]:
+    def schedules(self) -> tuple[str, ...]:
         """Of the forward, by name; only the kernels have them."""
-        return ("single", "staged") if self.ours == "triton" else ()
+        return ("persistent", "per_layer") if self.ours == "triton" else ()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -256,4 +256,4 @@ def say_tuned(console: Console, found: Tuned) -> None:
 
 
 def _part(choice: Choice, stage: str) -> object:
-    return (choice.form, choice.forward) if stage == "forward" else getattr(choice, stage)
+    return (choice.schedule, choice.forward) if stage == "forward" else getattr(choice, stage)

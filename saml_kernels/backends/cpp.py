@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saml_kernels import autograd, extension
 from saml_kernels.autograd import Lists, Plan
-from saml_kernels.backends.reference import FORM_REASON
+from saml_kernels.backends.reference import SCHEDULE_REASON
 from saml_kernels.types import Grouping
 
 
@@ -21,8 +21,8 @@ def supports(operation: str, tensor: Tensor | None, options: Mapping[str, Any]) 
         return f"the extension has no {operation} kernel for {tensor.device.type}"
     if not options.get("stop_gradient", True):
         return "its backward trains the own branch only: stop_gradient=False needs the reference"
-    if options.get("form", "auto") != "auto":
-        return FORM_REASON
+    if options.get("schedule", "auto") != "auto":
+        return SCHEDULE_REASON
     foreign_dtype = options.get("foreign_dtype")
     if foreign_dtype not in (None, torch.bfloat16):
         return f"foreign_dtype must be None or torch.bfloat16 here, got {foreign_dtype}"

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from saml_kernels.reference import branch_scores, group_by_scenario, grouped_mlp, multi_branch, mutual_unit
 
-FORM_REASON = "form is a choice of the triton backend"
+SCHEDULE_REASON = "schedule is a choice of the triton backend"
 
 __all__ = ["branch_scores", "group_by_scenario", "grouped_mlp", "multi_branch", "mutual_unit", "supports"]
 
 
 def supports(operation: str, tensor: Tensor | None, options: Mapping[str, Any]) -> str | None:
     """None but for options that only kernels have."""
-    return FORM_REASON if options.get("form", "auto") != "auto" else None
+    return SCHEDULE_REASON if options.get("schedule", "auto") != "auto" else None

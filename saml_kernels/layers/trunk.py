@@ -24,7 +24,7 @@ class MultiBranchMLP(nn.Module):
         aux_dims: a_1..a_L, widths of the auxiliary network; None: as ``hidden_dims``.
         mutual_layers: layers followed by a mutual unit, counted from 1; any subset of 1..L, also none.
         gate: "vector" (U is (d, d)) or "scalar" (U is (d, 1)).
-        score, temperature, activation, stop_gradient, foreign_dtype, backend, form: as
+        score, temperature, activation, stop_gradient, foreign_dtype, backend, schedule, form: as
             :func:`saml_kernels.multi_branch`.
         device, dtype: of the parameters.
 
@@ -49,7 +49,8 @@ class MultiBranchMLP(nn.Module):
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        form: str = "auto",
+        schedule: str = "auto",
+        form: str | None = None,
     ) -> None:
         super().__init__()
         hidden_dims = tuple(hidden_dims)
@@ -66,7 +67,7 @@ class MultiBranchMLP(nn.Module):
             if layer > len(hidden_dims):
                 raise ValueError(f"mutual_layers must lie in 1..{len(hidden_dims)}, got {layer}")
         check_options(activation, backend, score, temperature, gate)
-        checks.check_choice("form", form, checks.FORMS)
+        schedule = checks.check_schedule(schedule, form)
         functional.check_foreign_dtype(foreign_dtype, stop_gradient)
 
         self.num_scenarios = num_scenarios
@@ -82,7 +83,7 @@ class MultiBranchMLP(nn.Module):
         self.stop_gradient = stop_gradient
         self.foreign_dtype = foreign_dtype
         self.backend = backend
-        self.form = form
+        self.schedule = schedule
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -142,7 +143,7 @@ class MultiBranchMLP(nn.Module):
             stop_gradient=self.stop_gradient,
             foreign_dtype=self.foreign_dtype,
             backend=self.backend,
-            form=self.form,
+            schedule=self.schedule,
             return_scores=return_scores,
         )
 

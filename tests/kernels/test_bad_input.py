@@ -163,6 +163,17 @@ def test_the_call_that_the_bad_ones_differ_from_is_good():
     assert call().own.shape == (7, 4)
 
 
+@pytest.mark.parametrize(("form", "schedule"), [("single", "persistent"), ("staged", "per_layer"), ("auto", "auto")])
+def test_the_old_spelling_of_schedule_is_taken_with_a_warning(form, schedule):
+    with pytest.warns(DeprecationWarning, match=f'write schedule="{schedule}"'):
+        layer = MultiBranchMLP(2, 3, 4, form=form)
+    assert layer.schedule == schedule
+    with refused(ValueError, "form", "round", "single"):
+        MultiBranchMLP(2, 3, 4, form="round")
+    with refused(ValueError, "form", "schedule"):
+        MultiBranchMLP(2, 3, 4, form=form, schedule="per_layer")
+
+
 @pytest.mark.parametrize(
     ("given", "nearest"),
     [("rel", "relu"), ("leaky-relu", "leaky_relu"), ("sigmoid", None), ("swish", None), ("", None), (None, None)],

@@ -158,7 +158,7 @@ class Trunk:
 
 @functools.cache
 def recorded(
-    dtype: torch.dtype, trunk: Trunk, form: str, config: Config | None = None, amd: bool = False
+    dtype: torch.dtype, trunk: Trunk, schedule: str, config: Config | None = None, amd: bool = False
 ) -> tuple[Recorded, ...]:
     """Every launch of a training step of a trunk; ``config`` for forward and backward, else the built-in ones."""
     rows, m = 4096, trunk.M
@@ -168,7 +168,7 @@ def recorded(
     has_ragged_widths = configs.ragged((*dims, *gate_widths), dtype.itemsize)
     chosen = configs.built_in(configs.Bucket.of(rows, m, max(dims)), dtype.itemsize, amd, has_ragged_widths)
     if config is not None:
-        chosen = Choice(form, config, config, chosen.weights)
+        chosen = Choice(schedule, config, config, chosen.weights)
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
@@ -192,7 +192,7 @@ def recorded(
         recompute=False,
         reference_options={},
         all_branches=trunk.all_branches,
-        form=form,
+        schedule=schedule,
     )
     x_local = empty(rows, m, 256) if trunk.per_branch else empty(rows, 256)
     x_global = empty(rows, 256 if auxiliary else 0)
@@ -257,16 +257,16 @@ def compile_for(launch: Recorded, chip: Chip) -> Report:
 
 
 FP8 = torch.float8_e4m3fn
-# What docs/gpu-kernels.md lists: name, type, trunk, form.
+# What docs/gpu-kernels.md lists: name, type, trunk, schedule.
 LISTED = (
-    ("bf16", torch.bfloat16, Trunk(), "single"),
-    ("bf16", torch.bfloat16, Trunk(), "staged"),
-    ("bf16, mutual units 1 and 2", torch.bfloat16, Trunk(mutual_layers=(0, 1)), "single"),
-    ("bf16, mutual units 1 and 2", torch.bfloat16, Trunk(mutual_layers=(0, 1)), "staged"),
-    ("bf16, foreign int8", torch.bfloat16, Trunk(foreign_dtype=torch.int8), "staged"),
-    ("bf16, foreign fp8", torch.bfloat16, Trunk(foreign_dtype=FP8), "staged"),
-    ("fp32", torch.float32, Trunk(), "single"),
-    ("fp32, foreign bf16", torch.float32, Trunk(foreign_dtype=torch.bfloat16), "staged"),
+    ("bf16", torch.bfloat16, Trunk(), "persistent"),
+    ("bf16", torch.bfloat16, Trunk(), "per_layer"),
+    ("bf16, mutual units 1 and 2", torch.bfloat16, Trunk(mutual_layers=(0, 1)), "persistent"),
+    ("bf16, mutual units 1 and 2", torch.bfloat16, Trunk(mutual_layers=(0, 1)), "per_layer"),
+    ("bf16, foreign int8", torch.bfloat16, Trunk(foreign_dtype=torch.int8), "per_layer"),
+    ("bf16, foreign fp8", torch.bfloat16, Trunk(foreign_dtype=FP8), "per_layer"),
+    ("fp32", torch.float32, Trunk(), "persistent"),
+    ("fp32, foreign bf16", torch.float32, Trunk(foreign_dtype=torch.bfloat16), "per_layer"),
 )
 
 
@@ -291,18 +291,18 @@ def title(launch: Recorded) -> str:
 def listing() -> Iterator[tuple[str, Recorded, Recorded]]:
     """The start of the table's line, the launch, and the same on AMD's chips; every launch once."""
     seen: set[Recorded] = set()
-    for name, dtype, trunk, form in LISTED:
-        pairs = zip(recorded(dtype, trunk, form), recorded(dtype, trunk, form, amd=True), strict=True)
+    for name, dtype, trunk, schedule in LISTED:
+        pairs = zip(recorded(dtype, trunk, schedule), recorded(dtype, trunk, schedule, amd=True), strict=True)
         for launch, on_amd in pairs:
             if launch not in seen:
                 seen.add(launch)
-                yield f"| {name} | {form} | {title(launch)} |", launch, on_amd
+                yield f"| {name} | {schedule} | {title(launch)} |", launch, on_amd
 
 
 def table() -> str:
     """Registers and shared memory of every listed launch on every chip, in Markdown."""
     lines = [
-        "| trunk | form | launch | " + " | ".join(CHIPS) + " |",
+        "| trunk | schedule | launch | " + " | ".join(CHIPS) + " |",
         "| --- | --- | --- |" + " --- |" * len(CHIPS),
     ]
     for start, launch, on_amd in listing():

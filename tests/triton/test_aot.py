@@ -77,8 +77,8 @@ def test_every_option_compiles(aot, chip):
         aot.Trunk(hidden_dims=(64, 1), M=5, mutual_layers=(), activation="tanh", all_branches=True),
         aot.Trunk(hidden_dims=(64, 32), M=1, activation="leaky_relu", per_branch=True),
     ]
-    for trunk, form in itertools.product(trunks, ("single", "staged")):
-        for launch in aot.recorded(torch.float16, trunk, form, amd=chip == "gfx942"):
+    for trunk, schedule in itertools.product(trunks, ("persistent", "per_layer")):
+        for launch in aot.recorded(torch.float16, trunk, schedule, amd=chip == "gfx942"):
             check(aot, launch, aot.CHIPS[chip])
 
 
@@ -91,10 +91,10 @@ def test_every_configuration_compiles(aot, chip):
     for dtype, rows in itertools.product((torch.bfloat16, torch.float32), (256, 65536)):
         chosen = configs.built_in(configs.Bucket.of(rows, 8, 512), dtype.itemsize, chip == "gfx942")
         for config in {chosen.forward, chosen.backward}:
-            for launch in aot.recorded(dtype, aot.Trunk(), "single", config):
+            for launch in aot.recorded(dtype, aot.Trunk(), "persistent", config):
                 check_direction(aot, launch, chip, config, chosen)
     for config in configs.candidates(2):
-        for launch in aot.recorded(torch.bfloat16, aot.Trunk(), "single", config):
+        for launch in aot.recorded(torch.bfloat16, aot.Trunk(), "persistent", config):
             aot.compile_for(launch, aot.CHIPS[chip])
 
 
@@ -107,6 +107,6 @@ def check_direction(aot, launch, chip, config, chosen):
 
 def test_the_launches_are_those_of_the_documentation(aot):
     """Three kernels; distinct compilations, which the batch size does not multiply."""
-    names = {launch.name for launch in aot.recorded(torch.bfloat16, aot.Trunk(foreign_dtype=torch.int8), "staged")}
+    names = {launch.name for launch in aot.recorded(torch.bfloat16, aot.Trunk(foreign_dtype=torch.int8), "per_layer")}
     assert names == {"stage_kernel", "weight_gradient_kernel", "round_weight_kernel"}
-    assert len(aot.recorded(torch.bfloat16, aot.Trunk(), "single")) == 3
+    assert len(aot.recorded(torch.bfloat16, aot.Trunk(), "persistent")) == 3

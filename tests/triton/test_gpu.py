@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
-FORMS = ("single", "staged")
+SCHEDULES = ("persistent", "per_layer")
 CASES = [
     Case(M=1, B=600, local_dim=65, global_dim=100, hidden_dims=(65, 130), aux_dims=(47, 98)),
     Case(M=3, B=1000, local_dim=37, global_dim=19, hidden_dims=(49, 33), aux_dims=(35, 17), mutual_layers=(1, 2)),
@@ -52,8 +52,8 @@ def plainly(problem, dtype=torch.float64):
     )
 
 
-@pytest.fixture(params=FORMS)
-def form(request):
+@pytest.fixture(params=SCHEDULES)
+def schedule(request):
     return request.param
 
 
@@ -66,12 +66,12 @@ def tf32(request):
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
-# Recomputing changes the backward, the form the forward: together they are covered in two combinations.
-@pytest.mark.parametrize(("form", "recompute"), [("single", True), ("staged", False)])
+# Recomputing changes the backward, the schedule the forward: together they are covered in two combinations.
+@pytest.mark.parametrize(("schedule", "recompute"), [("persistent", True), ("per_layer", False)])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_float32(case, tf32, form, recompute):
+def test_float32(case, tf32, schedule, recompute):
     problem = make(case)
-    out, exact = run(problem.to(torch.float32), form=form, recompute=recompute), plainly(problem)
+    out, exact = run(problem.to(torch.float32), schedule=schedule, recompute=recompute), plainly(problem)
     # tf32 may take a relu's argument near 0 to the other side, which plain torch does as well.
     yardstick = errors(plainly(problem, torch.float32), exact) if tf32 else dict.fromkeys(exact, 0.0)
     wrong = {
@@ -84,11 +84,11 @@ def test_float32(case, tf32, form, recompute):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", [*CASES, WIDE], ids=str)
-def test_low_precision_errs_at_most_twice_as_much_as_plain_torch(case, dtype, form):
+def test_low_precision_errs_at_most_twice_as_much_as_plain_torch(case, dtype, schedule):
     problem = make(case).to(dtype)
     exact = plainly(problem)
     yardstick = errors(plainly(problem, dtype), exact)
-    out = errors(run(problem, form=form), exact)
+    out = errors(run(problem, schedule=schedule), exact)
     assert not {name: (error, yardstick[name]) for name, error in out.items() if not error <= 2 * yardstick[name]}
 
 
@@ -120,27 +120,27 @@ def test_rounded_foreign_streams_of_bfloat16_own_ones(foreign_dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", [*CASES, WIDE], ids=str)
-def test_the_same_bits_from_run_to_run(case, dtype, form):
+def test_the_same_bits_from_run_to_run(case, dtype, schedule):
     problem = make(case).to(dtype)
-    first = run(problem, form=form)
+    first = run(problem, schedule=schedule)
     for _ in range(5):
-        again = run(problem, form=form)
+        again = run(problem, schedule=schedule)
         assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_both_forms_give_the_same_results():
     """Two compilations may add in another order, and bfloat16 keeps 8 bits of what they give."""
     problem = make(WIDE).to(torch.bfloat16)
-    single, staged = (run(problem, form=form) for form in FORMS)
-    assert_close(single, staged, 1e-2)
+    persistent, per_layer = (run(problem, schedule=schedule) for schedule in SCHEDULES)
+    assert_close(persistent, per_layer, 1e-2)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 129])
-def test_skewed_and_absent_scenarios(rows, form):
+def test_skewed_and_absent_scenarios(rows, schedule):
     """Rows all in one scenario, and an empty batch."""
     problem = make(dataclasses.replace(CASES[1], B=rows))
     problem = dataclasses.replace(problem, scenario=torch.full_like(problem.scenario, 2))
-    assert_close(run(problem.to(torch.float32), form=form), plainly(problem), TOLERANCE[False])
+    assert_close(run(problem.to(torch.float32), schedule=schedule), plainly(problem), TOLERANCE[False])
 
 
 def captured(step):
@@ -158,15 +158,15 @@ def captured(step):
 
 
 @pytest.mark.parametrize("case", CASES[:3], ids=str)
-def test_cuda_graph(case, form):
+def test_cuda_graph(case, schedule):
     """Forward and backward, captured and replayed on other inputs: nothing waits for the device."""
     problem = make(case).to(torch.float32, "cuda").leaves()
-    out = problem.run(backend="triton", form=form)
+    out = problem.run(backend="triton", schedule=schedule)
     cotangents = [torch.randn_like(out.own), torch.randn_like(out.aux)]
     leaves = [tensor for _, tensor in problem.named()]
 
     def step():
-        out = problem.run(backend="triton", form=form)
+        out = problem.run(backend="triton", schedule=schedule)
         return out.own, *torch.autograd.grad((out.own, out.aux), leaves, cotangents)
 
     graph, results = captured(step)
@@ -180,9 +180,9 @@ def test_cuda_graph(case, form):
 
 
 @pytest.mark.parametrize(
-    ("form", "foreign_dtype"), [("single", None), ("staged", None), ("staged", torch.int8)], ids=str
+    ("schedule", "foreign_dtype"), [("persistent", None), ("per_layer", None), ("per_layer", torch.int8)], ids=str
 )
-def test_training_in_a_cuda_graph(form, foreign_dtype):
+def test_training_in_a_cuda_graph(schedule, foreign_dtype):
     """Steps of SGD replayed from a graph end at the very parameters that eager steps end at.
 
     Rounded weights are rounded again within the graph: a replay must not go on with those of the first step.
@@ -195,7 +195,7 @@ def test_training_in_a_cuda_graph(form, foreign_dtype):
         leaves = [tensor for name, tensor in problem.named() if not name.startswith("x_")]
 
         def step():
-            out = problem.run(backend="triton", form=form)
+            out = problem.run(backend="triton", schedule=schedule)
             gradients = torch.autograd.grad(out.own.square().mean() + out.aux.square().mean(), leaves)
             with torch.no_grad():
                 for leaf, gradient in zip(leaves, gradients, strict=True):
@@ -218,23 +218,23 @@ def test_training_in_a_cuda_graph(form, foreign_dtype):
     assert not any(torch.equal(a, b) for a, b in zip(leaves, parameters, strict=True))
 
 
-def kernels(case, form, dtype=torch.bfloat16):
+def kernels(case, schedule, dtype=torch.bfloat16):
     """What the device runs, by name: in inference, in a training forward, in its backward."""
     problem = make(case).to(dtype, "cuda").leaves()
     leaves = [tensor for _, tensor in problem.named()]
 
     def infer():
         with torch.inference_mode():
-            return problem.run(backend="triton", form=form)
+            return problem.run(backend="triton", schedule=schedule)
 
     def backward(out):
         return torch.autograd.grad((out.own.sum(), out.aux.sum()), leaves)
 
     infer()
-    backward(problem.run(backend="triton", form=form))
+    backward(problem.run(backend="triton", schedule=schedule))
     target = Target(dry_run=False)
     inference, _ = count_kernels(target, infer)
-    forward, out = count_kernels(target, lambda: problem.run(backend="triton", form=form))
+    forward, out = count_kernels(target, lambda: problem.run(backend="triton", schedule=schedule))
     cotangents = torch.randn_like(out.own), torch.randn_like(out.aux)
     torch.cuda.synchronize()
     gradients, _ = count_kernels(target, lambda: torch.autograd.grad((out.own, out.aux), leaves, cotangents))
@@ -253,15 +253,15 @@ SHAPES = [
 ]
 
 
-def test_kernels_of_the_single_form():
+def test_kernels_of_the_persistent_schedule():
     """One to group, one for the forward; one for the chain of input gradients, one for all weights. By the profiler."""
     for case in SHAPES:
-        inference, forward, backward = kernels(case, "single")
+        inference, forward, backward = kernels(case, "persistent")
         assert (inference.total(), forward.total(), backward.total()) == (2, 2, 2), (inference, forward, backward)
 
 
-def test_kernels_of_the_staged_form_depend_on_no_shape():
-    counts = {tuple(count.total() for count in kernels(case, "staged")) for case in SHAPES}
+def test_kernels_of_the_per_layer_schedule_depend_on_no_shape():
+    counts = {tuple(count.total() for count in kernels(case, "per_layer")) for case in SHAPES}
     assert len(counts) == 1, counts
 
 

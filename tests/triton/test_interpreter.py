@@ -57,11 +57,11 @@ def poisoned_empty():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("form", ["single", "staged"])
+@pytest.mark.parametrize("schedule", ["persistent", "per_layer"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_parity(case, form):
+def test_parity(case, schedule):
     problem = make(case)
-    assert_close(run(problem.to(torch.float32), form=form), oracle(problem), FLOAT32_TOLERANCE)
+    assert_close(run(problem.to(torch.float32), schedule=schedule), oracle(problem), FLOAT32_TOLERANCE)
 
 
 @pytest.mark.parametrize("case", [CASES[3], CASES[5], CASES[6]], ids=str)
@@ -77,8 +77,8 @@ def test_parity_of_streams_computed_again(case, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"recompute": True}], ids=["kept", "recomputed"])
 def test_both_forms_give_the_same_bits(options):
     problem = make(CASES[5]).to(torch.float32)
-    single, staged = (run(problem, form=form, **options) for form in ("single", "staged"))
-    assert all(torch.equal(single[name], staged[name]) for name in single)
+    persistent, per_layer = (run(problem, schedule=schedule, **options) for schedule in ("persistent", "per_layer"))
+    assert all(torch.equal(persistent[name], per_layer[name]) for name in persistent)
 
 
 def test_counters_are_zero_again():
@@ -259,7 +259,7 @@ def launches(problem, **options):
 
 @pytest.mark.parametrize(("M", "B"), [(2, 9), (7, 40)])
 @pytest.mark.parametrize(
-    ("hidden_dims", "mutual_layers", "staged"),
+    ("hidden_dims", "mutual_layers", "per_layer_launches"),
     [
         # The auxiliary network, layer 1 of all branches, the rest.
         ((6, 4, 3), (1,), 3),
@@ -268,11 +268,11 @@ def launches(problem, **options):
         ((6, 4), (), 1),
     ],
 )
-def test_launches_depend_on_neither_branches_nor_rows(M, B, hidden_dims, mutual_layers, staged):
+def test_launches_depend_on_neither_branches_nor_rows(M, B, hidden_dims, mutual_layers, per_layer_launches):
     case = Case(M=M, B=B, hidden_dims=hidden_dims, aux_dims=hidden_dims, mutual_layers=mutual_layers)
     problem = make(case).to(torch.float32)
-    assert launches(problem, form="single") == (1, 2)
-    assert launches(problem, form="staged") == (staged, 2)
+    assert launches(problem, schedule="persistent") == (1, 2)
+    assert launches(problem, schedule="per_layer") == (per_layer_launches, 2)
 
 
 def test_launches_of_towers():
@@ -344,9 +344,9 @@ def test_another_choice_between_forward_and_backward():
     leaves = [tensor for _, tensor in problem.named()]
     results = []
     for forward, backward in ((small, small), (large, small)):
-        with configs.forced(configs.Choice("single", forward, forward, forward)):
+        with configs.forced(configs.Choice("persistent", forward, forward, forward)):
             out = problem.run(backend="triton")
-        with configs.forced(configs.Choice("single", backward, backward, backward)):
+        with configs.forced(configs.Choice("persistent", backward, backward, backward)):
             results.append(torch.autograd.grad((out.own.sum(), out.aux.sum()), leaves))
     assert_close(*({str(i): g for i, g in enumerate(gradients)} for gradients in results), FLOAT32_TOLERANCE)
 
@@ -376,12 +376,12 @@ def test_what_it_refuses_is_said():
         problem.run(backend="triton", stop_gradient=False)
     for backend in ("cpp", "reference"):
         if saml_kernels.available_backends()[backend] is None:
-            with pytest.raises(saml_kernels.BackendUnavailable, match="form is a choice of the triton backend"):
-                problem.run(backend=backend, form="single")
-    with pytest.raises(saml_kernels.BackendUnavailable, match='foreign_dtype needs form "staged"'):
-        problem.run(backend="triton", form="single", foreign_dtype=torch.int8)
-    with pytest.raises(ValueError, match="did you mean 'single'"):
-        problem.run(backend="triton", form="singel")
+            with pytest.raises(saml_kernels.BackendUnavailable, match="schedule is a choice of the triton backend"):
+                problem.run(backend=backend, schedule="persistent")
+    with pytest.raises(saml_kernels.BackendUnavailable, match='foreign_dtype needs schedule "per_layer"'):
+        problem.run(backend="triton", schedule="persistent", foreign_dtype=torch.int8)
+    with pytest.raises(ValueError, match="did you mean 'persistent'"):
+        problem.run(backend="triton", schedule="persistant")
 
 
 def test_score_ids_are_those_of_the_other_engines():

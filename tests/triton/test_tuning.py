@@ -20,7 +20,7 @@ pytestmark = [
 SHAPE = Shape(9, 2, 3, 2, (6, 4), torch.float32, torch.device("cpu"))
 KEY = "interpreter/float32/rows=256/scenarios=2/width=64"
 USUAL, NARROW = configs.candidates(4)
-BUILT_IN = configs.Choice("single", USUAL, USUAL, USUAL)
+BUILT_IN = configs.Choice("persistent", USUAL, USUAL, USUAL)
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,8 @@ def clock(seconds):
 
 
 def narrow_is_fast(choice):
-    """Narrow tiles forward and of the weights, wide ones backward, the staged form."""
-    fast = choice.forward == NARROW, choice.form == "staged", choice.backward == USUAL, choice.weights == NARROW
+    """Narrow tiles forward and of the weights, wide ones backward, the per-layer schedule."""
+    fast = choice.forward == NARROW, choice.schedule == "per_layer", choice.backward == USUAL, choice.weights == NARROW
     return 1.0 / (1 + sum(fast))
 
 
@@ -54,7 +54,7 @@ def test_the_fastest_is_chosen_written_and_read(path, monkeypatch):
     lines = []
     timer = clock(narrow_is_fast)
     found = tune(SHAPE, timer, lines.append)
-    assert found.choice == configs.Choice("staged", NARROW, USUAL, NARROW)
+    assert found.choice == configs.Choice("per_layer", NARROW, USUAL, NARROW)
     assert (found.key, found.path, found.built_in) == (KEY, path, BUILT_IN)
     assert found.forward.ratio == found.step.ratio == 2.5
     # One configuration at a time: four, two and two contenders, then the result beside the built-in choice, twice.
@@ -62,7 +62,7 @@ def test_the_fastest_is_chosen_written_and_read(path, monkeypatch):
     for stage, contenders in zip(("forward", "backward", "weights"), timer.asked, strict=False):
         for contender in contenders:
             differing = {f.name for f in dataclasses.fields(contender) if getattr(contender, f.name) != USUAL}
-            assert differing - {"form"} <= {stage}
+            assert differing - {"schedule"} <= {stage}
     assert [line.partition(":")[0] for line in lines] == ["forward", "backward", "weights"]
     assert json.loads(path.read_text())[KEY]["forward"]["columns"] == 16
     # As a GPU reads it: the interpreter has its own choice whatever the file says.
@@ -81,7 +81,7 @@ def open_gate(monkeypatch):
 
 
 def test_other_entries_stay(path, open_gate):
-    kept = {"other": configs.Choice("staged", NARROW, NARROW, NARROW)}
+    kept = {"other": configs.Choice("per_layer", NARROW, NARROW, NARROW)}
     configs.save(path, kept)
     found = tune(SHAPE, clock(lambda choice: 1.0))
     assert found.choice == BUILT_IN
@@ -121,7 +121,7 @@ def test_a_wrong_candidate_is_skipped(weights_of):
     weights_of(lambda tensors: tensors["d_branch_weight0"].mul_(1.001))
     lines = []
     found = tune(SHAPE, clock(narrow_is_fast), lines.append)
-    assert found.choice == configs.Choice("staged", NARROW, USUAL, USUAL)
+    assert found.choice == configs.Choice("per_layer", NARROW, USUAL, USUAL)
     (line,) = (line for line in lines if "skipped" in line)
     assert line.startswith(f"weights: skipped {tuning.describe(configs.Choice('', USUAL, USUAL, NARROW), 'weights')}: ")
     assert "wrong: relative error of ∂branch_weights[1] is 1.0e-03, bound 1.0e-05" in line
@@ -148,7 +148,7 @@ def test_float16_passes_its_gate():
     assert tuning.Gate(tuning.make(shape)).failure(BUILT_IN) is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": {"form": "round"}}', '{"a": {"form": "single"}}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": {"schedule": "round"}}', '{"a": {"schedule": "persistent"}}'])
 def test_a_damaged_file_is_an_error_before_any_work(path, text, monkeypatch):
     path.parent.mkdir()
     path.write_text(text)
@@ -158,9 +158,16 @@ def test_a_damaged_file_is_an_error_before_any_work(path, text, monkeypatch):
     assert path.read_text() == text
 
 
+def test_a_file_of_version_0_1_is_read(path):
+    path.parent.mkdir()
+    parts = {name: dataclasses.asdict(NARROW) for name in ("forward", "backward", "weights")}
+    path.write_text(json.dumps({"a": {"form": "staged", **parts}}))
+    assert configs.tuned(path) == {"a": configs.Choice("per_layer", NARROW, NARROW, NARROW)}
+
+
 def test_a_forced_choice_ends_with_its_block():
     arguments = 9, 2, 6, torch.float32, torch.device("cpu")
-    wanted = configs.Choice("staged", NARROW, NARROW, NARROW)
+    wanted = configs.Choice("per_layer", NARROW, NARROW, NARROW)
     with configs.forced(BUILT_IN):
         with configs.forced(wanted):
             assert configs.choice(*arguments) == wanted

@@ -32,8 +32,11 @@ def supports(operation: str, tensor: Tensor | None, options: Mapping[str, Any]) 
     if not options.get("stop_gradient", True):
         return "its backward trains the own branch only: stop_gradient=False needs the reference"
     foreign_dtype = options.get("foreign_dtype")
-    if options.get("form") == "single" and foreign_dtype not in (None, None if tensor is None else tensor.dtype):
-        return 'foreign_dtype needs form "staged": both kinds of products in one kernel spill registers'
+    if options.get("schedule") == "persistent" and foreign_dtype not in (
+        None,
+        None if tensor is None else tensor.dtype,
+    ):
+        return 'foreign_dtype needs schedule "per_layer": both kinds of products in one kernel spill registers'
     if foreign_dtype == torch.float8_e4m3fn:
         reason = availability.float8_reason(None if tensor is None else tensor.device)
         if reason is not None:

@@ -1,4 +1,4 @@
-"""Tile sizes, warps, stages and the form of a launch, by chip, type and bucketed sizes: data, so that no call tunes.
+"""Tile sizes, warps, stages and schedule, by chip, type and bucketed sizes: data, so that no call tunes.
 
 A batch size is no key but through its bucket, and never compiled in. A machine's own choices, written by
 ``saml-rec bench --tune``, come before the built-in ones. Not yet measured on a GPU: what is built in was chosen so that
@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from saml_kernels.backends.triton.availability import INTERPRETED
+from saml_kernels.checks import OLD_SCHEDULES
 
-FORMS = ("single", "staged")
+SCHEDULES = ("persistent", "per_layer")
 ROW_BUCKETS = (256, 1024, 4096, 16384)
 SCENARIO_BUCKETS = (2, 4, 8, 16, 32)
 WIDTH_BUCKETS = (64, 256, 512)
@@ -54,7 +55,7 @@ class Config:
 class Choice:
     """Everything that is chosen for a call."""
 
-    form: str
+    schedule: str
     forward: Config
     backward: Config
     weights: Config
@@ -90,8 +91,8 @@ _WEIGHTS = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 # Small tiles reach every edge with small tensors.
 _INTERPRETED = Config(16, 32, 16, 4, 1, item_rows=8, group_elements=512, whole_elements=256)
 SMALL_ROWS = 1024
-SINGLE_ROWS = 4096
-"""Up to these rows one launch is taken for the forward, above the staged one. A model's choice, not a measurement."""
+PERSISTENT_ROWS = 4096
+"""Up to these rows the forward is one launch, above the per-layer ones. A model's choice, not a measurement."""
 ROWS_PER_CHUNK = 4096
 """Of a weight gradient: a scenario with more rows is summed in parts, in order."""
 MAXIMUM_CHUNKS = 16
@@ -103,7 +104,7 @@ INTERPRETED_ROWS_PER_CHUNK = 32
 
 def built_in(bucket: Bucket, itemsize: int, amd: bool = False, ragged: bool = False) -> Choice:
     """The choice where nothing was tuned."""
-    form = "single" if bucket.rows <= SINGLE_ROWS else "staged"
+    schedule = "persistent" if bucket.rows <= PERSISTENT_ROWS else "per_layer"
     # Large tiles of the forward spill on AMD's chips, and beside the mutual unit of more than 32 scenarios.
     small = amd or bucket.scenarios > SCENARIO_BUCKETS[-1]
     forward, backward = _BACKWARD if small else _LARGE, _BACKWARD
@@ -111,7 +112,7 @@ def built_in(bucket: Bucket, itemsize: int, amd: bool = False, ragged: bool = Fa
         forward = backward = _SMALL
     if ragged:
         forward = backward = _RAGGED
-    return Choice(form, forward[itemsize], backward[itemsize], _WEIGHTS[itemsize])
+    return Choice(schedule, forward[itemsize], backward[itemsize], _WEIGHTS[itemsize])
 
 
 def ragged(widths: Iterable[int], itemsize: int) -> bool:
@@ -146,7 +147,7 @@ def choice(
     if _forced is not None:
         return _forced
     if INTERPRETED:
-        return Choice("single", _INTERPRETED, _INTERPRETED, _INTERPRETED)
+        return Choice("persistent", _INTERPRETED, _INTERPRETED, _INTERPRETED)
     return _choice(Bucket.of(rows, scenarios, width), dtype, device_name(device), has_ragged_widths)
 
 
@@ -226,9 +227,11 @@ def tuned(path: Path) -> dict[str, Choice]:
 
 
 def _parse(entry: dict[str, Any]) -> Choice:
-    if entry["form"] not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {entry['form']!r}")
-    return Choice(entry["form"], *(Config(**entry[name]) for name in ("forward", "backward", "weights")))
+    if "form" in entry:  # As files of version 0.1 call it.
+        entry = {**entry, "schedule": OLD_SCHEDULES.get(entry["form"], entry["form"])}
+    if entry["schedule"] not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {entry['schedule']!r}")
+    return Choice(entry["schedule"], *(Config(**entry[name]) for name in ("forward", "backward", "weights")))
 
 
 def save(path: Path, choices: dict[str, Choice]) -> None:

@@ -1,7 +1,7 @@
 """The Triton engine: shapes to programs, tensors to launches. Nothing waits for the device.
 
-A forward is one launch in the form "single"; in the form "staged" layers that all branches run have launches of their
-own. A backward is two: the chain of input gradients and all weight gradients. Before either the rows are grouped,
+A forward is one launch in the schedule "persistent"; in "per_layer" layers that all branches run have launches of
+their own. A backward is two: the chain of input gradients and all weight gradients. Before either the rows are grouped,
 once. Streams of all branches that are not kept are computed for SCRATCH_BYTES at a time, launches for each.
 """
 
@@ -46,10 +46,10 @@ def trunk_forward(
     alphas = _alphas(shape, rows, like)
     tensors = named_inputs(x_local, x_global, lists, plan) | outputs | alphas | rounded_weights(shape, lists, plan)
     # Both kinds of products in one kernel spill registers (docs/gpu-kernels.md).
-    form = "staged" if shape.rounded is not None else plan.form or choice.form
+    schedule = "per_layer" if shape.rounded is not None else plan.schedule or choice.schedule
     kept = _run_by_chunks(
         forward_program(shape, keep),
-        form,
+        schedule,
         choice.forward,
         tensors,
         grouping,
@@ -97,12 +97,22 @@ def trunk_backward(
         for row0, count in _chunks(again, rows, like, choice.forward):
             part = {name: tensor[row0 : row0 + count] if name in by_row else tensor for name, tensor in every.items()}
             streams = again.allocate(like, count)
-            again_form = "single" if shape.rounded is None else "staged"
-            _run(again, again_form, choice.forward, part | streams | scratch_alphas, grouping, count, row0, plan, like)
-            _run(chain, "single", choice.backward, part | streams, grouping, count, row0, plan, like)
+            again_schedule = "persistent" if shape.rounded is None else "per_layer"
+            _run(
+                again,
+                again_schedule,
+                choice.forward,
+                part | streams | scratch_alphas,
+                grouping,
+                count,
+                row0,
+                plan,
+                like,
+            )
+            _run(chain, "persistent", choice.backward, part | streams, grouping, count, row0, plan, like)
     else:
         written = chain.allocate(like, rows)
-        _run(chain, "single", choice.backward, tensors | written, grouping, rows, 0, plan, like)
+        _run(chain, "persistent", choice.backward, tensors | written, grouping, rows, 0, plan, like)
     d_parameters = [[torch.empty_like(parameter) for parameter in parameters] for parameters in lists]
     tensors |= written | {
         f"d_{name}{layer}": gradient
@@ -126,7 +136,7 @@ def mutual_forward(
     alpha, own = torch.empty(rows, m, dtype=torch.float32, device=v.device), v.new_empty(rows, d)
     tensors = {"streams": v, "gate_weight": gate_weight, "gate_bias": gate_bias, "alpha": alpha, "own_output": own}
     buffers = unit.allocate(v, rows)
-    program.run(unit, "single", choice.forward, tensors | buffers, grouping, rows, temperature=temperature, base=v)
+    program.run(unit, "persistent", choice.forward, tensors | buffers, grouping, rows, temperature=temperature, base=v)
     return own, alpha, buffers | {"alpha": alpha} | grouping._asdict()
 
 
@@ -150,7 +160,7 @@ def mutual_backward(
     d_streams, d_weight, d_bias = torch.zeros_like(v), torch.empty_like(gate_weight), torch.empty_like(gate_bias)
     tensors = dict(kept) | unit.allocate(v, rows)
     tensors |= {"streams": v, "gate_weight": gate_weight, "grad_own": gradient, "d_streams": d_streams}
-    program.run(unit, "single", choice.backward, tensors, grouping, rows, temperature=temperature, base=v)
+    program.run(unit, "persistent", choice.backward, tensors, grouping, rows, temperature=temperature, base=v)
     tensors |= {"d_gate_weight": d_weight, "d_gate_bias": d_bias}
     weights.run(unit_weight_program(shape), choice.weights, tensors, grouping, rows, v)
     return d_streams, d_weight, d_bias
@@ -276,7 +286,7 @@ def _unit_counters(shape: UnitShape, rows: int, choice: Choice, itemsize: int) -
 
 def _run(
     stages: Program,
-    form: str,
+    schedule: str,
     config: Config,
     tensors: Mapping[str, Tensor],
     grouping: Grouped,
@@ -285,12 +295,12 @@ def _run(
     plan: Plan,
     like: Tensor,
 ) -> None:
-    program.run(stages, form, config, tensors, grouping, rows, row0=row0, temperature=plan.temperature, base=like)
+    program.run(stages, schedule, config, tensors, grouping, rows, row0=row0, temperature=plan.temperature, base=like)
 
 
 def _run_by_chunks(
     stages: Program,
-    form: str,
+    schedule: str,
     config: Config,
     tensors: Mapping[str, Tensor],
     grouping: Grouped,
@@ -303,7 +313,7 @@ def _run_by_chunks(
     """Runs a forward, in chunks of rows unless the streams of all branches are kept; what it wrote, sorted."""
     if keep_streams:
         written = stages.allocate(like, rows)
-        _run(stages, form, config, {**tensors, **written}, grouping, rows, 0, plan, like)
+        _run(stages, schedule, config, {**tensors, **written}, grouping, rows, 0, plan, like)
         return {name: tensor for name, tensor in written.items() if not stages.buffers[name].temporary}
     scratch = {name for name, buffer in stages.buffers.items() if buffer.of_all_branches}
     written = stages.allocate(like, rows, scratch)
@@ -312,7 +322,7 @@ def _run_by_chunks(
         if not reused:
             reused = stages.allocate(like, count, set(stages.buffers) - scratch)
         part = {name: tensor[row0 : row0 + count] for name, tensor in written.items()}
-        _run(stages, form, config, {**tensors, **part, **reused}, grouping, count, row0, plan, like)
+        _run(stages, schedule, config, {**tensors, **part, **reused}, grouping, count, row0, plan, like)
     return written
 
 

@@ -74,7 +74,7 @@ class Stage:
     entries: tuple[tuple[str, int], ...]
     places: tuple[tuple[int, str], ...]
     own_launch: bool = False
-    """The staged form gives it a launch of its own."""
+    """The per-layer schedule gives it a launch of its own."""
 
     def entry(self, name: str) -> int:
         return dict(self.entries).get(name, 0)
@@ -258,19 +258,19 @@ class Program:
     """Of the rounded type, 0 where nothing is scaled."""
     plans: dict[tuple[str, Config, int, int], "Plans"] = field(default_factory=dict)
 
-    def planned(self, form: str, config: Config, programs: int, vector: int) -> "Plans":
+    def planned(self, schedule: str, config: Config, programs: int, vector: int) -> "Plans":
         """Launches with their tables; made once."""
-        key = form, config, programs, vector
+        key = schedule, config, programs, vector
         if key not in self.plans:
             self.plans[key] = [
                 (stages, arranged(stages, self.branches, config, programs if len(stages) > 1 else 1, vector))
-                for stages in self.launches(form)
+                for stages in self.launches(schedule)
             ]
         return self.plans[key]
 
-    def launches(self, form: str) -> tuple[tuple[Stage, ...], ...]:
+    def launches(self, schedule: str) -> tuple[tuple[Stage, ...], ...]:
         """The stages of every launch. Stages of one launch wait for each other on the device."""
-        if form == "single":
+        if schedule == "persistent":
             return (self.stages,) if self.stages else ()
         groups: list[list[Stage]] = []
         for stage in self.stages:
@@ -370,7 +370,7 @@ def arranged(stages: tuple[Stage, ...], branches: int, config: Config, programs:
 
 def run(
     program: Program,
-    form: str,
+    schedule: str,
     config: Config,
     tensors: Mapping[str, Tensor],
     grouped: Grouped,
@@ -394,7 +394,7 @@ def run(
     most = configs.multiprocessors(base.device.index or 0) * config.programs
     if row0:
         permutation = permutation[row0:]
-    for stages, table in program.planned(form, config, most, 16 // base.element_size()):
+    for stages, table in program.planned(schedule, config, most, 16 // base.element_size()):
         persistent = len(stages) > 1
         tiles = triton.cdiv(rows, config.rows)
         # As many as there can be: tiles of one scenario are counted on the device.

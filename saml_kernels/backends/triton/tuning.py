@@ -257,9 +257,9 @@ class Tuned:
 def tune(shape: Shape, timer: Timer, report: Report = lambda line: None, path: Path | None = None) -> Tuned:
     """Times candidates for the shape's bucket, and writes the fastest choice.
 
-    Forward configurations, in both forms, are timed in inference, those of backward and weight gradients in a training
-    step, each with the others as built in. What was chosen is then timed against the built-in choice, and is kept only
-    if forward and step together take less time: three winners need not win together.
+    Forward configurations, in both schedules, are timed in inference, those of backward and weight gradients in a
+    training step, each with the others as built in. What was chosen is then timed against the built-in choice, and is
+    kept only if forward and step together take less time: three winners need not win together.
 
     Args:
         shape: float32, bfloat16 or float16, on a device that the Triton backend supports.
@@ -286,13 +286,15 @@ def tune(shape: Shape, timer: Timer, report: Report = lambda line: None, path: P
     def step() -> object:
         return problem.step("triton")
 
-    trials = [replace(built_in, form=form, forward=config) for config in others for form in configs.FORMS]
+    trials = [
+        replace(built_in, schedule=schedule, forward=config) for config in others for schedule in configs.SCHEDULES
+    ]
     best = _fastest("forward", trials, built_in, forward, gate, timer, report)
     # Where the built-in forward does not run here, nothing could be timed with it.
     base = built_in if gate.failure(built_in) is None else best
     backward = _fastest("backward", [replace(base, backward=c) for c in others], base, step, gate, timer, report)
     weights = _fastest("weights", [replace(base, weights=c) for c in others], base, step, gate, timer, report)
-    choice = Choice(best.form, best.forward, backward.backward, weights.weights)
+    choice = Choice(best.schedule, best.forward, backward.backward, weights.weights)
     forward_seconds = step_seconds = None
     if choice != base and (failure := gate.failure(choice)) is not None:
         report(f"the three together: {failure}")
@@ -350,8 +352,8 @@ def _time(contenders: Sequence[Choice], call: Call, timer: Timer) -> Mapping[Cho
 
 
 def describe(choice: Choice, stage: str) -> str:
-    """A configuration of a choice, and of a forward the form too, for a person."""
+    """A configuration of a choice, and of a forward the schedule too, for a person."""
     config: Config = getattr(choice, stage)
-    form = f"{choice.form} " if stage == "forward" else ""
+    schedule = f"{choice.schedule} " if stage == "forward" else ""
     tiles = f"{config.rows}x{config.columns}x{config.depth}"
-    return f"{form}{tiles}, {config.warps} warps, {config.stages} stages, {config.programs} programs"
+    return f"{schedule}{tiles}, {config.warps} warps, {config.stages} stages, {config.programs} programs"
