@@ -129,6 +129,9 @@ class Sealed(tl.constexpr):
             raise AttributeError(name)
         return getattr(self.value, name)
 
+    def __len__(self) -> int:
+        return len(self.value)
+
 
 def sealed(part: Any) -> Any:
     """The part with everything inside it as Triton's compiler passes constants on."""
@@ -151,10 +154,8 @@ def _cache_key(launch: Any, bodies: Any) -> str:
     for body in getattr(bodies, "value", bodies):
         functions.append(body.run)
         activation = getattr(body.stage, "activation", None)
-        found = [value for _, value in activation.values] if isinstance(activation, Varying) else [activation]
-        for each in map(tl.core._unwrap_if_constexpr, found):
-            if isinstance(each, DeviceActivation):
-                functions += [each.forward, each.backward]
+        for each in getattr(activation, "choices", (activation,)):
+            functions += [getattr(each, "forward", None), getattr(each, "backward", None)]
     return repr(launch) + "".join(function.cache_key for function in functions if function is not None)
 
 
@@ -386,9 +387,7 @@ def planned_weights(
         numbers, bodies, bindings = shared_bodies(stages)
         placed = {n: dataclasses.replace(slot, body=numbers[n]) for n, slot in enumerate(slots)}
         elements = max(body.stage.tile.block_m * body.stage.tile.block_n for body in bodies)
-        launch = WeightLaunch(
-            *map(sealed, (merged(placed), bodies, len(stages), num_scenarios, tiles, elements))
-        )
+        launch = WeightLaunch(*map(sealed, (merged(placed), bodies, len(stages), num_scenarios, tiles, elements)))
         gradients.planned[key] = PlannedWeights(launch, bindings, tiles, elements)
     found: PlannedWeights = gradients.planned[key]
     return found

@@ -12,31 +12,41 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
-LARGEST_MULTIPLE = 16
+LARGEST_MULTIPLE = 8
+WORD_BITS = 63
 
 
 @dataclass(frozen=True)
 class Varying:
-    """A number that differs between stages: (stage, number) of those that read it."""
+    """A number that differs between stages."""
 
     values: tuple[tuple[int, Any], ...]
+    """(stage, number) of those that read it, in ascending order."""
+    multiple: int = 1
+    """A power of two, LARGEST_MULTIPLE at most, of which all are multiples: the compiler sees it in a product."""
+    bits: int = 0
+    """Bits of an entry where all, by their multiple, fit one word together; else 0."""
+    word: int = 0
+    """All entries by their multiple in one word, stage 0 in the lowest bits."""
 
-    @property
-    def multiple(self) -> int:
-        """A power of two, LARGEST_MULTIPLE at most, of which all are multiples: the compiler sees it in a product."""
-        return math.gcd(LARGEST_MULTIPLE, *(value for _, value in self.values))
 
-    @property
-    def bits(self) -> int:
-        """Bits of an entry where all, by their multiple, fit one word together; else 0."""
-        numbers = [value // self.multiple for _, value in self.values]
-        width = max(numbers).bit_length()
-        return width if min(numbers) >= 0 and width * (self.values[-1][0] + 1) < 63 else 0
+def varying(values: tuple[tuple[int, int], ...]) -> Varying:
+    """Numbers that differ, as a kernel reads them."""
+    multiple = math.gcd(LARGEST_MULTIPLE, *(value for _, value in values))
+    numbers = [value // multiple for _, value in values]
+    width = max(numbers).bit_length()
+    if min(numbers) < 0 or width * (values[-1][0] + 1) >= WORD_BITS:
+        return Varying(values, multiple)
+    word = sum(number << (width * stage) for (stage, _), number in zip(values, numbers, strict=True))
+    return Varying(values, multiple, width, word)
 
-    @property
-    def word(self) -> int:
-        """All entries by their multiple in one word, stage 0 in the lowest bits."""
-        return sum((value // self.multiple) << (self.bits * stage) for stage, value in self.values)
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of several objects, which one differs between stages."""
+
+    choices: tuple[Any, ...]
+    number: Varying
 
 
 def merged(parts: Mapping[int, T]) -> T:
@@ -54,4 +64,7 @@ def merged(parts: Mapping[int, T]) -> T:
             for field in dataclasses.fields(first)
         }
         return cast(T, dataclasses.replace(cast(Any, first), **fields))
-    return cast(T, Varying(tuple(given.items())))
+    if isinstance(first, int):
+        return cast(T, varying(tuple(cast(Mapping[int, int], given).items())))
+    choices = list(dict.fromkeys(given.values()))
+    return cast(T, OneOf(tuple(choices), varying(tuple((s, choices.index(part)) for s, part in given.items()))))

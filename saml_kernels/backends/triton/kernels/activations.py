@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import triton
 import triton.language as tl
 
-from saml_kernels.backends.triton.kernels.values import value, varies
-from saml_kernels.backends.triton.sharing import Varying
+from saml_kernels.backends.triton.kernels.values import several, value
 
 
 @triton.jit
@@ -117,43 +116,15 @@ DEVICE_ACTIVATIONS = {
 }
 
 
-@triton.constexpr_function
-def names_of(leaf: Any) -> list[str]:
-    return list(dict.fromkeys(activation.name for _, activation in leaf.values))
-
-
-@triton.constexpr_function
-def numbers(leaf: Any) -> Any:
-    """The stages' activations as numbers, for :func:`value`."""
-    names = names_of(leaf)
-    return Varying(tuple((stage, names.index(activation.name)) for stage, activation in leaf.values))
-
-
-@triton.constexpr_function
-def distinct(leaf: Any) -> int:
-    return len(names_of(leaf))
-
-
-@triton.constexpr_function
-def activation_of(leaf: Any, number: int) -> Any:
-    wanted = names_of(leaf)[number]
-    return next(activation for _, activation in leaf.values if activation.name == wanted)
-
-
-@triton.constexpr_function
-def changes(leaf: Any, number: int) -> bool:
-    return names_of(leaf)[number] != "identity"
-
-
 @triton.jit
 def activate(ACTIVATION: tl.constexpr, stage, z):
     """δ(z) of the stage. A branch and no choice, so that only one is computed."""
-    if varies(ACTIVATION):
-        number = value(numbers(ACTIVATION), stage)
-        for i in tl.static_range(distinct(ACTIVATION)):
-            if changes(ACTIVATION, i):
+    if several(ACTIVATION):
+        number = value(ACTIVATION.number, stage)
+        for i in tl.static_range(len(ACTIVATION.choices)):
+            if ACTIVATION.choices[i].name != "identity":
                 if number == i:
-                    z = activation_of(ACTIVATION, i).forward(z)
+                    z = ACTIVATION.choices[i].forward(z)
     else:
         z = ACTIVATION.forward(z)
     return z
@@ -162,12 +133,12 @@ def activate(ACTIVATION: tl.constexpr, stage, z):
 @triton.jit
 def activate_backward(ACTIVATION: tl.constexpr, stage, dv, v, z):
     """dv ∘ δ'(z) of the stage."""
-    if varies(ACTIVATION):
-        number = value(numbers(ACTIVATION), stage)
-        for i in tl.static_range(distinct(ACTIVATION)):
-            if changes(ACTIVATION, i):
+    if several(ACTIVATION):
+        number = value(ACTIVATION.number, stage)
+        for i in tl.static_range(len(ACTIVATION.choices)):
+            if ACTIVATION.choices[i].name != "identity":
                 if number == i:
-                    dv = activation_of(ACTIVATION, i).backward(dv, v, z)
+                    dv = ACTIVATION.choices[i].backward(dv, v, z)
     else:
         dv = ACTIVATION.backward(dv, v, z)
     return dv

@@ -9,13 +9,25 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from saml_kernels.backends.triton.sharing import Varying
+from saml_kernels.backends.triton.sharing import OneOf, Varying
 
 
 @triton.constexpr_function
 def varies(leaf: Any) -> bool:
     """Whether the stages differ in it."""
     return isinstance(leaf, Varying)
+
+
+@triton.constexpr_function
+def alone(stage: Any) -> bool:
+    """Whether the description is of one stage."""
+    return max(len(given) for given in stage.given) == 1
+
+
+@triton.constexpr_function
+def several(leaf: Any) -> bool:
+    """Whether it is one of several objects."""
+    return isinstance(leaf, OneOf)
 
 
 @triton.constexpr_function
@@ -37,10 +49,8 @@ def stage_value(leaf: Any, stage: int) -> int:
 
 
 @triton.constexpr_function
-def multiple_of(*leaves: Any) -> int:
-    """The largest power of two up to 16 that divides all."""
-    multiples = [leaf.multiple if isinstance(leaf, Varying) else Varying(((0, leaf or 0),)).multiple for leaf in leaves]
-    return min(multiples)
+def multiple_of(leaf: Any) -> int:
+    return int(leaf.multiple)
 
 
 @triton.constexpr_function

@@ -5,12 +5,23 @@ has several; each leaves its sum in a scratch slot, and the last one to end adds
 writer, nothing adds atomically, one large scenario does not hold up the others, and bits are the same in every run.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from saml_kernels.backends.triton.kernels.product import row_offset
 from saml_kernels.backends.triton.kernels.scenario_tiles import Batch, chunk_of_scenario
 from saml_kernels.backends.triton.kernels.values import exists, pointer, possible, stage_value, value
+
+
+class Scratch(NamedTuple):
+    """Where chunks leave their sums, and count themselves."""
+
+    sums: Any
+    counters: Any
+    tile: Any
+    """Number among the tiles of the launch."""
 
 
 @triton.jit(do_not_specialize=["rows", "chunk"])
@@ -27,15 +38,12 @@ def weight_gradient_kernel(pointers, sums, permutation, offsets, counters, rows,
         inside = tile - value(LAUNCH.slots.first_tile, weight)
         for b in tl.static_range(len(LAUNCH.bodies)):
             if value(LAUNCH.slots.body, weight) == b:
-                weight_gradient(
-                    LAUNCH.bodies[b].stage, LAUNCH, pointers[b], weight, tile, inside, rows_of, batch, sums, counters
-                )
+                scratch = Scratch(sums, counters, tile)
+                weight_gradient(LAUNCH.bodies[b].stage, LAUNCH, pointers[b], weight, inside, rows_of, batch, scratch)
 
 
 @triton.jit
-def weight_gradient(
-    STAGE: tl.constexpr, LAUNCH: tl.constexpr, pointers, weight, tile, inside, rows, batch, sums, counters
-):
+def weight_gradient(STAGE: tl.constexpr, LAUNCH: tl.constexpr, pointers, weight, inside, rows, batch, scratch):
     """The tile ``inside`` of a weight, or of its bias behind the last of them."""
     column_tiles = value(STAGE.tile.column_tiles, weight)
     row_tile = inside // column_tiles
@@ -43,27 +51,23 @@ def weight_gradient(
     n = (inside % column_tiles) * STAGE.tile.block_n + tl.arange(0, STAGE.tile.block_n)
     branch = rows.scenario.to(tl.int64)
     dz = pointer(pointers.dz, STAGE.given.dz, weight, STAGE.tile.vector)
-    counter = counters + tile * LAUNCH.num_scenarios + rows.scenario
-    slot = sums + (rows.slot * LAUNCH.tiles + tile) * LAUNCH.tile_elements
     if row_tile == value(STAGE.row_tiles, weight):
-        bias_tile(STAGE, LAUNCH, pointers, weight, dz, N, n, branch, rows, slot, counter)
+        bias_tile(STAGE, LAUNCH, pointers, weight, dz, N, n, branch, rows, scratch)
     else:
-        weight_tile(STAGE, LAUNCH, pointers, weight, dz, N, n, row_tile, branch, rows, batch, slot, counter)
+        weight_tile(STAGE, LAUNCH, pointers, weight, dz, N, n, row_tile, branch, rows, batch, scratch)
 
 
 @triton.jit
-def bias_tile(
-    STAGE: tl.constexpr, LAUNCH: tl.constexpr, pointers, weight, dz, N, n, branch, rows, slot, counter
-):
+def bias_tile(STAGE: tl.constexpr, LAUNCH: tl.constexpr, pointers, weight, dz, N, n, branch, rows, scratch):
     """Σ dz of a stretch of columns."""
     total = sum_of_dz(STAGE, dz, N, n, rows)
     d_bias = pointer(pointers.d_bias, STAGE.given.d_bias, weight, 1) + branch * N + n
-    store_sum(d_bias, total, n < N, slot, tl.arange(0, STAGE.tile.block_n), counter, rows, LAUNCH)
+    store_sum(d_bias, total, n < N, tl.arange(0, STAGE.tile.block_n), rows, scratch, LAUNCH)
 
 
 @triton.jit
 def weight_tile(
-    STAGE: tl.constexpr, LAUNCH: tl.constexpr, pointers, weight, dz, N, n, row_tile, branch, rows, batch, slot, counter
+    STAGE: tl.constexpr, LAUNCH: tl.constexpr, pointers, weight, dz, N, n, row_tile, branch, rows, batch, scratch
 ):
     """Σ [A1 ; A2]ᵀ dz of a tile."""
     k = row_tile * STAGE.tile.block_m + tl.arange(0, STAGE.tile.block_m)
@@ -73,7 +77,7 @@ def weight_tile(
     d_weight += (k.to(tl.int64) * N)[:, None] + n[None, :]
     place = (tl.arange(0, STAGE.tile.block_m) * STAGE.tile.block_n)[:, None]
     place = place + tl.arange(0, STAGE.tile.block_n)[None, :]
-    store_sum(d_weight, total, (k < K)[:, None] & (n < N)[None, :], slot, place, counter, rows, LAUNCH)
+    store_sum(d_weight, total, (k < K)[:, None] & (n < N)[None, :], place, rows, scratch, LAUNCH)
 
 
 @triton.jit
@@ -121,13 +125,15 @@ def sum_of_products(STAGE: tl.constexpr, pointers, weight, dz, K, N, k, n, row_t
 
 
 @triton.jit
-def store_sum(gradient, total, mask, slot, place, counter, rows, LAUNCH: tl.constexpr):
+def store_sum(gradient, total, mask, place, rows, scratch, LAUNCH: tl.constexpr):
     """A chunk's sum to the gradient where it is the only one, else to its slot; the last chunk adds all, in order."""
     if rows.parts == 1:
         tl.store(gradient, total, mask=mask)
     else:
+        slot = scratch.sums + (rows.slot * LAUNCH.tiles + scratch.tile) * LAUNCH.tile_elements
         tl.store(slot + place, total)
         tl.debug_barrier()
+        counter = scratch.counters + scratch.tile * LAUNCH.num_scenarios + rows.scenario
         if tl.atomic_add(counter, 1) == rows.parts - 1:
             step: tl.constexpr = LAUNCH.tiles * LAUNCH.tile_elements
             whole = tl.zeros(total.shape, tl.float32)
