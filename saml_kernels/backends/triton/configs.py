@@ -151,7 +151,7 @@ def tile(stage: Stage, config: Config, dtype: torch.dtype, starts_at_vectors: bo
 def weight_tile(
     stage: WeightGradient, config: Config, dtype: torch.dtype, starts_at_vectors: bool, precision: str
 ) -> ProductTile:
-    """How a weight's gradient is cut: BLOCK_M by BLOCK_N elements of the weight, BLOCK_K rows of the batch at a time."""
+    """How a weight's gradient is cut: BLOCK_M by BLOCK_N of the weight, BLOCK_K rows of the batch at a time."""
     return _product_tile(stage, config, dtype, starts_at_vectors, precision)
 
 

@@ -1,4 +1,4 @@
-"""From stages and tensors to launches: which stages share a body, what the kernel is compiled for, which pointers it gets.
+"""From stages and tensors to launches: which stages share a body, what it is compiled for, which pointers it gets.
 
 Launches are counted: tests and docs/gpu-kernels.md state how many a call takes.
 """

@@ -364,7 +364,7 @@ class MutualTablePointers(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MutualTable(Stage):
-    """M_i of all branches i of every row, where another mutual unit reads them; its own row of α, and M_t on request."""
+    """M_i of all branches i of every row, where another mutual unit reads them; own rows of α, and M_t on request."""
 
     pointers: ClassVar[type] = MutualTablePointers
 

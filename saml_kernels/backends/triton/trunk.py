@@ -1,14 +1,14 @@
 """The trunk's stages, forward and backward, from its shape: docs/computation.md as a list of products and mutual units.
 
 Stages, l counting from 0: A{l} the auxiliary layer; V{l} the branch layer; G{l} a gate; M{l} the mutual unit's own row,
-T{l} its whole table; Q{l} rows quantised and F{l} the foreign branches' product of them. Backward: B{l} the mutual unit,
-Z{l} its dV_t, X{l} what a branch layer sends down, Y{l} what reaches an auxiliary layer.
+T{l} its whole table; Q{l} rows quantised and F{l} the foreign branches' product of them. Backward: B{l} the mutual
+unit, Z{l} its dV_t, X{l} what a branch layer sends down, Y{l} what reaches an auxiliary layer.
 
-Tensors: ``x_local``, ``x_global``; ``branch_weight{l}`` and the like; ``streams{l}`` (B, M, d) of layers that all branches
-run; ``own{l}`` V_t, ``mutual{l}`` M_t, ``mixed{l}`` M of all branches, ``gate{l}`` g_t, ``aux{l}`` A; ``own_preact{l}``,
-``aux_preact{l}`` what δ was taken of; ``alpha{l}`` own rows of α. Backward: ``dz{l}``, ``dz_aux{l}`` gradients of δ's
-preactivations, ``d_gate{l}`` of the sigmoid's, ``d_mutual{l}`` of M_t and ``d_own{l}`` of V_t but for the gate's product,
-both float32.
+Tensors: ``x_local``, ``x_global``; ``branch_weight{l}`` and the like; ``streams{l}`` (B, M, d) of layers that all
+branches run; ``own{l}`` V_t, ``mutual{l}`` M_t, ``mixed{l}`` M of all branches, ``gate{l}`` g_t, ``aux{l}`` A;
+``own_preact{l}``, ``aux_preact{l}`` what δ was taken of; ``alpha{l}`` own rows of α. Backward: ``dz{l}``, ``dz_aux{l}``
+gradients of δ's preactivations, ``d_gate{l}`` of the sigmoid's, ``d_mutual{l}`` of M_t and ``d_own{l}`` of V_t but for
+the gate's product, both float32.
 """
 
 import functools

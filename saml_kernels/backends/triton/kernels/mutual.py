@@ -2,8 +2,8 @@
 
     c_tj = <V_t, V_j> / (max(|V_t|, ε) max(|V_j|, ε)),  M_t = V_t + g_t ∘ Σ_{j≠t} α_tj V_j
 
-A group of rows is read once where its block (rows, M, d) fits the registers; else cosines are summed over blocks of d in
-one pass and the mix is taken in another, which finds the streams in cache. Sums are float32.
+A group of rows is read once where its block (rows, M, d) fits the registers; else cosines are summed over blocks of d
+in one pass and the mix is taken in another, which finds the streams in cache. Sums are float32.
 """
 
 from typing import Any, NamedTuple

@@ -96,8 +96,8 @@ class Chunk(NamedTuple):
 def chunk_of_scenario(batch, number, chunk, by_scenario, M: tl.constexpr):
     """The chunk ``number``: a scenario has max(1, cdiv(its rows, chunk)), numbered scenario by scenario.
 
-    Chunks of scenarios with several have slots of their own, those of one scenario in a row. Without ``by_scenario`` all
-    rows are scenario 0's.
+    Chunks of scenarios with several have slots of their own, those of one scenario in a row. Without ``by_scenario``
+    all rows are scenario 0's.
     """
     k = tl.arange(0, padded(M))
     start = tl.load(batch.offsets + k, mask=k < M, other=0)
