@@ -103,6 +103,8 @@ class Report:
     spilled_bytes: int | None
     shared_memory: int
     tensor_core: bool
+    main_loop: tuple[int, int] | None = None
+    """Instructions of the shortest loop with products, and products among them; None where it is not disassembled."""
 
 
 @contextmanager
@@ -152,8 +154,9 @@ def _recording(into: dict[Recorded, None], choice: Choice) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Trunk:
-    """An architecture to compile for, D_l = D_g = 256."""
+    """An architecture to compile for, D_l = 256."""
 
+    global_dim: int = 256
     hidden_dims: tuple[int, ...] = (512, 256, 128)
     M: int = 8
     mutual_layers: tuple[int, ...] = (0,)
@@ -173,6 +176,7 @@ def recorded(
     rows, m = 4096, trunk.M
     found: dict[Recorded, None] = {}
     dims, widths = trunk.hidden_dims, (256, *trunk.hidden_dims)
+    aux_widths = (trunk.global_dim, *dims)
     chosen = configs.built_in(configs.Bucket.of(rows, m, max(dims)), dtype.itemsize, amd)
     if config is not None:
         chosen = Choice(schedule, config, config, chosen.weights)
@@ -185,7 +189,7 @@ def recorded(
     lists = (
         [empty(m, i + (o if auxiliary else 0), o) for i, o in zip(widths, dims, strict=False)],
         [empty(m, o) for o in dims],
-        [empty(i, o) for i, o in zip(widths, dims, strict=False)] if auxiliary else [],
+        [empty(i, o) for i, o in zip(aux_widths, dims, strict=False)] if auxiliary else [],
         [empty(o) for o in dims] if auxiliary else [],
         [empty(m, d, width) for d, width in gates],
         [empty(m, width) for _, width in gates],
@@ -202,7 +206,7 @@ def recorded(
         schedule=schedule,
     )
     x_local = empty(rows, m, 256) if trunk.per_branch else empty(rows, 256)
-    x_global = empty(rows, 256 if auxiliary else 0)
+    x_global = empty(rows, trunk.global_dim if auxiliary else 0)
     scenario = torch.arange(rows) % m
     with _recording(found, chosen):
         own, aux, _, kept = engine.trunk_forward(x_local, x_global, scenario, lists, plan, True)
@@ -258,7 +262,28 @@ def compile_for(launch: Recorded, chip: Chip) -> Report:
         sum(spills),
         compiled.metadata.shared,
         re.search(chip.tensor_core, assembly) is not None,
+        None if blackwell else main_loop(assembly),
     )
+
+
+PRODUCT = re.compile(r"\b([HIQ]GMMA|[HIQ]MMA|FFMA)\b")
+
+
+def main_loop(assembly: str) -> tuple[int, int] | None:
+    """(instructions, products) of the shortest loop of a disassembled kernel that has products."""
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    loops: list[tuple[int, int]] = []
+    for line in assembly.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
+            instructions.append(instruction[1])
+            jump = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", instruction[1])
+            if jump and jump[1] in labels:
+                body = instructions[labels[jump[1]] :]
+                loops.append((len(body), sum(PRODUCT.search(each) is not None for each in body)))
+    return min((loop for loop in loops if loop[1]), default=None)
 
 
 FP8 = torch.float8_e4m3fn
@@ -273,6 +298,19 @@ LISTED = (
     ("fp32", torch.float32, Trunk(), "persistent"),
     ("fp32, foreign bf16", torch.float32, Trunk(foreign_dtype=torch.bfloat16), "per_layer"),
 )
+
+
+def has_products(launch: Recorded) -> bool:
+    """Whether it multiplies matrices."""
+    return launch.name == "weight_gradient_kernel" or bool(launch.kinds & {Layer, InputGradient, QuantizedLayer})
+
+
+def type_of_factors(launch: Recorded) -> str:
+    """The type of what a launch multiplies."""
+    pointers = dict(launch.signature)["pointers"]
+    body = next(body for body in pointers if hasattr(body, "first") or hasattr(body, "rows"))
+    factor = body.first if hasattr(body, "first") else body.rows
+    return str(factor[0]) if isinstance(factor, tuple) else "*fp32"
 
 
 def unavailable(launch: Recorded, chip: Chip) -> bool:
@@ -325,10 +363,11 @@ def cells(launch: Recorded, on_amd: Recorded) -> list[str]:
 
 
 def cell(report: Report) -> str:
-    """Registers, shared memory in KiB, and a mark for matrix instructions."""
+    """Registers, shared memory in KiB, instructions of the main loop, and a mark for matrix instructions."""
     mark = " ●" if report.tensor_core else ""
     spilled = f" **{report.spilled_bytes} spilled**" if report.spilled_bytes else ""
-    return f"{report.registers} / {report.shared_memory / 1024:.0f}{spilled}{mark}"
+    loop = f" / {report.main_loop[0]}" if report.main_loop and report.tensor_core else ""
+    return f"{report.registers} / {report.shared_memory / 1024:.0f}{loop}{spilled}{mark}"
 
 
 def documented_triton(page: str) -> str | None:

@@ -21,6 +21,7 @@ import torch
 
 from saml_kernels.backends.triton.availability import INTERPRETED
 from saml_kernels.backends.triton.stages import (
+    Layer,
     ProductStage,
     ProductTile,
     QuantizedLayer,
@@ -106,6 +107,8 @@ _BACKWARD = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 RAGGED_TILE = 64, 64, 32
 """BLOCK_M, BLOCK_N, BLOCK_K at most where a width is no multiple of a vector: there places need addresses of their own,
 and larger tiles spill."""
+ROWS_OF_ACTIVATION = {"gelu": 64}
+"""BLOCK_M at most of a layer whose epilogue takes so many registers that larger tiles spill."""
 NARROWEST = 16
 """Columns and steps of k that matrix units want at least."""
 VECTOR_BYTES = 16
@@ -161,6 +164,8 @@ def _product_tile(
     whole = VECTOR_BYTES // dtype.itemsize
     vector = math.gcd(whole, *(stride or 0 for stride in stage.strides())) if starts_at_vectors else 1
     block_m, block_n, block_k = config.block_m, config.block_n, config.block_k
+    if isinstance(stage, Layer):
+        block_m = min(block_m, ROWS_OF_ACTIVATION.get(stage.activation, block_m))
     if vector < whole:
         ragged_m, ragged_n, ragged_k = RAGGED_TILE
         narrow = max(NARROWEST, 1 << (stage.columns - 1).bit_length())

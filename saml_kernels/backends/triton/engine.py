@@ -138,8 +138,8 @@ def mutual_forward(
     alpha, own = torch.empty(rows, m, dtype=torch.float32, device=v.device), v.new_empty(rows, d)
     tensors = {"streams": v, "gate_weight": gate_weight, "gate_bias": gate_bias, "alpha": alpha, "own_output": own}
     buffers = allocate(unit, v, rows)
-    options = {"temperature": temperature, "num_scenarios": m, "like": v}
-    launch.run(unit, "persistent", choice.forward, tensors | buffers, grouping, rows, **options)
+    run = functools.partial(launch.run, temperature=temperature, num_scenarios=m, like=v)
+    run(unit, "persistent", choice.forward, tensors | buffers, grouping, rows)
     return own, alpha, buffers | {"alpha": alpha} | grouping._asdict()
 
 
@@ -162,10 +162,11 @@ def mutual_backward(
     d_streams, d_weight, d_bias = torch.zeros_like(v), torch.empty_like(gate_weight), torch.empty_like(gate_bias)
     tensors = dict(saved) | allocate(unit, v, rows)
     tensors |= {"streams": v, "gate_weight": gate_weight, "grad_own": gradient, "d_streams": d_streams}
-    options = {"num_scenarios": m, "like": v}
-    launch.run(unit, "persistent", choice.backward, tensors, grouping, rows, temperature=temperature, **options)
+    run = functools.partial(launch.run, temperature=temperature, num_scenarios=m, like=v)
+    run(unit, "persistent", choice.backward, tensors, grouping, rows)
     tensors |= {"d_gate_weight": d_weight, "d_gate_bias": d_bias}
-    launch.run_weight_gradients(unit_weight_program(shape), choice.weights, tensors, grouping, rows, **options)
+    gradients = unit_weight_program(shape)
+    launch.run_weight_gradients(gradients, choice.weights, tensors, grouping, rows, num_scenarios=m, like=v)
     return d_streams, d_weight, d_bias
 
 
@@ -191,7 +192,7 @@ def trunk_shape(x_local: Tensor, x_global: Tensor, lists: Lists, plan: Plan) -> 
 
 
 def named_inputs(x_local: Tensor, x_global: Tensor, lists: Lists, plan: Plan) -> dict[str, Tensor]:
-    """Inputs and parameters by the names of trunk_program."""
+    """Inputs and parameters by the names of trunk.py."""
     tensors = {"x_local": x_local, "x_global": x_global}
     for name, layers, parameters in zip(PARAMETERS, _layers_of(plan, lists), lists, strict=True):
         tensors |= {f"{name}{layer}": parameter for layer, parameter in zip(layers, parameters, strict=True)}

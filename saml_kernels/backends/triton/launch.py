@@ -319,7 +319,8 @@ def _described(stage: Stage) -> Stage:
     """The stage as a kernel is compiled for it."""
     described = stage.described()
     if isinstance(described, Layer | InputGradient | QuantizedLayer):
-        return dataclasses.replace(described, activation=DEVICE_ACTIVATIONS[described.activation])
+        device: Any = DEVICE_ACTIVATIONS[described.activation]
+        return dataclasses.replace(described, activation=device)
     return described
 
 
@@ -375,7 +376,7 @@ def planned_weights(
     if key not in gradients.planned:
         stages: list[WeightGradient] = []
         slots: list[WeightSlot] = []
-        tiles = 0
+        tiles = elements = 0
         for stage, starts in zip(gradients.stages, aligned, strict=True):
             assert isinstance(stage, WeightGradient)
             tile = configs.weight_tile(stage, config, like.dtype, starts, precision)
@@ -384,9 +385,9 @@ def planned_weights(
             stages.append(dataclasses.replace(stage, tile=tile, row_tiles=row_tiles, whole_tiles=whole))
             slots.append(WeightSlot(0, tiles, int(stage.by_scenario)))
             tiles += (row_tiles + 1) * (tile.column_tiles or 1)
+            elements = max(elements, tile.block_m * tile.block_n)
         numbers, bodies, bindings = shared_bodies(stages)
         placed = {n: dataclasses.replace(slot, body=numbers[n]) for n, slot in enumerate(slots)}
-        elements = max(body.stage.tile.block_m * body.stage.tile.block_n for body in bodies)
         launch = WeightLaunch(*map(sealed, (merged(placed), bodies, len(stages), num_scenarios, tiles, elements)))
         gradients.planned[key] = PlannedWeights(launch, bindings, tiles, elements)
     found: PlannedWeights = gradients.planned[key]

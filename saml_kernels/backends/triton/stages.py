@@ -165,14 +165,14 @@ class ProductStage(Stage):
 
 
 class LayerPointers(NamedTuple):
-    first: tuple
-    first_weight: tuple
-    second: tuple
-    second_weight: tuple
-    bias: tuple
-    out: tuple
-    saved: tuple
-    preact: tuple
+    first: Any
+    first_weight: Any
+    second: Any
+    second_weight: Any
+    bias: Any
+    out: Any
+    saved: Any
+    preact: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,16 +209,16 @@ class Layer(ProductStage):
 
 
 class InputGradientPointers(NamedTuple):
-    first: tuple
-    first_weight: tuple
-    second: tuple
-    second_weight: tuple
-    addend: tuple
-    addend_float32: tuple
-    saved: tuple
-    preact: tuple
-    out: tuple
-    out_float32: tuple
+    first: Any
+    first_weight: Any
+    second: Any
+    second_weight: Any
+    addend: Any
+    addend_float32: Any
+    saved: Any
+    preact: Any
+    out: Any
+    out_float32: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,12 +242,11 @@ class InputGradient(ProductStage):
 
     def tensors(self) -> tuple[str | None, ...]:
         first, second, addend, out = self.first, self.second, self.addend.tensor, self.out.tensor
-        return InputGradientPointers(
-            *(first.rows.tensor, first.weight.tensor, second.rows.tensor, second.weight.tensor),
-            *((None, addend) if self.addend_float32 else (addend, None)),
-            *(self.saved.tensor, self.preact.tensor),
-            *((None, out) if self.out_float32 else (out, None)),
-        )
+        added, added_float32 = (None, addend) if self.addend_float32 else (addend, None)
+        written, written_float32 = (None, out) if self.out_float32 else (out, None)
+        factors = first.rows.tensor, first.weight.tensor, second.rows.tensor, second.weight.tensor
+        read = added, added_float32, self.saved.tensor, self.preact.tensor
+        return InputGradientPointers(*factors, *read, written, written_float32)
 
     def strides(self) -> tuple[int | None, ...]:
         return (*_strides(self.first, self.second), self.n, *_steps(self.out, self.addend, self.saved, self.preact))
@@ -258,10 +257,10 @@ class InputGradient(ProductStage):
 
 
 class QuantizeRowsPointers(NamedTuple):
-    first: tuple
-    second: tuple
-    quantized: tuple
-    scale: tuple
+    first: Any
+    second: Any
+    quantized: Any
+    scale: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,12 +288,12 @@ class QuantizeRows(Stage):
 
 
 class QuantizedLayerPointers(NamedTuple):
-    rows: tuple
-    scale: tuple
-    weight: tuple
-    weight_scale: tuple
-    bias: tuple
-    out: tuple
+    rows: Any
+    scale: Any
+    weight: Any
+    weight_scale: Any
+    bias: Any
+    out: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,10 +329,10 @@ class QuantizedLayer(ProductStage):
 
 
 class MutualOwnRowPointers(NamedTuple):
-    streams: tuple
-    gate: tuple
-    alpha: tuple
-    mutual: tuple
+    streams: Any
+    gate: Any
+    alpha: Any
+    mutual: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,11 +354,11 @@ class MutualOwnRow(Stage):
 
 
 class MutualTablePointers(NamedTuple):
-    streams: tuple
-    gates: tuple
-    alpha: tuple
-    mutual: tuple
-    mixed: tuple
+    streams: Any
+    gates: Any
+    alpha: Any
+    mutual: Any
+    mixed: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,12 +385,12 @@ class MutualTable(Stage):
 
 
 class MutualBackwardPointers(NamedTuple):
-    streams: tuple
-    gate: tuple
-    alpha: tuple
-    d_mutual: tuple
-    d_own: tuple
-    d_gate: tuple
+    streams: Any
+    gate: Any
+    alpha: Any
+    d_mutual: Any
+    d_own: Any
+    d_gate: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,11 +418,11 @@ class MutualBackward(Stage):
 
 
 class WeightGradientPointers(NamedTuple):
-    first: tuple
-    second: tuple
-    dz: tuple
-    d_weight: tuple
-    d_bias: tuple
+    first: Any
+    second: Any
+    dz: Any
+    d_weight: Any
+    d_bias: Any
 
 
 @dataclass(frozen=True, kw_only=True)
