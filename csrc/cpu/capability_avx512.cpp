@@ -29,7 +29,7 @@
 namespace saml_kernels {
 namespace {
 
-#include "capability.h"
+#include "kernels/capability.h"
 
 }  // namespace
 

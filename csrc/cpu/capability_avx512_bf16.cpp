@@ -37,7 +37,7 @@
 namespace saml_kernels {
 namespace {
 
-#include "capability.h"
+#include "kernels/capability.h"
 
 }  // namespace
 

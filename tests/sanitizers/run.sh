@@ -19,7 +19,7 @@ common="-std=c++20 -O1 -g1 -Wall -Wextra -include sanitizer/asan_interface.h"
 
 # A copy, whose scratch memory has fences.
 cp -r "$sources" "$stage/csrc"
-cat "$root/tests/sanitizers/fences.h" >>"$stage/csrc/cpu/capability.h"
+cat "$root/tests/sanitizers/fences.h" >>"$stage/csrc/cpu/kernels/capability.h"
 cp "$root/tests/sanitizers/driver.cpp" "$stage/csrc/cpu/"
 kernels=$(cd "$stage/csrc/cpu" && echo capability_*.cpp)
 

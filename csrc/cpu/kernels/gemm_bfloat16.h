@@ -1,5 +1,5 @@
 // The same products with both factors rounded to bfloat16 and summed in float32. Included once per capability, after
-// gemm.h. Where the dot-product instruction is missing the rounded factors go through the float kernel.
+// gemm_float.h. Where the dot-product instruction is missing the rounded factors go through the float kernel.
 
 inline uint16_t round_to_bfloat16(float x) {
   uint32_t bits;
