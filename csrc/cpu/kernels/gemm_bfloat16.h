@@ -17,8 +17,6 @@ inline float rounded_to_bfloat16(float x) {
   return y;
 }
 
-inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
-
 #if SAML_HAS_BFLOAT16_DOT
 
 // Pairs of consecutive k stand together in every lane, as the instruction reads them.
@@ -44,18 +42,19 @@ inline __attribute__((always_inline)) void multiply_add_pairs(vec<float> (&acc)[
   }
 }
 
+// C (rows, kPanel) = bias + A B for a packed panel of B.
 template <int rows>
-void register_tile_pairs(const uint16_t* a, int64_t row_stride, int64_t pairs, const uint16_t* b, const float* bias,
-                         float* c, int64_t ldc) {
+void register_tile_pairs(const MatrixView<const uint16_t>& a, const uint16_t* b, const float* bias, float* c,
+                         int64_t ldc) {
   vec<float> acc[rows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      acc[r][v] = bias != nullptr ? load(bias + v * kLanes<float>) : vec<float>{};
+      acc[r][v] = load(bias + v * kLanes<float>);
     }
   }
-  multiply_add_pairs<rows, kVectors>(acc, a, row_stride, pairs, b);
+  multiply_add_pairs<rows, kVectors>(acc, a.data, a.ld, a.cols / 2, b);
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
@@ -65,7 +64,7 @@ void register_tile_pairs(const uint16_t* a, int64_t row_stride, int64_t pairs, c
   }
 }
 
-using RegisterTilePairs = void (*)(const uint16_t*, int64_t, int64_t, const uint16_t*, const float*, float*, int64_t);
+using RegisterTilePairs = void (*)(const MatrixView<const uint16_t>&, const uint16_t*, const float*, float*, int64_t);
 
 template <int... rows>
 constexpr std::array<RegisterTilePairs, sizeof...(rows)> register_tiles_pairs(std::integer_sequence<int, rows...>) {
@@ -74,30 +73,31 @@ constexpr std::array<RegisterTilePairs, sizeof...(rows)> register_tiles_pairs(st
 
 constexpr auto kRegisterTilesPairs = register_tiles_pairs(std::make_integer_sequence<int, kTileRows>{});
 
-// Rows of a factor as bfloat16, padded to an even k with a zero.
-inline void round_rows(int64_t rows, const Operand<float>& a, uint16_t* target, int64_t ld) {
-  const int64_t padded = round_up(a.k, 2);
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* source = a.data + r * a.row_stride;
+// A in bfloat16, the rows padded to an even k with a zero and ld apart.
+inline void round_rows(const MatrixView<const float>& a, uint16_t* target, int64_t ld) {
+  const int64_t padded = round_up(a.cols, 2);
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const float* source = a.row(r);
     uint16_t* row = target + r * ld;
-    for (int64_t k = 0; k < a.k; ++k) {
+    for (int64_t k = 0; k < a.cols; ++k) {
       row[k] = round_to_bfloat16(source[k]);
     }
-    std::fill(row + a.k, row + padded, uint16_t(0));
+    std::fill(row + a.cols, row + padded, uint16_t(0));
   }
 }
 
-inline void pack_pairs(const float* b, int64_t ldb, int64_t k, int64_t width, uint16_t* panel) {
+// Up to kPanel columns of B, padded to an even k with zeros.
+inline void pack_pairs(const MatrixView<const float>& b, uint16_t* panel) {
   constexpr int64_t panel_width = kPanel<float>;
-  for (int64_t i = 0; i < k; i += 2) {
+  for (int64_t i = 0; i < b.rows; i += 2) {
     uint16_t* target = panel + i * panel_width;
-    const float* first = b + i * ldb;
-    const bool pair = i + 1 < k;
+    const float* first = b.row(i);
+    const bool pair = i + 1 < b.rows;
     for (int64_t v = 0; v < panel_width; v += 16) {
-      const int64_t lanes = std::clamp<int64_t>(width - v, 0, 16);
+      const int64_t lanes = std::clamp<int64_t>(b.cols - v, 0, 16);
       const __mmask16 mask = static_cast<__mmask16>((1u << lanes) - 1u);
       const __m512 low = _mm512_maskz_loadu_ps(mask, first + v);
-      const __m512 high = pair ? _mm512_maskz_loadu_ps(mask, first + ldb + v) : _mm512_setzero_ps();
+      const __m512 high = pair ? _mm512_maskz_loadu_ps(mask, first + b.ld + v) : _mm512_setzero_ps();
       // Lane n of the result holds (low[n], high[n]).
       const __m512i low_bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
       const __m512i high_bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high)), 16);
@@ -106,44 +106,46 @@ inline void pack_pairs(const float* b, int64_t ldb, int64_t k, int64_t width, ui
   }
 }
 
-inline void pack_all_pairs(const float* b, int64_t k1, int64_t k2, int64_t n, uint16_t* panels) {
-  const int64_t first = round_up(k1, 2), k = first + round_up(k2, 2);
-  for (int64_t column = 0; column < n; column += kPanel<float>) {
-    const int64_t width = std::min(kPanel<float>, n - column);
-    pack_pairs(b + column, n, k1, width, panels + column * k);
-    pack_pairs(b + k1 * n + column, n, k2, width, panels + column * k + first * kPanel<float>);
+// The same of [B1 ; B2], of which B1 has k1 rows; each part is padded.
+inline void pack_pairs(const MatrixView<const float>& b, int64_t k1, uint16_t* panel) {
+  pack_pairs(b.row_range(0, k1), panel);
+  pack_pairs(b.row_range(k1, b.rows), panel + round_up(k1, 2) * kPanel<float>);
+}
+
+inline void pack_all_pairs(const MatrixView<const float>& b, int64_t k1, uint16_t* panels) {
+  const int64_t k = round_up(k1, 2) + round_up(b.rows - k1, 2);
+  for (int64_t column = 0; column < b.cols; column += kPanel<float>) {
+    pack_pairs(b.columns(column, std::min(kPanel<float>, b.cols - column)), k1, panels + column * k);
   }
 }
 
-// C (rows, n) = bias + [A1 ; A2] B with rounded factors. a_space holds rows * (a1.k + a2.k + 2) bfloat16; panels are
-// the rounded ones of B, or null, and then panel_space holds one.
-inline void multiply_bfloat16(int64_t rows, int64_t n, const Operand<float>& a1, const Operand<float>& a2,
-                              const float* b, int64_t ldb, const uint16_t* panels, const float* bias, float* c,
-                              int64_t ldc, float* panel_space, float* a_space) {
+// C = bias + [A1 ; A2] B with rounded factors. a_space holds rows * (a.cols() + 2) bfloat16; panels are the rounded
+// ones of B, or null, and then panel_space holds one.
+inline void multiply_bfloat16(const Concatenated<float>& a, const MatrixView<const float>& b, const uint16_t* panels,
+                              const float* bias, const MatrixView<float>& c, float* panel_space, float* a_space) {
   constexpr int64_t panel_width = kPanel<float>;
   uint16_t* panel = reinterpret_cast<uint16_t*>(panel_space);
-  uint16_t* a = reinterpret_cast<uint16_t*>(a_space);
-  const int64_t first = round_up(a1.k, 2), second = round_up(a2.k, 2), ld = first + second;
-  round_rows(rows, a1, a, ld);
-  round_rows(rows, a2, a + first, ld);
+  uint16_t* rounded = reinterpret_cast<uint16_t*>(a_space);
+  const int64_t first = round_up(a.left.cols, 2), k = first + round_up(a.right.cols, 2);
+  round_rows(a.left, rounded, k);
+  round_rows(a.right, rounded + first, k);
   alignas(64) float edge[kTileRows * panel_width];
   alignas(64) float edge_bias[panel_width] = {};
-  for (int64_t column = 0; column < n; column += panel_width) {
-    const int64_t width = std::min(panel_width, n - column);
+  for (int64_t column = 0; column < c.cols; column += panel_width) {
+    const int64_t width = std::min(panel_width, c.cols - column);
     const bool whole = width == panel_width;
-    const uint16_t* source = panels != nullptr ? panels + column * ld : panel;
+    const uint16_t* source = panels != nullptr ? panels + column * k : panel;
     if (panels == nullptr) {
-      pack_pairs(b + column, ldb, a1.k, width, panel);
-      pack_pairs(b + a1.k * ldb + column, ldb, a2.k, width, panel + first * panel_width);
+      pack_pairs(b.columns(column, width), a.left.cols, panel);
     }
     std::copy_n(bias + column, width, edge_bias);
-    for (int64_t row = 0; row < rows; row += kTileRows) {
-      const int64_t count = std::min<int64_t>(kTileRows, rows - row);
-      float* target = c + row * ldc + column;
-      kRegisterTilesPairs[count - 1](a + row * ld, ld, ld / 2, source, edge_bias, whole ? target : edge,
-                                     whole ? ldc : panel_width);
+    for (int64_t row = 0; row < c.rows; row += kTileRows) {
+      const int64_t count = std::min<int64_t>(kTileRows, c.rows - row);
+      float* target = c.row(row) + column;
+      kRegisterTilesPairs[count - 1]({rounded + row * k, count, k, k}, source, edge_bias, whole ? target : edge,
+                                     whole ? c.ld : panel_width);
       for (int64_t r = 0; !whole && r < count; ++r) {
-        std::copy_n(edge + r * panel_width, width, target + r * ldc);
+        std::copy_n(edge + r * panel_width, width, target + r * c.ld);
       }
     }
   }
@@ -151,40 +153,31 @@ inline void multiply_bfloat16(int64_t rows, int64_t n, const Operand<float>& a1,
 
 #else
 
-inline void multiply_bfloat16(int64_t rows, int64_t n, const Operand<float>& a1, const Operand<float>& a2,
-                              const float* b, int64_t ldb, const uint16_t*, const float* bias, float* c, int64_t ldc,
-                              float* panel, float* a_space) {
-  constexpr int64_t panel_width = kPanel<float>;
-  const int64_t k = a1.k + a2.k;
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < k; ++i) {
-      const float value = i < a1.k ? a1.data[r * a1.row_stride + i] : a2.data[r * a2.row_stride + i - a1.k];
-      a_space[r * k + i] = rounded_to_bfloat16(value);
-    }
+inline void round_values(const float* source, int64_t count, float* target) {
+  for (int64_t i = 0; i < count; ++i) {
+    target[i] = rounded_to_bfloat16(source[i]);
   }
-  const Operand<float> whole{a_space, k, 1, k}, nothing{a_space, 0, 0, 0};
+}
+
+inline void multiply_bfloat16(const Concatenated<float>& a, const MatrixView<const float>& b, const uint16_t*,
+                              const float* bias, const MatrixView<float>& c, float* panel, float* a_space) {
+  constexpr int64_t panel_width = kPanel<float>;
+  const int64_t k = a.cols();
+  for (int64_t r = 0; r < a.rows(); ++r) {
+    float* row = a_space + r * k;
+    round_values(a.left.row(r), a.left.cols, row);
+    round_values(a.right.row(r), a.right.cols, row + a.left.cols);
+  }
+  const Concatenated<float> rounded{{a_space, a.rows(), k, k}};
   alignas(64) float bias_panel[panel_width] = {};
   float* packed = panel + k * panel_width;
-  for (int64_t column = 0; column < n; column += panel_width) {
-    const int64_t width = std::min(panel_width, n - column);
-    pack_panel(b + column, ldb, k, width, packed);
-    for (int64_t i = 0; i < k * panel_width; ++i) {
-      packed[i] = rounded_to_bfloat16(packed[i]);
-    }
+  for (int64_t column = 0; column < c.cols; column += panel_width) {
+    const int64_t width = std::min(panel_width, c.cols - column);
+    pack_panel(b.columns(column, width), packed);
+    round_values(packed, k * panel_width, packed);
     std::copy_n(bias + column, width, bias_panel);
-    multiply<float>(rows, width, whole, nothing, packed, panel_width, nullptr, bias_panel, c + column, ldc, panel);
+    multiply<float>(rounded, {packed, k, width, panel_width}, nullptr, bias_panel, c.columns(column, width), panel);
   }
 }
 
-inline void pack_all_pairs(const float*, int64_t, int64_t, int64_t, uint16_t*) {}
-
 #endif
-
-// bfloat16 factors exist beside float only: a double trunk never asks for them.
-inline void multiply_bfloat16(int64_t rows, int64_t n, const Operand<double>& a1, const Operand<double>& a2,
-                              const double* b, int64_t ldb, const uint16_t*, const double* bias, double* c, int64_t ldc,
-                              double* panel, double*) {
-  multiply<double>(rows, n, a1, a2, b, ldb, nullptr, bias, c, ldc, panel);
-}
-
-inline void pack_all_pairs(const double*, int64_t, int64_t, int64_t, uint16_t*) {}

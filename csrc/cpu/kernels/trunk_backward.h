@@ -1,279 +1,171 @@
-// Backward of the trunk through the own branch: a tile's input gradients, then the weight gradients item by item.
-// Included once per capability, after trunk_forward.h.
+// Backward of the trunk through the own branch t of every row, a tile of rows at a time: the input gradients and those
+// of the pre-activations, from which weight_gradient.h computes the parameters'. Included once per capability, after
+// trunk_forward.h.
+//
+// From the last layer to the first, dV_t^l and dA^l given by the layer above or the cotangents:
+//
+//     dM_t^l becomes dV_t^l                          at a mutual layer (mutual.h)
+//     dz^l   = dV_t^l ∘ δ'(z^l)
+//     [dV_t^{l−1} ; dA^l +] = dz^l W_t^lᵀ            A^l feeds layer l + 1 of its network and layer l of the branch
+//     dz_a^l = dA^l ∘ δ'(z_a^l)
+//     dA^{l−1} = dz_a^l Wa^lᵀ
 
 template <typename scalar_t>
 struct BackwardScratch {
   ProductScratch<scalar_t> product;
   scalar_t* inputs[2];
   scalar_t* aux[2];
-  scalar_t* mix;
-  scalar_t* scaled;  // G = dM ∘ g
-  double* row;       // c, n, p and dc of a row
+  MutualBackwardScratch<scalar_t> mutual;
 
-  BackwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch) {
-    const Widest<scalar_t> widest(trunk);
-    const int64_t rows = trunk.tile_rows;
-    product = ProductScratch<scalar_t>(rows, widest.factor, true, scratch);
-    for (auto& buffer : inputs) buffer = scratch.take(rows * std::max(widest.factor, widest.width));
-    for (auto& buffer : aux) buffer = scratch.take(rows * widest.width);
-    mix = scratch.take(widest.stream);
-    scaled = scratch.take(widest.stream);
-    row = scratch.template take<double>(4 * trunk.num_scenarios);
-  }
+  BackwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
+      : BackwardScratch(trunk, Widest<scalar_t>(trunk), scratch) {}
+
+ private:
+  BackwardScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest, Scratch<scalar_t>& scratch)
+      : product(trunk.tile_rows, widest.factor, true, scratch),
+        inputs{scratch.take(trunk.tile_rows * std::max(widest.factor, widest.width)),
+               scratch.take(trunk.tile_rows * std::max(widest.factor, widest.width))},
+        aux{scratch.take(trunk.tile_rows * widest.width), scratch.take(trunk.tile_rows * widest.width)},
+        mutual(trunk, widest, product, scratch) {}
 };
 
-// One row of the mutual unit's backward: dM becomes dV_t but for the gate's product, dz_g is written.
-template <typename scalar_t>
-void mutual_backward_row(const Trunk<scalar_t>& trunk, const Layer<scalar_t>& layer, int64_t t, const scalar_t* streams,
-                         const scalar_t* alpha, const scalar_t* gate, scalar_t* d_own, scalar_t* d_gate,
-                         BackwardScratch<scalar_t>& scratch) {
-  const int64_t m = trunk.num_scenarios, d = layer.width;
-  const scalar_t* own = streams + t * d;
-  double* cosine = scratch.row;
-  double* norm = cosine + m;
-  double* p = norm + m;
-  double* d_cosine = p + m;
-  scalar_t* scaled = scratch.scaled;
-
-  mix_streams(m, d, streams, alpha, scratch.mix);
-  const bool scalar_gate = layer.gate_width == 1;
-  for (int64_t i = 0; i < d; ++i) {
-    scaled[i] = d_own[i] * gate[scalar_gate ? 0 : i];
-  }
-  if (scalar_gate) {
-    d_gate[0] = static_cast<scalar_t>(dot(d_own, scratch.mix, d)) * gate[0] * (1 - gate[0]);
-  } else {
-    for (int64_t i = 0; i < d; ++i) {
-      d_gate[i] = d_own[i] * scratch.mix[i] * gate[i] * (1 - gate[i]);
-    }
-  }
-
-  const double raw_norm = std::sqrt(dot(own, own, d));
-  const double own_norm = std::max(raw_norm, kNormEpsilon);
-  double total = 0, mean = 0;
-  for (int64_t j = 0; j < m; ++j) {
-    if (j == t) {
-      continue;
-    }
-    const scalar_t* v = streams + j * d;
-    norm[j] = clamped_norm(v, d);
-    cosine[j] = dot(own, v, d) / (own_norm * norm[j]);
-    p[j] = dot(scaled, v, d);
-    total += cosine[j];
-    mean += alpha[j] * p[j];
-  }
-  const bool ratio = trunk.score == Score::kRatio;
-  if (ratio && std::abs(total) < kDegenerateSum) {
-    return;
-  }
-  const double factor = ratio ? 1 / total : 1 / trunk.temperature;
-  double shared = 0;
-  for (int64_t j = 0; j < m; ++j) {
-    if (j != t) {
-      d_cosine[j] = alpha[j] * (p[j] - mean) * factor;
-      shared += d_cosine[j] * cosine[j];
-    }
-  }
-  shared = ratio ? shared * factor : 0.0;
-  double along = 0;
-  for (int64_t j = 0; j < m; ++j) {
-    if (j == t) {
-      continue;
-    }
-    d_cosine[j] -= shared;
-    along += d_cosine[j] * cosine[j];
-    const scalar_t weight = static_cast<scalar_t>(d_cosine[j] / (norm[j] * own_norm));
-    const scalar_t* v = streams + j * d;
-    for (int64_t i = 0; i < d; ++i) {
-      d_own[i] += weight * v[i];
-    }
-  }
-  if (raw_norm > kNormEpsilon) {
-    const scalar_t weight = static_cast<scalar_t>(along / (own_norm * own_norm));
-    for (int64_t i = 0; i < d; ++i) {
-      d_own[i] -= weight * own[i];
-    }
-  }
-}
-
-// dM of the tile's rows becomes dV_t; dz_g is written.
-template <typename scalar_t>
-void mutual_backward(const Trunk<scalar_t>& trunk, const Layer<scalar_t>& layer, int64_t begin, int64_t end,
-                     View<scalar_t> streams, View<scalar_t> d_own, BackwardScratch<scalar_t>& scratch) {
-  const int64_t gate_width = layer.gate_width;
-  for_each_segment(trunk.offsets, trunk.num_scenarios, begin, end, [&](Segment s) {
-    scalar_t* d_gate = layer.grad_gate_argument + begin * gate_width;
-    for (int64_t r = s.begin; r < s.end; ++r) {
-      mutual_backward_row(trunk, layer, s.scenario, streams.row(r), layer.alpha + (begin + r) * trunk.num_scenarios,
-                          layer.gate + (begin + r) * gate_width, d_own.row(r), d_gate + r * gate_width, scratch);
-    }
-    transposed_product(s.begin, s.end, 0, layer.gates, s.scenario, d_gate, gate_width, d_own.data, d_own.ld, true,
-                       scratch.product);
-  });
-}
-
-// The streams of the mutual layers of one tile, computed again where forward did not keep them.
+// The streams of the mutual layers of one tile, computed again where forward did not save them.
 template <typename scalar_t>
 class TileStreams {
  public:
-  TileStreams(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch) : trunk_(trunk), pass_scratch_(trunk, scratch) {
-    for (int64_t l = 0; l < trunk.num_shared; ++l) {
-      const Layer<scalar_t>& layer = trunk.layers[l];
-      const int64_t size = trunk.tile_rows * trunk.num_scenarios * layer.width;
-      if (layer.has_mutual_unit() && layer.streams == nullptr) {
-        again_.push_back(scratch.take(size));
-      }
+  TileStreams(const BackwardPass<scalar_t>& pass, Scratch<scalar_t>& scratch)
+      : pass_(pass), forward_scratch_(pass.trunk, scratch) {
+    for (int64_t l = 0; l < pass.trunk.num_shared; ++l) {
+      const Layer<scalar_t>& layer = pass.trunk.layers[l];
+      const bool again = layer.has_mutual_unit() && pass.saved[l].streams.data == nullptr;
+      const int64_t size = pass.trunk.tile_rows * pass.trunk.num_scenarios * layer.width;
+      again_.push_back(again ? scratch.take(size) : nullptr);
+      any_again_ |= again;
     }
   }
 
-  void recompute(int64_t tile) {
-    if (again_.empty()) {
+  void recompute(const Tile<scalar_t>& tile) {
+    if (!any_again_) {
       return;
     }
-    TilePass<scalar_t> pass(trunk_, tile, pass_scratch_);
-    View<scalar_t> streams{nullptr, 0};
-    int64_t turn = 0;
-    auto target = again_.begin();
-    for (int64_t l = 0; l < trunk_.num_shared; ++l) {
-      const Layer<scalar_t>& layer = trunk_.layers[l];
-      const int64_t ld = trunk_.num_scenarios * layer.width;
-      const View<scalar_t> out{layer.has_mutual_unit() ? *target++ : pass_scratch_.streams[turn++ % 2], ld};
-      streams = pass.all_branches(l, streams, pass.rows_of(layer.aux, nullptr, layer.aux_width), {nullptr, 0}, out);
-      if (layer.has_mutual_unit() && l + 1 < trunk_.num_shared) {
-        const View<scalar_t> mixed{pass_scratch_.streams[turn++ % 2], ld};
-        pass.mutual_table(l, streams, pass.rows_of(layer.mutual, nullptr, layer.width), mixed);
-        streams = mixed;
+    const Trunk<scalar_t>& trunk = pass_.trunk;
+    TileLayers<scalar_t> layers(tile, forward_scratch_);
+    MatrixView<const scalar_t> streams;
+    for (int64_t l = 0; l < trunk.num_shared; ++l) {
+      const Layer<scalar_t>& layer = trunk.layers[l];
+      const MatrixView<scalar_t> out =
+          again_[l] != nullptr ? tile.in(again_[l], trunk.num_scenarios * layer.width) : layers.next_streams(l);
+      layers.all_branches(l, streams, tile.of(pass_.saved[l].aux), {}, out);
+      streams = out;
+      if (layer.has_mutual_unit() && l + 1 < trunk.num_shared) {
+        streams = layers.mutual_all(l, streams, tile.of(pass_.saved[l].mutual));
       }
     }
   }
 
-  View<scalar_t> of_layer(int64_t l, int64_t begin) const {
-    const int64_t ld = trunk_.num_scenarios * trunk_.layers[l].width;
-    if (again_.empty()) {
-      return {trunk_.layers[l].streams + begin * ld, ld};
-    }
-    int64_t earlier = 0;
-    for (int64_t i = 0; i < l; ++i) {
-      earlier += trunk_.layers[i].has_mutual_unit();
-    }
-    return {again_[earlier], ld};
+  MatrixView<const scalar_t> of_layer(int64_t l, const Tile<scalar_t>& tile) const {
+    return again_[l] != nullptr ? tile.in(again_[l], pass_.trunk.num_scenarios * pass_.trunk.layers[l].width)
+                                : tile.of(pass_.saved[l].streams);
   }
 
  private:
-  const Trunk<scalar_t>& trunk_;
-  TileScratch<scalar_t> pass_scratch_;
-  std::vector<scalar_t*> again_;
+  const BackwardPass<scalar_t>& pass_;
+  ForwardScratch<scalar_t> forward_scratch_;
+  std::vector<scalar_t*> again_;  // of every shared layer; null where its streams are not computed again
+  bool any_again_ = false;
 };
 
 template <typename scalar_t>
-int64_t backward_scratch(const Trunk<scalar_t>& trunk) {
+int64_t backward_scratch(const BackwardPass<scalar_t>& pass) {
   Scratch<scalar_t> scratch(nullptr);
-  BackwardScratch<scalar_t>(trunk, scratch);
-  TileStreams<scalar_t>(trunk, scratch);
+  BackwardScratch<scalar_t>(pass.trunk, scratch);
+  TileStreams<scalar_t>(pass, scratch);
   return scratch.bytes();
 }
 
+// The own stream's gradient into the caller's of x_local, whose foreign views receive nothing.
 template <typename scalar_t>
-void backward_tile(const Trunk<scalar_t>& trunk, int64_t tile, void* block) {
+void scatter_own(const Tile<scalar_t>& tile, const MatrixView<scalar_t>& d_own,
+                 const MatrixView<scalar_t>& grad_x_local) {
+  const int64_t d = d_own.cols;
+  tile.for_each_segment([&](Segment s) {
+    const MatrixView<scalar_t> view = grad_x_local.columns(tile.trunk().per_branch_input ? s.scenario * d : 0, d);
+    for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
+      std::copy_n(d_own.row(r), d, view.row(tile.callers_row(r)));
+    }
+  });
+}
+
+template <typename scalar_t>
+void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* block) {
   [[maybe_unused]] const TileRegisters registers;
+  const Trunk<scalar_t>& trunk = pass.trunk;
+  const Tile<scalar_t> tile(trunk, number);
   Scratch<scalar_t> pieces(block);
   BackwardScratch<scalar_t> scratch(trunk, pieces);
-  TileStreams<scalar_t> all_streams(trunk, pieces);
+  TileStreams<scalar_t> all_streams(pass, pieces);
   all_streams.recompute(tile);
 
-  const int64_t begin = tile * trunk.tile_rows, end = std::min(begin + trunk.tile_rows, trunk.rows);
-  const int64_t rows = end - begin;
-  const auto segments = [&](auto function) {
-    for_each_segment(trunk.offsets, trunk.num_scenarios, begin, end, function);
-  };
-
-  const Layer<scalar_t>& last = trunk.layers[trunk.num_layers - 1];
-  View<scalar_t> d_own{scratch.inputs[0], last.width};
-  View<scalar_t> d_aux{scratch.aux[0], last.aux_width};
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t row = trunk.permutation[begin + r];
-    std::copy_n(trunk.grad_own + row * last.width, last.width, d_own.row(r));
-    if (last.aux_width > 0) {
-      std::copy_n(trunk.grad_aux + row * last.aux_width, last.aux_width, d_aux.row(r));
-    }
-  }
+  MatrixView<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
+  MatrixView<scalar_t> d_aux = tile.in(scratch.aux[0], pass.grad_aux.cols);
+  tile.gather(pass.grad_own, d_own);
+  tile.gather(pass.grad_aux, d_aux);
 
   int64_t turn = 1;
   for (int64_t l = trunk.num_layers - 1; l >= 0; --l, turn ^= 1) {
     const Layer<scalar_t>& layer = trunk.layers[l];
-    const int64_t d = layer.width, in = layer.in_width, a = layer.aux_width;
+    const Saved<const scalar_t>& saved = pass.saved[l];
+    const LayerGradients<scalar_t>& gradients = pass.gradients[l];
+    const int64_t in = layer.in_width, a = layer.aux_width;
 
     if (layer.has_mutual_unit()) {
-      const View<scalar_t> streams = all_streams.of_layer(l, begin);
-      mutual_backward(trunk, layer, begin, end, streams, d_own, scratch);
+      mutual_backward(tile, layer, saved, all_streams.of_layer(l, tile), d_own, tile.of(gradients.dz_gate),
+                      scratch.mutual);
     }
-
-    scalar_t* dz = layer.grad_argument + begin * d;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t row = begin + r;
-      const scalar_t* z = layer.own_argument != nullptr ? layer.own_argument + row * d : nullptr;
-      activate_backward(layer.activation, layer.own + row * d, z, d_own.row(r), dz + r * d, d);
-    }
-
-    // The inputs' gradient (rows, d_{l-1} + a_l); at the first layer x_l may not want its part.
-    const int64_t first = l == 0 && trunk.grad_x_local == nullptr ? in : 0;
-    const View<scalar_t> d_in{scratch.inputs[turn], in + a};
-    segments([&](Segment s) {
-      transposed_product(s.begin, s.end, first, layer.branch, s.scenario, dz, d, d_in.data, d_in.ld, false,
-                         scratch.product);
+    const MatrixView<scalar_t> dz = tile.of(gradients.dz);
+    activate_rows_backward(layer.activation, tile.of(saved.own), tile.of(saved.own_preact), d_own, dz);
+    // At the first layer x_l may not want its part.
+    const int64_t first = l == 0 && pass.grad_x_local.data == nullptr ? in : 0;
+    const MatrixView<scalar_t> d_in = tile.in(scratch.inputs[turn], in + a);
+    tile.for_each_segment([&](Segment s) {
+      linear_dgrad<scalar_t>(s.rows, dz, layer.branch, s.scenario, first, d_in, false, scratch.product);
     });
-    d_own = {d_in.data, d_in.ld};
+    d_own = d_in.columns(0, in);
     if (a == 0) {
       continue;
     }
-    scalar_t* dz_aux = layer.grad_aux_argument + begin * a;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t row = begin + r;
+    for (int64_t r = 0; r < tile.rows(); ++r) {
       scalar_t* d_a = d_aux.row(r);
       for (int64_t i = 0; i < a; ++i) {
         d_a[i] += d_in.row(r)[in + i];
       }
-      const scalar_t* z = layer.aux_argument != nullptr ? layer.aux_argument + row * a : nullptr;
-      activate_backward(layer.activation, layer.aux + row * a, z, d_a, dz_aux + r * a, a);
     }
-    if (l > 0 || trunk.grad_x_global != nullptr) {
-      d_aux = {scratch.aux[turn], layer.aux_in};
-      transposed_product(0, rows, 0, layer.aux_net, 0, dz_aux, a, d_aux.data, d_aux.ld, false, scratch.product);
+    const MatrixView<scalar_t> dz_aux = tile.of(gradients.dz_aux);
+    activate_rows_backward(layer.activation, tile.of(saved.aux), tile.of(saved.aux_preact), d_aux, dz_aux);
+    if (l > 0 || pass.grad_x_global.data != nullptr) {
+      d_aux = tile.in(scratch.aux[turn], layer.aux_in);
+      linear_dgrad<scalar_t>(tile.all(), dz_aux, layer.auxiliary, 0, 0, d_aux, false, scratch.product);
     }
   }
 
-  const Layer<scalar_t>& first = trunk.layers[0];
-  const int64_t width = first.in_width;
-  segments([&](Segment s) {
-    for (int64_t r = s.begin; r < s.end; ++r) {
-      const int64_t row = trunk.permutation[begin + r];
-      if (trunk.grad_x_local != nullptr) {
-        const int64_t place = trunk.per_branch_input ? row * trunk.num_scenarios + s.scenario : row;
-        std::copy_n(d_own.row(r), width, trunk.grad_x_local + place * width);
-      }
-      if (trunk.grad_x_global != nullptr && first.aux_width > 0) {
-        std::copy_n(d_aux.row(r), first.aux_in, trunk.grad_x_global + row * first.aux_in);
-      }
-    }
-  });
+  if (pass.grad_x_local.data != nullptr) {
+    scatter_own(tile, d_own, pass.grad_x_local);
+  }
+  if (pass.grad_x_global.data != nullptr) {
+    tile.scatter(d_aux, pass.grad_x_global);
+  }
 }
 
 template <typename scalar_t>
-void mutual_backward_tile(const Trunk<scalar_t>& trunk, int64_t tile, void* block) {
+void mutual_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* block) {
   [[maybe_unused]] const TileRegisters registers;
+  const Trunk<scalar_t>& trunk = pass.trunk;
+  const Tile<scalar_t> tile(trunk, number);
   Scratch<scalar_t> pieces(block);
   BackwardScratch<scalar_t> scratch(trunk, pieces);
-  const Layer<scalar_t>& layer = trunk.layers[0];
-  const int64_t begin = tile * trunk.tile_rows, end = std::min(begin + trunk.tile_rows, trunk.rows);
-  const int64_t d = layer.width, ld = trunk.num_scenarios * d;
-  const View<scalar_t> d_own{scratch.inputs[0], d};
-  for (int64_t r = 0; r < end - begin; ++r) {
-    std::copy_n(trunk.grad_own + trunk.permutation[begin + r] * d, d, d_own.row(r));
-  }
-  mutual_backward(trunk, layer, begin, end, {layer.streams + begin * ld, ld}, d_own, scratch);
-  for_each_segment(trunk.offsets, trunk.num_scenarios, begin, end, [&](Segment s) {
-    for (int64_t r = s.begin; r < s.end; ++r) {
-      std::copy_n(d_own.row(r), d, trunk.grad_x_local + trunk.permutation[begin + r] * ld + s.scenario * d);
-    }
-  });
+  const MatrixView<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
+  tile.gather(pass.grad_own, d_own);
+  mutual_backward(tile, trunk.layers[0], pass.saved[0], tile.of(trunk.x_local), d_own,
+                  tile.of(pass.gradients[0].dz_gate), scratch.mutual);
+  scatter_own(tile, d_own, pass.grad_x_local);
 }

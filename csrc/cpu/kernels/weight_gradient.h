@@ -1,4 +1,9 @@
-// The weight gradients, item by item. Included once per capability, after trunk_backward.h.
+// The weight gradients, item by item: rows begin .. end of one weight's, each summed over its samples in sorted order.
+// Included once per capability, after trunk_backward.h.
+//
+//     dW_t^l = Σ [V_t^{l−1} ; A^l]ᵀ dz^l       db_t^l = Σ dz^l        over the samples of scenario t; M_t^{l-1} after a
+//     dU_t   = Σ V_tᵀ dz_g                     du_t   = Σ dz_g        mutual layer
+//     dWa^l  = Σ A^{l−1}ᵀ dz_a^l               dba^l  = Σ dz_a^l      over all samples
 
 // Rows of a weight-gradient product that are packed at a time.
 constexpr int64_t kGradientChunk = 256;
@@ -24,104 +29,88 @@ struct GradientScratch {
 };
 
 template <typename scalar_t>
-int64_t gradient_scratch(const Trunk<scalar_t>&) {
+int64_t gradient_scratch() {
   Scratch<scalar_t> scratch(nullptr);
   GradientScratch<scalar_t>{scratch};
   return scratch.bytes();
 }
 
-// Columns begin .. end of [left ; right], of which left has left_width.
+// What a weight's gradient is the sum of, and where it goes.
 template <typename scalar_t>
-struct Columns {
-  View<const scalar_t> left;
-  int64_t left_width;
-  View<const scalar_t> right;
-  int64_t right_width;
-
-  void copy(int64_t row, int64_t begin, int64_t end, scalar_t* target) const {
-    const int64_t split = std::clamp(left_width, begin, end);
-    std::copy(left.row(row) + begin, left.row(row) + split, target);
-    if (split < end) {
-      std::copy(right.row(row) + (split - left_width), right.row(row) + (end - left_width), target + (split - begin));
-    }
-  }
+struct WeightGradient {
+  Concatenated<scalar_t> input;
+  MatrixView<const scalar_t> dz;
+  MatrixView<scalar_t> weight;
+  scalar_t* bias;
 };
 
-#if SAML_HAS_TILES
+// Columns begin .. end of a row.
+template <typename scalar_t>
+void copy_columns(const Concatenated<scalar_t>& input, int64_t row, int64_t begin, int64_t end, scalar_t* target) {
+  const auto& [left, right] = input;
+  const int64_t split = std::clamp(left.cols, begin, end);
+  std::copy(left.row(row) + begin, left.row(row) + split, target);
+  if (split < end) {
+    std::copy(right.row(row) + (split - left.cols), right.row(row) + (end - left.cols), target + (split - begin));
+  }
+}
 
-// The same sum on the tile unit, of that many bfloat16 parts.
-inline void sum_outer_products_in_tiles(int64_t rows, const Columns<float>& columns, int64_t begin, int64_t end,
-                                        const float* dz, int64_t n, int64_t parts, float* out,
-                                        GradientScratch<float>& scratch) {
-  std::fill_n(out, (end - begin) * n, 0.0f);
-  for (int64_t start = 0; start < rows; start += kGradientChunk) {
-    const int64_t chunk = std::min(kGradientChunk, rows - start);
-    const TileSource source{columns.left.row(start),
-                            columns.left.ld,
-                            columns.left_width,
-                            columns.right.row(start),
-                            columns.right.ld,
-                            columns.right_width,
-                            chunk};
-    lay_out_columns<true>(source, begin, end - begin, parts, scratch.left);
-    for (int64_t column = 0; column < n; column += kBlockSide) {
-      const int64_t width = std::min(kBlockSide, n - column);
-      lay_out_columns<false>(one_matrix(dz + start * n, n, n, chunk), column, width, parts, scratch.right);
-      const TileFactors factors{scratch.left, scratch.right, tiles_of(chunk, kTileDepth), parts};
-      multiply_tiles(factors, parts, 0, end - begin, width, Sums::kAccumulate, nullptr, out + column, n);
+// Rows begin .. end of the weight's gradient on the tile unit, from that many bfloat16 parts.
+template <typename scalar_t>
+void sum_outer_products_in_tiles(const WeightGradient<scalar_t>& of, int64_t begin, int64_t end, int64_t parts,
+                                 GradientScratch<scalar_t>& scratch) {
+  const MatrixView<scalar_t> out = of.weight.row_range(begin, end);
+  std::fill_n(out.data, out.rows * out.cols, scalar_t(0));
+  for (int64_t start = 0; start < of.dz.rows; start += kGradientChunk) {
+    const int64_t stop = std::min(start + kGradientChunk, of.dz.rows);
+    lay_out_columns<true>(of.input.row_range(start, stop), begin, out.rows, parts, scratch.left);
+    for (int64_t column = 0; column < out.cols; column += kBlockSide) {
+      const int64_t width = std::min(kBlockSide, out.cols - column);
+      lay_out_columns<false>(Concatenated<scalar_t>{of.dz.row_range(start, stop)}, column, width, parts, scratch.right);
+      const TileFactors factors{scratch.left, scratch.right, tiles_of(stop - start, kTileDepth), parts};
+      multiply_tiles(factors, parts, {0, out.rows}, Sums::kAccumulate, nullptr, out.columns(column, width));
     }
   }
 }
 
-#endif
-
-// out (end - begin, n) = Σ over rows of columns[begin:end]ᵀ dz, in ascending order of the rows.
+// The same in the register tile.
 template <typename scalar_t>
-void sum_outer_products(int64_t rows, const Columns<scalar_t>& columns, int64_t begin, int64_t end, const scalar_t* dz,
-                        int64_t n, [[maybe_unused]] bool bfloat16, scalar_t* out, GradientScratch<scalar_t>& scratch) {
+void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64_t end,
+                        GradientScratch<scalar_t>& scratch) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
-  const int64_t count = end - begin;
-#if SAML_HAS_TILES
-  if constexpr (kHasTiles<scalar_t>) {
-    // Below a tile in any direction most of it would be zeros.
-    if (std::min({rows, count, n}) >= kTileSide) {
-      sum_outer_products_in_tiles(rows, columns, begin, end, dz, n, bfloat16 ? 1 : kFloatParts, out, scratch);
-      return;
-    }
-  }
-#endif
+  const MatrixView<scalar_t> out = of.weight.row_range(begin, end);
   alignas(64) scalar_t slice[kGradientItemRows<scalar_t> + kTileRows];
   alignas(64) scalar_t edge[kTileRows * panel_width];
-  std::fill_n(out, count * n, scalar_t(0));
-  for (int64_t start = 0; start < rows; start += kGradientChunk) {
-    const int64_t chunk = std::min(kGradientChunk, rows - start);
+  std::fill_n(out.data, out.rows * out.cols, scalar_t(0));
+  for (int64_t start = 0; start < of.dz.rows; start += kGradientChunk) {
+    const int64_t stop = std::min(start + kGradientChunk, of.dz.rows), chunk = stop - start;
     for (int64_t r = 0; r < chunk; ++r) {
-      columns.copy(start + r, begin, end, slice);
-      for (int64_t i = 0; i < count; i += kTileRows) {
+      copy_columns(of.input, start + r, begin, end, slice);
+      for (int64_t i = 0; i < out.rows; i += kTileRows) {
         std::copy_n(slice + i, kTileRows, scratch.input + (i * kGradientChunk) + r * kTileRows);
       }
     }
-    for (int64_t column = 0; column < n; column += panel_width) {
-      const int64_t width = std::min(panel_width, n - column);
+    for (int64_t column = 0; column < out.cols; column += panel_width) {
+      const int64_t width = std::min(panel_width, out.cols - column);
       const bool whole = width == panel_width;
-      pack_panel(dz + start * n + column, n, chunk, width, scratch.panel);
-      for (int64_t i = 0; i < count; i += kTileRows) {
-        const int64_t block = std::min<int64_t>(kTileRows, count - i);
+      pack_panel(of.dz.row_range(start, stop).columns(column, width), scratch.panel);
+      for (int64_t i = 0; i < out.rows; i += kTileRows) {
+        const int64_t block = std::min<int64_t>(kTileRows, out.rows - i);
         const Operand<scalar_t> a{scratch.input + i * kGradientChunk, 1, kTileRows, chunk};
         const Operand<scalar_t> nothing{a.data, 0, 0, 0};
-        scalar_t* target = out + i * n + column;
+        scalar_t* target = out.row(i) + column;
         const auto tile = kRegisterTiles<kVectors, scalar_t>[block - 1];
         if (whole) {
-          tile(a, nothing, scratch.panel, panel_width, nullptr, target, n, true);
+          tile(a, nothing, scratch.panel, panel_width, nullptr, target, out.ld, true);
           continue;
         }
         for (int64_t r = 0; r < block; ++r) {
-          std::copy_n(target + r * n, width, edge + r * panel_width);
+          std::copy_n(target + r * out.ld, width, edge + r * panel_width);
           std::fill(edge + r * panel_width + width, edge + (r + 1) * panel_width, scalar_t(0));
         }
         tile(a, nothing, scratch.panel, panel_width, nullptr, edge, panel_width, true);
         for (int64_t r = 0; r < block; ++r) {
-          std::copy_n(edge + r * panel_width, width, target + r * n);
+          std::copy_n(edge + r * panel_width, width, target + r * out.ld);
         }
       }
     }
@@ -129,72 +118,65 @@ void sum_outer_products(int64_t rows, const Columns<scalar_t>& columns, int64_t 
 }
 
 template <typename scalar_t>
-void sum_rows(int64_t rows, int64_t n, const scalar_t* dz, scalar_t* out) {
-  std::fill_n(out, n, scalar_t(0));
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < n; ++i) {
-      out[i] += dz[r * n + i];
+void sum_rows(const MatrixView<const scalar_t>& dz, scalar_t* out) {
+  std::fill_n(out, dz.cols, scalar_t(0));
+  for (int64_t r = 0; r < dz.rows; ++r) {
+    for (int64_t i = 0; i < dz.cols; ++i) {
+      out[i] += dz.row(r)[i];
     }
   }
 }
 
 template <typename scalar_t>
-void gradient_item(const Trunk<scalar_t>& trunk, const GradientItem& item, void* block) {
+WeightGradient<scalar_t> weight_gradient(const BackwardPass<scalar_t>& pass, const GradientItem& item) {
+  const Trunk<scalar_t>& trunk = pass.trunk;
+  const Layer<scalar_t>& layer = trunk.layers[item.layer];
+  const Saved<const scalar_t>& saved = pass.saved[item.layer];
+  const Saved<const scalar_t>* before = item.layer > 0 ? &pass.saved[item.layer - 1] : nullptr;
+  const LayerGradients<scalar_t>& gradients = pass.gradients[item.layer];
+  const int64_t k = item.scenario;
+  const auto of_scenario = [&](const auto& matrix) { return matrix.row_range(trunk.offsets[k], trunk.offsets[k + 1]); };
+  const auto gradient = [&](const Concatenated<scalar_t>& input, const MatrixView<scalar_t>& dz,
+                            const ParameterGradient<scalar_t>& out) -> WeightGradient<scalar_t> {
+    const int64_t height = input.cols(), n = dz.cols;
+    return {input, dz, {out.weight + k * height * n, height, n, n}, out.bias + k * n};
+  };
+  switch (item.kind) {
+    case GradientItem::Kind::kBranch: {
+      MatrixView<const scalar_t> left;
+      if (before == nullptr) {
+        left = trunk.x_local.columns(trunk.per_branch_input ? k * layer.in_width : 0, layer.in_width);
+      } else {
+        left = before->mutual.data != nullptr ? before->mutual : before->own;
+      }
+      return gradient({of_scenario(left), of_scenario(saved.aux)}, of_scenario(gradients.dz), gradients.branch);
+    }
+    case GradientItem::Kind::kGate:
+      return gradient({of_scenario(saved.own)}, of_scenario(gradients.dz_gate), gradients.gates);
+    case GradientItem::Kind::kAuxiliary:
+      break;
+  }
+  return gradient({before != nullptr ? before->aux : trunk.x_global}, gradients.dz_aux, gradients.auxiliary);
+}
+
+template <typename scalar_t>
+void gradient_item(const BackwardPass<scalar_t>& pass, const GradientItem& item, void* block) {
   [[maybe_unused]] const TileRegisters registers;
   Scratch<scalar_t> pieces(block);
   GradientScratch<scalar_t> scratch(pieces);
-  const Layer<scalar_t>& layer = trunk.layers[item.layer];
-  const Layer<scalar_t>* before = item.layer > 0 ? &trunk.layers[item.layer - 1] : nullptr;
-  const int64_t k = item.scenario;
-  const bool dense = item.kind == GradientItem::Kind::kAux;
-  const int64_t first = dense ? 0 : trunk.offsets[k], rows = (dense ? trunk.rows : trunk.offsets[k + 1]) - first;
-
-  Columns<scalar_t> columns{{nullptr, 0}, 0, {nullptr, 0}, 0};
-  const scalar_t* dz = nullptr;
-  scalar_t *out = nullptr, *bias = nullptr;
-  int64_t n = 0, height = 0;
-  switch (item.kind) {
-    case GradientItem::Kind::kBranch: {
-      n = layer.width;
-      height = layer.in_width + layer.aux_width;
-      if (before != nullptr) {
-        const scalar_t* input = before->has_mutual_unit() ? before->mutual : before->own;
-        columns.left = {input + first * layer.in_width, layer.in_width};
-      } else {
-        const int64_t ld = trunk.per_branch_input ? trunk.num_scenarios * layer.in_width : layer.in_width;
-        columns.left = {trunk.x_local + first * ld + (trunk.per_branch_input ? k * layer.in_width : 0), ld};
-      }
-      columns.left_width = layer.in_width;
-      if (layer.aux_width > 0) {
-        columns.right = {layer.aux + first * layer.aux_width, layer.aux_width};
-        columns.right_width = layer.aux_width;
-      }
-      dz = layer.grad_argument + first * n;
-      out = layer.grad_weight + k * height * n;
-      bias = layer.grad_bias + k * n;
-      break;
+  const WeightGradient<scalar_t> of = weight_gradient(pass, item);
+  bool in_tiles = false;
+  if constexpr (kHasTiles<scalar_t>) {
+    // Below a tile in any direction most of it would be zeros.
+    in_tiles = std::min({of.dz.rows, item.end - item.begin, of.dz.cols}) >= kTileSide;
+    if (in_tiles) {
+      sum_outer_products_in_tiles(of, item.begin, item.end, pass.trunk.own_bfloat16 ? 1 : kFloatParts, scratch);
     }
-    case GradientItem::Kind::kAux:
-      n = layer.aux_width;
-      height = layer.aux_in;
-      columns.left = {before != nullptr ? before->aux : trunk.x_global, height};
-      columns.left_width = height;
-      dz = layer.grad_aux_argument;
-      out = layer.grad_aux_weight;
-      bias = layer.grad_aux_bias;
-      break;
-    case GradientItem::Kind::kGate:
-      n = layer.gate_width;
-      height = layer.width;
-      columns.left = {layer.own + first * height, height};
-      columns.left_width = height;
-      dz = layer.grad_gate_argument + first * n;
-      out = layer.grad_gate_weight + k * height * n;
-      bias = layer.grad_gate_bias + k * n;
-      break;
   }
-  sum_outer_products(rows, columns, item.begin, item.end, dz, n, trunk.own_bfloat16, out + item.begin * n, scratch);
+  if (!in_tiles) {
+    sum_outer_products(of, item.begin, item.end, scratch);
+  }
   if (item.begin == 0) {
-    sum_rows(rows, n, dz, bias);
+    sum_rows(of.dz, of.bias);
   }
 }
