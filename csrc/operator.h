@@ -68,8 +68,8 @@ class ArgumentReader {
 
  private:
   static int64_t checked(FieldName name, int64_t number, size_t count) {
-    TORCH_CHECK_VALUE(0 <= number && number < static_cast<int64_t>(count), name.text(), " must be numbers from 0 to ",
-                      count - 1, ", got ", number);
+    TORCH_CHECK_VALUE(0 <= number && number < static_cast<int64_t>(count), name.text(), " must lie in [0, ", count,
+                      "), got ", number);
     return number;
   }
 

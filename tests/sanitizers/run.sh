@@ -72,4 +72,5 @@ preload="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libubsan.so
 env LD_PRELOAD="$preload" PYTHONPATH="$stage/python" OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
   ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
   "$python" -P -m pytest -q -p no:cacheprovider -k "not compile" \
-  tests/kernels/test_cpp_backend.py tests/kernels/test_operators.py tests/kernels/test_grouping.py
+  tests/kernels/test_cpp_*.py tests/kernels/test_backend_choice.py tests/kernels/test_extension.py \
+  tests/kernels/test_operators.py tests/kernels/test_grouping.py
