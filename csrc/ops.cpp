@@ -90,6 +90,6 @@ PYBIND11_MODULE(_C, module) {
       [] { return list_of(kActivations, [](const ActivationRow& row) { return row.needs_preact; }); },
       "For each of them: whether its derivative reads the pre-activation.");
   module.def(
-      "scores", [] { return list_of(kScores, [](const ScoreRow& row) { return row.name; }); },
+      "scores", [] { return list_of(kScores, [](const char* name) { return name; }); },
       "Names of the scores, at the numbers by which the operators take them.");
 }

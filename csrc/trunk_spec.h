@@ -3,13 +3,17 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <string>
+#include <tuple>
 #include <vector>
 
 #include "activation.h"
-#include "fields.h"
 
 namespace saml_kernels {
+
+// Gives a struct the names of its fields, and the fields, in this order: that of an operator's schema.
+#define SAML_FIELDS(...)                                              \
+  static constexpr const char* field_names() { return #__VA_ARGS__; } \
+  auto fields() { return std::tie(__VA_ARGS__); }
 
 using Tensors = std::vector<at::Tensor>;
 

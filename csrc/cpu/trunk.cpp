@@ -188,7 +188,7 @@ Problem<scalar_t> describe(const MutualSpec& unit) {
 
 template <typename scalar_t>
 void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& kernel, Readers readers) {
-  const auto allocate = [&]<typename element_t>(int64_t count, element_t) {
+  const auto allocate = [&]<typename element_t>(int64_t count, element_t*) {
     constexpr bool bfloat16 = std::is_same_v<element_t, uint16_t>;
     problem.panels.push_back(at::empty({count}, bfloat16 ? at::kBFloat16 : c10::CppTypeToScalarType<scalar_t>::value));
     return static_cast<element_t*>(problem.panels.back().mutable_data_ptr());

@@ -94,6 +94,27 @@ constexpr std::array<RegisterTile<scalar_t>, sizeof...(rows)> register_tiles(std
 template <int vectors, typename scalar_t>
 constexpr auto kRegisterTiles = register_tiles<vectors, scalar_t>(std::make_integer_sequence<int, kTileRows>{});
 
+// C = [bias or C or 0] + A1 B1 + A2 B2 in one register tile, through a buffer where C is narrower; bias is not.
+template <typename scalar_t>
+inline void multiply_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, const scalar_t* b, int64_t ldb,
+                          const scalar_t* bias, Matrix<scalar_t> c, bool accumulate) {
+  constexpr int64_t panel_width = kPanel<scalar_t>;
+  const auto tile = kRegisterTiles<kVectors, scalar_t>[c.rows - 1];
+  if (c.cols == panel_width) {
+    tile(a1, a2, b, ldb, bias, c.data, c.ld, accumulate);
+    return;
+  }
+  alignas(64) scalar_t edge[kTileRows * panel_width];
+  for (int64_t r = 0; accumulate && r < c.rows; ++r) {
+    std::copy_n(c.row(r), c.cols, edge + r * panel_width);
+    std::fill(edge + r * panel_width + c.cols, edge + (r + 1) * panel_width, scalar_t(0));
+  }
+  tile(a1, a2, b, ldb, bias, edge, panel_width, accumulate);
+  for (int64_t r = 0; r < c.rows; ++r) {
+    std::copy_n(edge + r * panel_width, c.cols, c.row(r));
+  }
+}
+
 // Up to kPanel columns of B into a panel (k, kPanel), zero-padded.
 template <typename scalar_t>
 inline void pack_panel(ConstMatrix<scalar_t> b, scalar_t* panel) {
@@ -129,7 +150,6 @@ void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const sc
   const int64_t k = a.cols();
   constexpr int64_t panel_width = kPanel<scalar_t>;
   const Operand<scalar_t> a1 = operand(a.left), a2 = operand(a.right);
-  alignas(64) scalar_t edge[kTileRows * panel_width];
   alignas(64) scalar_t edge_bias[panel_width] = {};
   for (int64_t column = 0; column < c.cols; column += panel_width) {
     const int64_t width = std::min(panel_width, c.cols - column);
@@ -146,17 +166,9 @@ void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const sc
       start = edge_bias;
     }
     for (int64_t row = 0; row < c.rows; row += kTileRows) {
-      const int64_t count = std::min<int64_t>(kTileRows, c.rows - row);
-      scalar_t* target = c.row(row) + column;
-      const auto tile = kRegisterTiles<kVectors, scalar_t>[count - 1];
-      if (whole) {
-        tile(a1.from_row(row), a2.from_row(row), source, stride, start, target, c.ld, false);
-        continue;
-      }
-      tile(a1.from_row(row), a2.from_row(row), source, stride, start, edge, panel_width, false);
-      for (int64_t r = 0; r < count; ++r) {
-        std::copy_n(edge + r * panel_width, width, target + r * c.ld);
-      }
+      const int64_t end = std::min(row + kTileRows, c.rows);
+      multiply_tile<scalar_t>(a1.from_row(row), a2.from_row(row), source, stride, start,
+                              c.row_range(row, end).columns(column, width), false);
     }
   }
 }
@@ -164,8 +176,8 @@ void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const sc
 // dA = [dA +] dC Wᵀ for W (k, n): computed as (W dCᵀ)ᵀ, so that W is read once, in order, and only the few rows of dC
 // are transposed. panel holds n * round_up(rows, kPanel) elements.
 template <typename scalar_t>
-void multiply_transposed(ConstMatrix<scalar_t> dc, const MatrixView<const scalar_t>& w, Matrix<scalar_t> da,
-                         bool accumulate, scalar_t* panel) {
+void multiply_transposed(ConstMatrix<scalar_t> dc, ConstMatrix<scalar_t> w, Matrix<scalar_t> da, bool accumulate,
+                         scalar_t* panel) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
   constexpr int64_t lanes = kLanes<scalar_t>;
   const int64_t n = w.cols;

@@ -63,7 +63,7 @@ inline element_t* matrix_of(element_t* first, int64_t i, int64_t size) {
 template <typename scalar_t>
 void lay_out(const PanelItem<scalar_t>& item) {
   const Weights<scalar_t>& weights = *item.weights;
-  const MatrixView<const scalar_t> matrix = weights.matrix(item.matrix);
+  const ConstMatrix<scalar_t> matrix = weights.matrix(item.matrix);
   if (weights.panels != nullptr) {
     pack_panels(matrix, weights.panels + item.matrix * panels_size(weights));
   }
@@ -98,7 +98,7 @@ inline void prepare_rows(Range rows, const Concatenated<scalar_t>& a, const Weig
 // Rows of Z = bias + [A1 ; A2] W_i, of factors rounded to bfloat16 if asked. These rows, or more, have been prepared.
 template <typename scalar_t>
 inline void linear(bool bfloat16, Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
-                   int64_t i, const MatrixView<scalar_t>& z, ProductScratch<scalar_t>& scratch) {
+                   int64_t i, Matrix<scalar_t> z, ProductScratch<scalar_t>& scratch) {
   if (rows.size() == 0) {
     return;
   }
@@ -112,7 +112,7 @@ inline void linear(bool bfloat16, Range rows, const Concatenated<scalar_t>& a, c
     }
   }
   const Concatenated<scalar_t> factor = a.row_range(rows.begin, rows.end);
-  const MatrixView<scalar_t> target = z.row_range(rows.begin, rows.end);
+  const Matrix<scalar_t> target = z.row_range(rows.begin, rows.end);
   if constexpr (std::is_same_v<scalar_t, float>) {
     if (bfloat16) {
       multiply_bfloat16(factor, weights.matrix(i), bfloat16_panels, bias, target, scratch.panel, scratch.rounded);
@@ -125,9 +125,8 @@ inline void linear(bool bfloat16, Range rows, const Concatenated<scalar_t>& a, c
 
 // Rows of dA = [dA +] dZ W_iᵀ, from column `begin` on; what stands before it is nobody's.
 template <typename scalar_t>
-inline void linear_dgrad(Range rows, const MatrixView<const scalar_t>& dz, const Weights<scalar_t>& weights, int64_t i,
-                         int64_t begin, const MatrixView<scalar_t>& da, bool accumulate,
-                         ProductScratch<scalar_t>& scratch) {
+inline void linear_dgrad(Range rows, ConstMatrix<scalar_t> dz, const Weights<scalar_t>& weights, int64_t i,
+                         int64_t begin, Matrix<scalar_t> da, bool accumulate, ProductScratch<scalar_t>& scratch) {
   if (rows.size() == 0) {
     return;
   }
@@ -150,7 +149,7 @@ inline void linear_dgrad(Range rows, const MatrixView<const scalar_t>& dz, const
 }
 
 template <typename scalar_t>
-inline void activate_rows(Activation activation, ConstMatrix<scalar_t> z, const MatrixView<scalar_t>& v) {
+inline void activate_rows(Activation activation, ConstMatrix<scalar_t> z, MatrixView<scalar_t> v) {
   for (int64_t r = 0; r < v.rows; ++r) {
     activate(activation, z.row(r), v.row(r), v.cols);
   }
@@ -158,9 +157,8 @@ inline void activate_rows(Activation activation, ConstMatrix<scalar_t> z, const 
 
 // dZ = dV ∘ δ'(Z), from V, or from Z where δ needs it and else has none.
 template <typename scalar_t>
-inline void activate_rows_backward(Activation activation, const MatrixView<const scalar_t>& v,
-                                   const MatrixView<const scalar_t>& z, ConstMatrix<scalar_t> dv,
-                                   const MatrixView<scalar_t>& dz) {
+inline void activate_rows_backward(Activation activation, ConstMatrix<scalar_t> v, ConstMatrix<scalar_t> z,
+                                   ConstMatrix<scalar_t> dv, MatrixView<scalar_t> dz) {
   for (int64_t r = 0; r < dz.rows; ++r) {
     activate_backward(activation, v.row(r), z.row(r), dv.row(r), dz.row(r), dz.cols);
   }

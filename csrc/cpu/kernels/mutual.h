@@ -89,8 +89,8 @@ struct MutualScratch {
 
 // g of branch k.
 template <typename scalar_t>
-void gates(bool bfloat16, Range rows, const MatrixView<const scalar_t>& v, const Layer<scalar_t>& layer, int64_t k,
-           const MatrixView<scalar_t>& gate, ProductScratch<scalar_t>& scratch) {
+void gates(bool bfloat16, Range rows, ConstMatrix<scalar_t> v, const Layer<scalar_t>& layer, int64_t k,
+           Matrix<scalar_t> gate, ProductScratch<scalar_t>& scratch) {
   const Concatenated<scalar_t> input{v};
   prepare_rows(rows, input, layer.gates, scratch);
   linear(bfloat16, rows, input, layer.gates, k, gate, scratch);
@@ -104,13 +104,13 @@ void gates(bool bfloat16, Range rows, const MatrixView<const scalar_t>& v, const
 
 // The own row t of the table: α_t, g_t and M_t of a tile's rows, from the streams of all branches.
 template <typename scalar_t>
-void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, const MatrixView<const scalar_t>& streams,
-                    const MatrixView<scalar_t>& alpha, const MatrixView<scalar_t>& gate,
-                    const MatrixView<scalar_t>& out, MutualScratch<scalar_t>& scratch) {
+void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, ConstMatrix<scalar_t> streams,
+                    Matrix<scalar_t> alpha, Matrix<scalar_t> gate, Matrix<scalar_t> out,
+                    MutualScratch<scalar_t>& scratch) {
   const Trunk<scalar_t>& trunk = tile.trunk();
   const int64_t m = trunk.num_scenarios, d = layer.width;
   tile.for_each_segment([&](Segment s) {
-    const MatrixView<const scalar_t> own = streams.columns(s.scenario * d, d);
+    const ConstMatrix<scalar_t> own = streams.columns(s.scenario * d, d);
     gates(trunk.own_bfloat16, s.rows, own, layer, s.scenario, gate, scratch.product);
     for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
       const scalar_t* v = streams.row(r);
@@ -129,12 +129,11 @@ void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, co
 
 // The whole table: M_i of every branch into out, the own one from own.
 template <typename scalar_t>
-void mutual_table(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, const MatrixView<const scalar_t>& streams,
-                  const MatrixView<const scalar_t>& own, const MatrixView<scalar_t>& out,
-                  MutualScratch<scalar_t>& scratch) {
+void mutual_table(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, ConstMatrix<scalar_t> streams,
+                  ConstMatrix<scalar_t> own, Matrix<scalar_t> out, MutualScratch<scalar_t>& scratch) {
   const Trunk<scalar_t>& trunk = tile.trunk();
   const int64_t m = trunk.num_scenarios, d = layer.width, width = layer.gate_width;
-  const MatrixView<scalar_t> gate = tile.in(scratch.gate, m * width);
+  const Matrix<scalar_t> gate = tile.in(scratch.gate, m * width);
   for (int64_t k = 0; k < m; ++k) {
     gates(trunk.foreign_bfloat16, tile.all(), streams.columns(k * d, d), layer, k, gate.columns(k * width, width),
           scratch.product);
@@ -274,14 +273,14 @@ void mutual_backward_row(const Trunk<scalar_t>& trunk, const Layer<scalar_t>& la
 // The same of a tile's rows, with dz_g U_tᵀ: dM becomes dV_t.
 template <typename scalar_t>
 void mutual_backward(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, const Saved<const scalar_t>& saved,
-                     const MatrixView<const scalar_t>& streams, const MatrixView<scalar_t>& d_own,
-                     const MatrixView<scalar_t>& dz_gate, MutualBackwardScratch<scalar_t>& scratch) {
-  const MatrixView<const scalar_t> alpha = tile.of(saved.alpha), gate = tile.of(saved.gate);
+                     ConstMatrix<scalar_t> streams, Matrix<scalar_t> d_own, Matrix<scalar_t> dz_gate,
+                     MutualBackwardScratch<scalar_t>& scratch) {
+  const ConstMatrix<scalar_t> alpha = tile.of(saved.alpha), gate = tile.of(saved.gate);
   tile.for_each_segment([&](Segment s) {
     for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
       mutual_backward_row(tile.trunk(), layer, s.scenario,
                           {streams.row(r), alpha.row(r), gate.row(r), d_own.row(r), dz_gate.row(r)}, scratch);
     }
-    linear_dgrad<scalar_t>(s.rows, dz_gate, layer.gates, s.scenario, 0, d_own, true, scratch.product);
+    linear_dgrad(s.rows, dz_gate, layer.gates, s.scenario, 0, d_own, true, scratch.product);
   });
 }

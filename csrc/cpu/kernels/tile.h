@@ -52,10 +52,10 @@ class Tile {
   }
 
   // A scratch buffer as a matrix of these rows.
-  MatrixView<scalar_t> in(scalar_t* buffer, int64_t width) const { return {buffer, rows(), width, width}; }
+  Matrix<scalar_t> in(scalar_t* buffer, int64_t width) const { return {buffer, rows(), width, width}; }
 
   // These rows of what is saved, or the scratch buffer where it is not.
-  MatrixView<scalar_t> of(const MatrixView<scalar_t>& saved, scalar_t* otherwise, int64_t width) const {
+  Matrix<scalar_t> of(Matrix<scalar_t> saved, scalar_t* otherwise, int64_t width) const {
     return saved.data != nullptr ? of(saved) : in(otherwise, width);
   }
 
@@ -81,12 +81,12 @@ class Tile {
   // Where row r of the tile stands in the caller's order.
   int64_t callers_row(int64_t r) const { return trunk_.permutation[begin_ + r]; }
 
-  void gather(ConstMatrix<scalar_t> callers, MatrixView<scalar_t> sorted) const {
+  void gather(ConstMatrix<scalar_t> callers, Matrix<scalar_t> sorted) const {
     for (int64_t r = 0; r < rows(); ++r) {
       std::copy_n(callers.row(callers_row(r)), callers.cols, sorted.row(r));
     }
   }
-  void scatter(ConstMatrix<scalar_t> sorted, MatrixView<scalar_t> callers) const {
+  void scatter(ConstMatrix<scalar_t> sorted, Matrix<scalar_t> callers) const {
     for (int64_t r = 0; r < rows(); ++r) {
       std::copy_n(sorted.row(r), callers.cols, callers.row(callers_row(r)));
     }

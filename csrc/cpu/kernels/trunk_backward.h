@@ -12,17 +12,15 @@
 
 template <typename scalar_t>
 struct BackwardScratch {
+  Widest<scalar_t> widest;
   ProductScratch<scalar_t> product;
   scalar_t* inputs[2];
   scalar_t* aux[2];
   MutualBackwardScratch<scalar_t> mutual;
 
   BackwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
-      : BackwardScratch(trunk, Widest<scalar_t>(trunk), scratch) {}
-
- private:
-  BackwardScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest, Scratch<scalar_t>& scratch)
-      : product(trunk.tile_rows, widest.factor, true, scratch),
+      : widest(trunk),
+        product(trunk.tile_rows, widest.factor, true, scratch),
         inputs{scratch.take(trunk.tile_rows * std::max(widest.factor, widest.width)),
                scratch.take(trunk.tile_rows * std::max(widest.factor, widest.width))},
         aux{scratch.take(trunk.tile_rows * widest.width), scratch.take(trunk.tile_rows * widest.width)},
@@ -50,10 +48,10 @@ class TileStreams {
     }
     const Trunk<scalar_t>& trunk = pass_.trunk;
     TileLayers<scalar_t> layers(tile, forward_scratch_);
-    MatrixView<const scalar_t> streams;
+    ConstMatrix<scalar_t> streams;
     for (int64_t l = 0; l < trunk.num_shared; ++l) {
       const Layer<scalar_t>& layer = trunk.layers[l];
-      const MatrixView<scalar_t> out =
+      const Matrix<scalar_t> out =
           again_[l] != nullptr ? tile.in(again_[l], trunk.num_scenarios * layer.width) : layers.next_streams(l);
       layers.all_branches(l, streams, tile.of(pass_.saved[l].aux), {}, out);
       streams = out;
@@ -63,7 +61,7 @@ class TileStreams {
     }
   }
 
-  MatrixView<const scalar_t> of_layer(int64_t l, const Tile<scalar_t>& tile) const {
+  ConstMatrix<scalar_t> of_layer(int64_t l, const Tile<scalar_t>& tile) const {
     return again_[l] != nullptr ? tile.in(again_[l], pass_.trunk.num_scenarios * pass_.trunk.layers[l].width)
                                 : tile.of(pass_.saved[l].streams);
   }
@@ -85,11 +83,10 @@ int64_t backward_scratch(const BackwardPass<scalar_t>& pass) {
 
 // The own stream's gradient into the caller's of x_local, whose foreign views receive nothing.
 template <typename scalar_t>
-void scatter_own(const Tile<scalar_t>& tile, const MatrixView<scalar_t>& d_own,
-                 const MatrixView<scalar_t>& grad_x_local) {
+void scatter_own(const Tile<scalar_t>& tile, Matrix<scalar_t> d_own, Matrix<scalar_t> grad_x_local) {
   const int64_t d = d_own.cols;
   tile.for_each_segment([&](Segment s) {
-    const MatrixView<scalar_t> view = grad_x_local.columns(tile.trunk().per_branch_input ? s.scenario * d : 0, d);
+    const Matrix<scalar_t> view = grad_x_local.columns(tile.trunk().per_branch_input ? s.scenario * d : 0, d);
     for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
       std::copy_n(d_own.row(r), d, view.row(tile.callers_row(r)));
     }
@@ -106,8 +103,8 @@ void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* blo
   TileStreams<scalar_t> all_streams(pass, pieces);
   all_streams.recompute(tile);
 
-  MatrixView<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
-  MatrixView<scalar_t> d_aux = tile.in(scratch.aux[0], pass.grad_aux.cols);
+  Matrix<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
+  Matrix<scalar_t> d_aux = tile.in(scratch.aux[0], pass.grad_aux.cols);
   tile.gather(pass.grad_own, d_own);
   tile.gather(pass.grad_aux, d_aux);
 
@@ -122,14 +119,13 @@ void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* blo
       mutual_backward(tile, layer, saved, all_streams.of_layer(l, tile), d_own, tile.of(gradients.dz_gate),
                       scratch.mutual);
     }
-    const MatrixView<scalar_t> dz = tile.of(gradients.dz);
+    const Matrix<scalar_t> dz = tile.of(gradients.dz);
     activate_rows_backward(layer.activation, tile.of(saved.own), tile.of(saved.own_preact), d_own, dz);
     // At the first layer x_l may not want its part.
     const int64_t first = l == 0 && pass.grad_x_local.data == nullptr ? in : 0;
-    const MatrixView<scalar_t> d_in = tile.in(scratch.inputs[turn], in + a);
-    tile.for_each_segment([&](Segment s) {
-      linear_dgrad<scalar_t>(s.rows, dz, layer.branch, s.scenario, first, d_in, false, scratch.product);
-    });
+    const Matrix<scalar_t> d_in = tile.in(scratch.inputs[turn], in + a);
+    tile.for_each_segment(
+        [&](Segment s) { linear_dgrad(s.rows, dz, layer.branch, s.scenario, first, d_in, false, scratch.product); });
     d_own = d_in.columns(0, in);
     if (a == 0) {
       continue;
@@ -140,11 +136,11 @@ void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* blo
         d_a[i] += d_in.row(r)[in + i];
       }
     }
-    const MatrixView<scalar_t> dz_aux = tile.of(gradients.dz_aux);
+    const Matrix<scalar_t> dz_aux = tile.of(gradients.dz_aux);
     activate_rows_backward(layer.activation, tile.of(saved.aux), tile.of(saved.aux_preact), d_aux, dz_aux);
     if (l > 0 || pass.grad_x_global.data != nullptr) {
       d_aux = tile.in(scratch.aux[turn], layer.aux_in);
-      linear_dgrad<scalar_t>(tile.all(), dz_aux, layer.auxiliary, 0, 0, d_aux, false, scratch.product);
+      linear_dgrad(tile.all(), dz_aux, layer.auxiliary, 0, 0, d_aux, false, scratch.product);
     }
   }
 
@@ -163,7 +159,7 @@ void mutual_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, vo
   const Tile<scalar_t> tile(trunk, number);
   Scratch<scalar_t> pieces(block);
   BackwardScratch<scalar_t> scratch(trunk, pieces);
-  const MatrixView<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
+  const Matrix<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
   tile.gather(pass.grad_own, d_own);
   mutual_backward(tile, trunk.layers[0], pass.saved[0], tile.of(trunk.x_local), d_own,
                   tile.of(pass.gradients[0].dz_gate), scratch.mutual);

@@ -5,6 +5,7 @@
 
 template <typename scalar_t>
 struct ForwardScratch {
+  Widest<scalar_t> widest;
   ProductScratch<scalar_t> product;
   scalar_t* aux[2];
   scalar_t* own[2];
@@ -12,11 +13,8 @@ struct ForwardScratch {
   MutualScratch<scalar_t> mutual;
 
   ForwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
-      : ForwardScratch(trunk, Widest<scalar_t>(trunk), scratch) {}
-
- private:
-  ForwardScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest, Scratch<scalar_t>& scratch)
-      : product(trunk.tile_rows, widest.factor, false, scratch),
+      : widest(trunk),
+        product(trunk.tile_rows, widest.factor, false, scratch),
         aux{scratch.take(trunk.tile_rows * widest.width), scratch.take(trunk.tile_rows * widest.width)},
         own{scratch.take(trunk.tile_rows * widest.stream), scratch.take(trunk.tile_rows * widest.stream)},
         streams{scratch.take(trunk.tile_rows * trunk.num_scenarios * widest.shared),
@@ -35,7 +33,7 @@ class TileLayers {
       : trunk_(tile.trunk()), tile_(tile), scratch_(scratch) {}
 
   // Of the streams of all branches (rows, M d) the own ones.
-  void copy_own(const ConstView& streams, const View& own) const {
+  void copy_own(ConstView streams, View own) const {
     tile_.for_each_segment([&](Segment s) {
       for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
         std::copy_n(streams.row(r) + s.scenario * own.cols, own.cols, own.row(r));
@@ -49,20 +47,19 @@ class TileLayers {
   }
 
   // A^l.
-  ConstView auxiliary(int64_t l, const ConstView& previous, const Saved<scalar_t>& saved) {
+  ConstView auxiliary(int64_t l, ConstView previous, const Saved<scalar_t>& saved) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
     const View out = tile_.of(saved.aux, scratch_.aux[l % 2], layer.aux_width);
     const View z = saved.aux_preact.data != nullptr ? tile_.of(saved.aux_preact) : out;
     const Concatenated<scalar_t> input{previous};
     prepare_rows(tile_.all(), input, layer.auxiliary, scratch_.product);
     linear(trunk_.own_bfloat16, tile_.all(), input, layer.auxiliary, 0, z, scratch_.product);
-    activate_rows<scalar_t>(layer.activation, z, out);
+    activate_rows(layer.activation, z, out);
     return out;
   }
 
   // V^l of all branches into out: foreign rows in the foreign precision, own rows in the own.
-  void all_branches(int64_t l, const ConstView& previous, const ConstView& aux, const View& own_preact,
-                    const View& out) {
+  void all_branches(int64_t l, ConstView previous, ConstView aux, View own_preact, View out) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
     const int64_t d = layer.width;
     const bool one_input = l == 0 && !trunk_.per_branch_input;
@@ -87,11 +84,11 @@ class TileLayers {
     if (own_preact.data != nullptr) {
       copy_own(out, own_preact);
     }
-    activate_rows<scalar_t>(layer.activation, out, out);
+    activate_rows(layer.activation, out, out);
   }
 
   // V_t^l of the own branches only.
-  ConstView own_branch(int64_t l, const ConstView& previous, const ConstView& aux, const Saved<scalar_t>& saved) {
+  ConstView own_branch(int64_t l, ConstView previous, ConstView aux, const Saved<scalar_t>& saved) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
     const View out = tile_.of(saved.own, scratch_.own[l % 2], layer.width);
     const View z = saved.own_preact.data != nullptr ? tile_.of(saved.own_preact) : out;
@@ -100,12 +97,12 @@ class TileLayers {
       prepare_rows(s.rows, input, layer.branch, scratch_.product);
       linear(trunk_.own_bfloat16, s.rows, input, layer.branch, s.scenario, z, scratch_.product);
     });
-    activate_rows<scalar_t>(layer.activation, z, out);
+    activate_rows(layer.activation, z, out);
     return out;
   }
 
   // M_t^l.
-  ConstView mutual_own(int64_t l, const ConstView& streams, const Saved<scalar_t>& saved) {
+  ConstView mutual_own(int64_t l, ConstView streams, const Saved<scalar_t>& saved) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
     const View out = tile_.of(saved.mutual, scratch_.own[l % 2], layer.width);
     const View gate = tile_.of(saved.gate, scratch_.mutual.gate, layer.gate_width);
@@ -114,7 +111,7 @@ class TileLayers {
   }
 
   // M^l of all branches, of which own is M_t^l.
-  ConstView mutual_all(int64_t l, const ConstView& streams, const ConstView& own) {
+  ConstView mutual_all(int64_t l, ConstView streams, ConstView own) {
     const View out = next_streams(l);
     mutual_table(tile_, trunk_.layers[l], streams, own, out, scratch_.mutual);
     return out;
@@ -122,7 +119,7 @@ class TileLayers {
 
  private:
   // V_k^{l-1}: x_l, or out of the streams of the layer before.
-  ConstView stream_input(int64_t l, int64_t k, const ConstView& previous) const {
+  ConstView stream_input(int64_t l, int64_t k, ConstView previous) const {
     const int64_t width = trunk_.layers[l].in_width;
     if (l > 0) {
       return previous.columns(k * width, width);
@@ -152,7 +149,7 @@ void forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void* block
   ForwardScratch<scalar_t> scratch(trunk, pieces);
   TileLayers<scalar_t> layers(tile, scratch);
 
-  MatrixView<const scalar_t> aux, streams, own;
+  ConstMatrix<scalar_t> aux, streams, own;
   if (trunk.layers[0].aux_width > 0) {
     aux = tile.of(trunk.x_global);
   }
@@ -166,7 +163,7 @@ void forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void* block
       own = layers.own_branch(l, own, aux, saved);
       continue;
     }
-    const MatrixView<scalar_t> out = saved.streams.data != nullptr ? tile.of(saved.streams) : layers.next_streams(l);
+    const Matrix<scalar_t> out = saved.streams.data != nullptr ? tile.of(saved.streams) : layers.next_streams(l);
     layers.all_branches(l, streams, aux, tile.of(saved.own_preact), out);
     streams = out;
     if (saved.own.data != nullptr) {
@@ -192,7 +189,7 @@ void mutual_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void
   Scratch<scalar_t> pieces(block);
   ForwardScratch<scalar_t> scratch(trunk, pieces);
   TileLayers<scalar_t> layers(tile, scratch);
-  const MatrixView<const scalar_t> streams = tile.of(trunk.x_local);
+  const ConstMatrix<scalar_t> streams = tile.of(trunk.x_local);
   layers.copy_own(streams, tile.of(pass.saved[0].own));
   tile.scatter(layers.mutual_own(0, streams, pass.saved[0]), pass.own);
 }

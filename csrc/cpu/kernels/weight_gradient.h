@@ -39,8 +39,8 @@ int64_t gradient_scratch() {
 template <typename scalar_t>
 struct WeightGradient {
   Concatenated<scalar_t> input;
-  MatrixView<const scalar_t> dz;
-  MatrixView<scalar_t> weight;
+  ConstMatrix<scalar_t> dz;
+  Matrix<scalar_t> weight;
   scalar_t* bias;
 };
 
@@ -59,7 +59,7 @@ void copy_columns(const Concatenated<scalar_t>& input, int64_t row, int64_t begi
 template <typename scalar_t>
 void sum_outer_products_in_tiles(const WeightGradient<scalar_t>& of, int64_t begin, int64_t end, int64_t parts,
                                  GradientScratch<scalar_t>& scratch) {
-  const MatrixView<scalar_t> out = of.weight.row_range(begin, end);
+  const Matrix<scalar_t> out = of.weight.row_range(begin, end);
   std::fill_n(out.data, out.rows * out.cols, scalar_t(0));
   for (int64_t start = 0; start < of.dz.rows; start += kGradientChunk) {
     const int64_t stop = std::min(start + kGradientChunk, of.dz.rows);
@@ -78,13 +78,12 @@ template <typename scalar_t>
 void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64_t end,
                         GradientScratch<scalar_t>& scratch) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
-  const MatrixView<scalar_t> out = of.weight.row_range(begin, end);
+  const Matrix<scalar_t> out = of.weight.row_range(begin, end);
   alignas(64) scalar_t slice[kGradientItemRows<scalar_t> + kTileRows];
-  alignas(64) scalar_t edge[kTileRows * panel_width];
   std::fill_n(out.data, out.rows * out.cols, scalar_t(0));
   for (int64_t start = 0; start < of.dz.rows; start += kGradientChunk) {
-    const int64_t stop = std::min(start + kGradientChunk, of.dz.rows), chunk = stop - start;
-    for (int64_t r = 0; r < chunk; ++r) {
+    const int64_t stop = std::min(start + kGradientChunk, of.dz.rows);
+    for (int64_t r = 0; r < stop - start; ++r) {
       copy_columns(of.input, start + r, begin, end, slice);
       for (int64_t i = 0; i < out.rows; i += kTileRows) {
         std::copy_n(slice + i, kTileRows, scratch.input + (i * kGradientChunk) + r * kTileRows);
@@ -92,33 +91,19 @@ void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64
     }
     for (int64_t column = 0; column < out.cols; column += panel_width) {
       const int64_t width = std::min(panel_width, out.cols - column);
-      const bool whole = width == panel_width;
       pack_panel(of.dz.row_range(start, stop).columns(column, width), scratch.panel);
       for (int64_t i = 0; i < out.rows; i += kTileRows) {
-        const int64_t block = std::min<int64_t>(kTileRows, out.rows - i);
-        const Operand<scalar_t> a{scratch.input + i * kGradientChunk, 1, kTileRows, chunk};
+        const Operand<scalar_t> a{scratch.input + i * kGradientChunk, 1, kTileRows, stop - start};
         const Operand<scalar_t> nothing{a.data, 0, 0, 0};
-        scalar_t* target = out.row(i) + column;
-        const auto tile = kRegisterTiles<kVectors, scalar_t>[block - 1];
-        if (whole) {
-          tile(a, nothing, scratch.panel, panel_width, nullptr, target, out.ld, true);
-          continue;
-        }
-        for (int64_t r = 0; r < block; ++r) {
-          std::copy_n(target + r * out.ld, width, edge + r * panel_width);
-          std::fill(edge + r * panel_width + width, edge + (r + 1) * panel_width, scalar_t(0));
-        }
-        tile(a, nothing, scratch.panel, panel_width, nullptr, edge, panel_width, true);
-        for (int64_t r = 0; r < block; ++r) {
-          std::copy_n(edge + r * panel_width, width, target + r * out.ld);
-        }
+        multiply_tile<scalar_t>(a, nothing, scratch.panel, panel_width, nullptr,
+                                out.row_range(i, std::min(i + kTileRows, out.rows)).columns(column, width), true);
       }
     }
   }
 }
 
 template <typename scalar_t>
-void sum_rows(const MatrixView<const scalar_t>& dz, scalar_t* out) {
+void sum_rows(ConstMatrix<scalar_t> dz, scalar_t* out) {
   std::fill_n(out, dz.cols, scalar_t(0));
   for (int64_t r = 0; r < dz.rows; ++r) {
     for (int64_t i = 0; i < dz.cols; ++i) {
@@ -136,14 +121,14 @@ WeightGradient<scalar_t> weight_gradient(const BackwardPass<scalar_t>& pass, con
   const LayerGradients<scalar_t>& gradients = pass.gradients[item.layer];
   const int64_t k = item.scenario;
   const auto of_scenario = [&](const auto& matrix) { return matrix.row_range(trunk.offsets[k], trunk.offsets[k + 1]); };
-  const auto gradient = [&](const Concatenated<scalar_t>& input, const MatrixView<scalar_t>& dz,
+  const auto gradient = [&](const Concatenated<scalar_t>& input, Matrix<scalar_t> dz,
                             const ParameterGradient<scalar_t>& out) -> WeightGradient<scalar_t> {
     const int64_t height = input.cols(), n = dz.cols;
     return {input, dz, {out.weight + k * height * n, height, n, n}, out.bias + k * n};
   };
   switch (item.kind) {
     case GradientItem::Kind::kBranch: {
-      MatrixView<const scalar_t> left;
+      ConstMatrix<scalar_t> left;
       if (before == nullptr) {
         left = trunk.x_local.columns(trunk.per_branch_input ? k * layer.in_width : 0, layer.in_width);
       } else {
