@@ -23,6 +23,18 @@ inline int64_t tiles_size(int64_t side, int64_t k, int64_t parts) {
   return tiles_of(side, kTileSide) * tiles_of(k, kTileDepth) * parts * kTileElements;
 }
 
+// Factors in tiles, and how far apart their sides' tiles stand.
+struct TileFactors {
+  const uint16_t* left;
+  const uint16_t* right;
+  int64_t depth;  // tiles of k
+  int64_t parts;  // laid out, of which a product may read fewer
+
+  int64_t side_stride() const { return depth * parts * kTileElements; }
+};
+
+enum class Sums { kFromBias, kAccumulate };
+
 #if SAML_HAS_TILES
 
 // Sets up the thread's tile registers, and gives them back: a thread that holds them is slower to switch.
@@ -45,48 +57,33 @@ class TileRegisters {
   TileRegisters& operator=(const TileRegisters&) = delete;
 };
 
-// [left ; right] as one matrix of floats, zero outside.
-struct TileSource {
-  const float* left;
-  int64_t left_ld;
-  int64_t left_width;
-  const float* right;
-  int64_t right_ld;
-  int64_t right_width;
-  int64_t rows;
-
-  __m512 load(int64_t row, int64_t column) const {
-    if (row >= rows) {
-      return _mm512_setzero_ps();
-    }
-    if (column + 16 <= left_width) {
-      return _mm512_loadu_ps(left + row * left_ld + column);
-    }
-    const int64_t width = left_width + right_width;
-    if (column >= left_width && column + 16 <= width) {
-      return _mm512_loadu_ps(right + row * right_ld + column - left_width);
-    }
-    alignas(64) float values[16] = {};
-    for (int64_t i = column; i < std::min(column + 16, width); ++i) {
-      values[i - column] = i < left_width ? left[row * left_ld + i] : right[row * right_ld + i - left_width];
-    }
-    return _mm512_load_ps(values);
+// 16 columns of a row, zero outside of the matrix.
+inline __m512 load_16(const Concatenated<float>& source, int64_t row, int64_t column) {
+  const auto& [left, right] = source;
+  if (row >= source.rows()) {
+    return _mm512_setzero_ps();
   }
-};
-
-// What will be read soon: a column block of 128 rows touches as many pages, which the processor does not foresee.
-inline void prefetch(const TileSource& source, int64_t row, int64_t column) {
-  if (column >= source.left_width + source.right_width) {
-    return;
+  if (column + 16 <= left.cols) {
+    return _mm512_loadu_ps(left.row(row) + column);
   }
-  const bool left = column < source.left_width;
-  const float* place = left ? source.left + row * source.left_ld + column
-                            : source.right + row * source.right_ld + column - source.left_width;
-  _mm_prefetch(reinterpret_cast<const char*>(place), _MM_HINT_T0);
+  if (column >= left.cols && column + 16 <= source.cols()) {
+    return _mm512_loadu_ps(right.row(row) + column - left.cols);
+  }
+  alignas(64) float values[16] = {};
+  for (int64_t i = column; i < std::min(column + 16, source.cols()); ++i) {
+    values[i - column] = i < left.cols ? left.row(row)[i] : right.row(row)[i - left.cols];
+  }
+  return _mm512_load_ps(values);
 }
 
-inline TileSource one_matrix(const float* data, int64_t ld, int64_t width, int64_t rows) {
-  return {data, ld, width, data, 0, 0, rows};
+// What will be read soon: a column block of 128 rows touches as many pages, which the processor does not foresee.
+inline void prefetch(const Concatenated<float>& source, int64_t row, int64_t column) {
+  const auto& [left, right] = source;
+  if (column >= source.cols()) {
+    return;
+  }
+  const float* place = column < left.cols ? left.row(row) + column : right.row(row) + column - left.cols;
+  _mm_prefetch(reinterpret_cast<const char*>(place), _MM_HINT_T0);
 }
 
 inline __m512 widen(__m256bh x) {
@@ -95,8 +92,9 @@ inline __m512 widen(__m256bh x) {
 
 // Units of a tile are 32 bits: two neighbours of k in bfloat16. Row r of a tile, part by part, 512 elements apart:
 // columns column .. column + 32 of one row, or two rows by columns column .. column + 16, interleaved.
-inline void store_row_units(const TileSource& source, int64_t row, int64_t column, int64_t parts, uint16_t* target) {
-  __m512 low = source.load(row, column), high = source.load(row, column + 16);
+inline void store_row_units(const Concatenated<float>& source, int64_t row, int64_t column, int64_t parts,
+                            uint16_t* target) {
+  __m512 low = load_16(source, row, column), high = load_16(source, row, column + 16);
   for (int64_t part = 0; part < parts; ++part) {
     const __m256bh low_part = _mm512_cvtneps_pbh(low), high_part = _mm512_cvtneps_pbh(high);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + part * kTileElements), (__m256i)low_part);
@@ -106,8 +104,9 @@ inline void store_row_units(const TileSource& source, int64_t row, int64_t colum
   }
 }
 
-inline void store_pair_units(const TileSource& source, int64_t row, int64_t column, int64_t parts, uint16_t* target) {
-  __m512 even = source.load(row, column), odd = source.load(row + 1, column);
+inline void store_pair_units(const Concatenated<float>& source, int64_t row, int64_t column, int64_t parts,
+                             uint16_t* target) {
+  __m512 even = load_16(source, row, column), odd = load_16(source, row + 1, column);
   for (int64_t part = 0; part < parts; ++part) {
     const __m256bh even_part = _mm512_cvtneps_pbh(even), odd_part = _mm512_cvtneps_pbh(odd);
     const __m512i odd_bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)odd_part), 16);
@@ -153,10 +152,10 @@ inline void transpose_units(uint16_t* tile) {
 
 // Layout of a factor: by 16 rows (left factor) or columns (right factor), then by 32 of k, then by part.
 
-// Rows first .. last of a left factor; a tile's other rows are left as they are.
-inline void lay_out_left(const TileSource& source, int64_t first, int64_t last, int64_t parts, uint16_t* tiles) {
-  const int64_t depth = tiles_of(source.left_width + source.right_width, kTileDepth);
-  for (int64_t row = first; row < last; ++row) {
+// Rows of a left factor; a tile's other rows are left as they are.
+inline void lay_out_left(const Concatenated<float>& source, Range rows, int64_t parts, uint16_t* tiles) {
+  const int64_t depth = tiles_of(source.cols(), kTileDepth);
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
     uint16_t* target = tiles + row / kTileSide * depth * parts * kTileElements + row % kTileSide * kTileDepth;
     for (int64_t k = 0; k < depth; ++k) {
       store_row_units(source, row, k * kTileDepth, parts, target + k * parts * kTileElements);
@@ -167,8 +166,9 @@ inline void lay_out_left(const TileSource& source, int64_t first, int64_t last, 
 // Columns begin .. begin + count as a right factor, or their transpose as a left one; k runs over the source's rows.
 // Row by row, so that the source is read in order.
 template <bool transposed>
-inline void lay_out_columns(const TileSource& source, int64_t begin, int64_t count, int64_t parts, uint16_t* tiles) {
-  const int64_t depth = tiles_of(source.rows, kTileDepth), step = parts * kTileElements;
+inline void lay_out_columns(const Concatenated<float>& source, int64_t begin, int64_t count, int64_t parts,
+                            uint16_t* tiles) {
+  const int64_t depth = tiles_of(source.rows(), kTileDepth), step = parts * kTileElements;
   for (int64_t k = 0; k < depth; ++k) {
     for (int64_t side = 0; side < tiles_of(count, kTileSide); ++side) {
       uint16_t* target = tiles + (side * depth + k) * step;
@@ -186,9 +186,9 @@ inline void lay_out_columns(const TileSource& source, int64_t begin, int64_t cou
 }
 
 // The transpose of the whole source as a right factor, k running over its columns.
-inline void lay_out_right_transposed(const TileSource& source, int64_t parts, uint16_t* tiles) {
-  const int64_t depth = tiles_of(source.left_width, kTileDepth);
-  for (int64_t side = 0; side < tiles_of(source.rows, kTileSide); ++side) {
+inline void lay_out_right_transposed(const Concatenated<float>& source, int64_t parts, uint16_t* tiles) {
+  const int64_t depth = tiles_of(source.cols(), kTileDepth);
+  for (int64_t side = 0; side < tiles_of(source.rows(), kTileSide); ++side) {
     for (int64_t k = 0; k < depth; ++k, tiles += parts * kTileElements) {
       for (int64_t r = 0; r < kTileSide; ++r) {
         store_row_units(source, side * kTileSide + r, k * kTileDepth, parts, tiles + r * kTileDepth);
@@ -199,18 +199,6 @@ inline void lay_out_right_transposed(const TileSource& source, int64_t parts, ui
     }
   }
 }
-
-// Factors in tiles, and how far apart their sides' tiles stand.
-struct TileFactors {
-  const uint16_t* left;
-  const uint16_t* right;
-  int64_t depth;  // tiles of k
-  int64_t parts;  // laid out, of which a product may read fewer
-
-  int64_t side_stride() const { return depth * parts * kTileElements; }
-};
-
-enum class Sums { kFromBias, kAccumulate };
 
 // A block of row_tiles by column_tiles tiles: C = [bias in every row, or C] + left · right with that many parts.
 template <int parts, int row_tiles, int column_tiles>
@@ -276,37 +264,37 @@ template <int parts>
 constexpr TileBlock kTileBlocks[2][2] = {{&tile_block<parts, 1, 1>, &tile_block<parts, 1, 2>},
                                          {&tile_block<parts, 2, 1>, &tile_block<parts, 2, 2>}};
 
-// Rows first .. last of C (·, n) = [bias, or 0, or C] + left · right. bias has n values or is null; c is row 0.
-inline void multiply_tiles(const TileFactors& factors, int64_t parts, int64_t first, int64_t last, int64_t n, Sums sums,
-                           const float* bias, float* c, int64_t ldc) {
+// These rows of C = [bias, or 0, or C] + left · right. bias has a value for every column or is null.
+inline void multiply_tiles(const TileFactors& factors, int64_t parts, Range rows, Sums sums, const float* bias,
+                           const MatrixView<float>& c) {
   const auto& blocks = parts == 1 ? kTileBlocks<1> : kTileBlocks<kFloatParts>;
   alignas(64) float edge[kBlockSide * kBlockSide];
   alignas(64) float block_bias[kBlockSide] = {};
-  for (int64_t column = 0; column < n; column += kBlockSide) {
-    const int64_t width = std::min(kBlockSide, n - column), column_tiles = tiles_of(width, kTileSide);
+  for (int64_t column = 0; column < c.cols; column += kBlockSide) {
+    const int64_t width = std::min(kBlockSide, c.cols - column), column_tiles = tiles_of(width, kTileSide);
     if (bias != nullptr) {
       std::copy_n(bias + column, width, block_bias);
     }
     const uint16_t* right = factors.right + column / kTileSide * factors.side_stride();
-    for (int64_t row = first / kTileSide * kTileSide; row < last; row += kBlockSide) {
-      const int64_t height = std::min(kBlockSide, last - row), row_tiles = tiles_of(height, kTileSide);
+    for (int64_t row = rows.begin / kTileSide * kTileSide; row < rows.end; row += kBlockSide) {
+      const int64_t height = std::min(kBlockSide, rows.end - row), row_tiles = tiles_of(height, kTileSide);
       const TileBlock block = blocks[row_tiles - 1][column_tiles - 1];
       const uint16_t* left = factors.left + row / kTileSide * factors.side_stride();
-      float* target = c + row * ldc + column;
-      if (row >= first && height == row_tiles * kTileSide && width == column_tiles * kTileSide) {
-        block(factors, left, right, sums, block_bias, target, ldc);
+      float* target = c.row(row) + column;
+      if (row >= rows.begin && height == row_tiles * kTileSide && width == column_tiles * kTileSide) {
+        block(factors, left, right, sums, block_bias, target, c.ld);
         continue;
       }
-      const int64_t begin = std::max<int64_t>(first - row, 0);
+      const int64_t begin = std::max<int64_t>(rows.begin - row, 0);
       if (sums == Sums::kAccumulate) {
         std::fill_n(edge, kBlockSide * kBlockSide, 0.0f);
         for (int64_t r = begin; r < height; ++r) {
-          std::copy_n(target + r * ldc, width, edge + r * kBlockSide);
+          std::copy_n(target + r * c.ld, width, edge + r * kBlockSide);
         }
       }
       block(factors, left, right, sums, block_bias, edge, kBlockSide);
       for (int64_t r = begin; r < height; ++r) {
-        std::copy_n(edge + r * kBlockSide, width, target + r * ldc);
+        std::copy_n(edge + r * kBlockSide, width, target + r * c.ld);
       }
     }
   }

@@ -167,7 +167,7 @@ inline void activate(Activation activation, const scalar_t* z, scalar_t* v, int6
   }
 }
 
-// dz = dv ∘ δ'(z), from v = δ(z), or from z where derivative_needs_argument.
+// dz = dv ∘ δ'(z), from v = δ(z), or from z where needs_preact(activation).
 template <typename scalar_t>
 inline void activate_backward(Activation activation, const scalar_t* v, const scalar_t* z, const scalar_t* dv,
                               scalar_t* dz, int64_t n) {

@@ -29,6 +29,11 @@ struct Operand {
   Operand from_row(int64_t row) const { return {data + row * row_stride, row_stride, k_stride, k}; }
 };
 
+template <typename scalar_t>
+inline Operand<scalar_t> operand(const MatrixView<const scalar_t>& a) {
+  return {a.data, a.ld, 1, a.cols};
+}
+
 // acc += A B over a.k terms.
 template <int rows, int vectors, typename scalar_t>
 inline __attribute__((always_inline)) void multiply_add(vec<scalar_t> (&acc)[rows][vectors], const Operand<scalar_t>& a,
@@ -89,102 +94,115 @@ constexpr std::array<RegisterTile<scalar_t>, sizeof...(rows)> register_tiles(std
 template <int vectors, typename scalar_t>
 constexpr auto kRegisterTiles = register_tiles<vectors, scalar_t>(std::make_integer_sequence<int, kTileRows>{});
 
-// Columns column .. column + width of B (k, ·) into a panel (k, kPanel), zero-padded.
+// C = [bias or C or 0] + A1 B1 + A2 B2 in one register tile, through a buffer where C is narrower; bias is not.
 template <typename scalar_t>
-inline void pack_panel(const scalar_t* b, int64_t ldb, int64_t k, int64_t width, scalar_t* panel) {
+inline void multiply_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, const scalar_t* b, int64_t ldb,
+                          const scalar_t* bias, Matrix<scalar_t> c, bool accumulate) {
+  constexpr int64_t panel_width = kPanel<scalar_t>;
+  const auto tile = kRegisterTiles<kVectors, scalar_t>[c.rows - 1];
+  if (c.cols == panel_width) {
+    tile(a1, a2, b, ldb, bias, c.data, c.ld, accumulate);
+    return;
+  }
+  alignas(64) scalar_t edge[kTileRows * panel_width];
+  for (int64_t r = 0; accumulate && r < c.rows; ++r) {
+    std::copy_n(c.row(r), c.cols, edge + r * panel_width);
+    std::fill(edge + r * panel_width + c.cols, edge + (r + 1) * panel_width, scalar_t(0));
+  }
+  tile(a1, a2, b, ldb, bias, edge, panel_width, accumulate);
+  for (int64_t r = 0; r < c.rows; ++r) {
+    std::copy_n(edge + r * panel_width, c.cols, c.row(r));
+  }
+}
+
+// Up to kPanel columns of B into a panel (k, kPanel), zero-padded.
+template <typename scalar_t>
+inline void pack_panel(ConstMatrix<scalar_t> b, scalar_t* panel) {
   constexpr int lanes = kLanes<scalar_t>;
-  if (width == kPanel<scalar_t>) {
-    for (int64_t i = 0; i < k; ++i) {
+  if (b.cols == kPanel<scalar_t>) {
+    for (int64_t i = 0; i < b.rows; ++i) {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        store(panel + i * kPanel<scalar_t> + v * lanes, load(b + i * ldb + v * lanes));
+        store(panel + i * kPanel<scalar_t> + v * lanes, load(b.row(i) + v * lanes));
       }
     }
     return;
   }
-  for (int64_t i = 0; i < k; ++i) {
+  for (int64_t i = 0; i < b.rows; ++i) {
     scalar_t* row = panel + i * kPanel<scalar_t>;
-    std::copy_n(b + i * ldb, width, row);
-    std::fill(row + width, row + kPanel<scalar_t>, scalar_t(0));
+    std::copy_n(b.row(i), b.cols, row);
+    std::fill(row + b.cols, row + kPanel<scalar_t>, scalar_t(0));
   }
 }
 
-// All panels of B (k, n), one after the other.
+// All panels of B, one after the other.
 template <typename scalar_t>
-void pack_panels(const scalar_t* b, int64_t k, int64_t n, scalar_t* panels) {
-  for (int64_t column = 0; column < n; column += kPanel<scalar_t>) {
-    pack_panel(b + column, n, k, std::min(kPanel<scalar_t>, n - column), panels + column * k);
+void pack_panels(ConstMatrix<scalar_t> b, scalar_t* panels) {
+  for (int64_t column = 0; column < b.cols; column += kPanel<scalar_t>) {
+    pack_panel(b.columns(column, std::min(kPanel<scalar_t>, b.cols - column)), panels + column * b.rows);
   }
 }
 
-// C (rows, n) = [bias, or 0] + [A1 ; A2] B. B is (a1.k + a2.k, n), ldb apart; panels are those of B, or null, and then
-// panel holds (a1.k + a2.k) * kPanel elements.
+// C = [bias, or 0] + [A1 ; A2] B. panels are those of B, or null, and then panel holds a.cols() * kPanel elements.
 template <typename scalar_t>
-void multiply(int64_t rows, int64_t n, const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, const scalar_t* b,
-              int64_t ldb, const scalar_t* panels, const scalar_t* bias, scalar_t* c, int64_t ldc, scalar_t* panel) {
-  const int64_t k = a1.k + a2.k;
+void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const scalar_t* panels, const scalar_t* bias,
+              Matrix<scalar_t> c, scalar_t* panel) {
+  const int64_t k = a.cols();
   constexpr int64_t panel_width = kPanel<scalar_t>;
-  alignas(64) scalar_t edge[kTileRows * panel_width];
+  const Operand<scalar_t> a1 = operand(a.left), a2 = operand(a.right);
   alignas(64) scalar_t edge_bias[panel_width] = {};
-  for (int64_t column = 0; column < n; column += panel_width) {
-    const int64_t width = std::min(panel_width, n - column);
+  for (int64_t column = 0; column < c.cols; column += panel_width) {
+    const int64_t width = std::min(panel_width, c.cols - column);
     const bool whole = width == panel_width;
-    const bool packed = panels != nullptr || !whole || rows > kRowsWithoutPacking;
+    const bool packed = panels != nullptr || !whole || c.rows > kRowsWithoutPacking;
     if (packed && panels == nullptr) {
-      pack_panel(b + column, ldb, k, width, panel);
+      pack_panel<scalar_t>(b.columns(column, width), panel);
     }
-    const scalar_t* source = panels != nullptr ? panels + column * k : packed ? panel : b + column;
-    const int64_t stride = packed ? panel_width : ldb;
+    const scalar_t* source = panels != nullptr ? panels + column * k : packed ? panel : b.data + column;
+    const int64_t stride = packed ? panel_width : b.ld;
     const scalar_t* start = bias == nullptr ? nullptr : bias + column;
     if (start != nullptr && !whole) {
       std::copy_n(start, width, edge_bias);
       start = edge_bias;
     }
-    for (int64_t row = 0; row < rows; row += kTileRows) {
-      const int64_t count = std::min<int64_t>(kTileRows, rows - row);
-      scalar_t* target = c + row * ldc + column;
-      const auto tile = kRegisterTiles<kVectors, scalar_t>[count - 1];
-      if (whole) {
-        tile(a1.from_row(row), a2.from_row(row), source, stride, start, target, ldc, false);
-        continue;
-      }
-      tile(a1.from_row(row), a2.from_row(row), source, stride, start, edge, panel_width, false);
-      for (int64_t r = 0; r < count; ++r) {
-        std::copy_n(edge + r * panel_width, width, target + r * ldc);
-      }
+    for (int64_t row = 0; row < c.rows; row += kTileRows) {
+      const int64_t end = std::min(row + kTileRows, c.rows);
+      multiply_tile<scalar_t>(a1.from_row(row), a2.from_row(row), source, stride, start,
+                              c.row_range(row, end).columns(column, width), false);
     }
   }
 }
 
-// out (rows, k) = [out +] dz (rows, n) Wᵀ for W (k, n): computed as (W dzᵀ)ᵀ, so that W is read once, in order, and
-// only the few rows of dz are transposed. panel holds n * round_up(rows, kPanel) elements.
+// dA = [dA +] dC Wᵀ for W (k, n): computed as (W dCᵀ)ᵀ, so that W is read once, in order, and only the few rows of dC
+// are transposed. panel holds n * round_up(rows, kPanel) elements.
 template <typename scalar_t>
-void multiply_transposed(int64_t rows, int64_t k, int64_t n, const scalar_t* dz, int64_t ld_dz, const scalar_t* w,
-                         int64_t ldw, scalar_t* out, int64_t ld_out, bool accumulate, scalar_t* panel) {
+void multiply_transposed(ConstMatrix<scalar_t> dc, ConstMatrix<scalar_t> w, Matrix<scalar_t> da, bool accumulate,
+                         scalar_t* panel) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
   constexpr int64_t lanes = kLanes<scalar_t>;
-  for (int64_t row = 0; row < rows; row += panel_width) {
-    const int64_t width = std::min(panel_width, rows - row);
+  const int64_t n = w.cols;
+  for (int64_t row = 0; row < dc.rows; row += panel_width) {
+    const int64_t width = std::min(panel_width, dc.rows - row);
     scalar_t* target = panel + row * n;
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t r = 0; r < width; ++r) {
-        target[i * panel_width + r] = dz[(row + r) * ld_dz + i];
+        target[i * panel_width + r] = dc.row(row + r)[i];
       }
       std::fill(target + i * panel_width + width, target + (i + 1) * panel_width, scalar_t(0));
     }
   }
   alignas(64) scalar_t block[kTileRows * panel_width];
-  const Operand<scalar_t> nothing{w, 0, 0, 0};
-  for (int64_t i = 0; i < k; i += kTileRows) {
-    const int64_t count = std::min<int64_t>(kTileRows, k - i);
-    const Operand<scalar_t> a{w + i * ldw, ldw, 1, n};
-    for (int64_t row = 0; row < rows; row += panel_width) {
-      const int64_t width = std::min(panel_width, rows - row);
+  const Operand<scalar_t> rows_of_w = operand(w), nothing{w.data, 0, 0, 0};
+  for (int64_t i = 0; i < w.rows; i += kTileRows) {
+    const int64_t count = std::min<int64_t>(kTileRows, w.rows - i);
+    const Operand<scalar_t> a = rows_of_w.from_row(i);
+    for (int64_t row = 0; row < dc.rows; row += panel_width) {
+      const int64_t width = std::min(panel_width, dc.rows - row);
       const auto tile =
           width <= lanes ? kRegisterTiles<1, scalar_t>[count - 1] : kRegisterTiles<kVectors, scalar_t>[count - 1];
       tile(a, nothing, panel + row * n, panel_width, nullptr, block, panel_width, false);
       for (int64_t r = 0; r < width; ++r) {
-        scalar_t* target = out + (row + r) * ld_out + i;
+        scalar_t* target = da.row(row + r) + i;
         for (int64_t j = 0; j < count; ++j) {
           target[j] = block[j * panel_width + r] + (accumulate ? target[j] : scalar_t(0));
         }
