@@ -80,6 +80,15 @@ def test_the_python_of_the_readme():
     assert (namespace["own"].shape, namespace["aux"].shape) == ((4096, 128), (4096, 128))
 
 
+@pytest.mark.parametrize("page", ["docs/layers.md", "docs/pytorch.md"])
+def test_the_python_of_the_reference_pages(page):
+    namespace: dict[str, object] = {}
+    blocks = [code for language, code in BLOCK.findall(read(page)) if language == "python"]
+    assert blocks
+    for code in blocks:
+        exec(compile(code, page, "exec"), namespace)
+
+
 def test_the_commands_of_the_readme_on_its_schema(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = 80
