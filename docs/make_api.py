@@ -1,6 +1,7 @@
 """Writes docs/api.md from the docstrings: python docs/make_api.py
 
-What a package's ``__all__`` lists is public. Signatures are those of the source: they read as they were written.
+What ``__all__`` lists is public, and of the modules of saml_kernels.testing what they define. Signatures are those of
+the source: they read as they were written.
 """
 
 import ast
@@ -11,13 +12,16 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 PAGE = Path(__file__).parent / "api.md"
 PACKAGES = (
     "saml_kernels",
     "saml_kernels.layers",
-    "saml_kernels.testing",
+    "saml_kernels.testing.problem",
+    "saml_kernels.testing.accuracy",
+    "saml_kernels.testing.timing",
     "saml_rec",
     "saml_rec.models",
     "saml_rec.data",
@@ -26,7 +30,7 @@ PACKAGES = (
     "saml_rec.evaluation",
     "saml_rec.comparison",
 )
-"""Those that do not exist or list nothing are left out."""
+"""Those that do not exist or have nothing public are left out."""
 HEAD = """\
 # Functions and classes
 
@@ -55,7 +59,7 @@ def page() -> str:
             if error.name is None or not package.startswith(error.name):
                 raise
             continue
-        entries = [(name, getattr(module, name)) for name in sorted(getattr(module, "__all__", ()), key=str.lower)]
+        entries = [(name, getattr(module, name)) for name in sorted(public(module), key=str.lower)]
         fresh = [(name, value) for name, value in entries if id(value) not in seen and not inspect.ismodule(value)]
         seen.update(id(value) for _, value in fresh)
         described = [text for name, value in fresh if (text := describe(package, name, value))]
@@ -64,6 +68,14 @@ def page() -> str:
     contents = "\n".join(f"- [`{name}`](#{name.replace('.', '').lower()})" for name, _, _ in sections)
     body = "\n".join(f"## {name}\n\n{text}\n\n" + "\n".join(described) for name, text, described in sections)
     return f"{HEAD}\n{contents}\n\n{body}"
+
+
+def public(module: ModuleType) -> list[str]:
+    """What ``__all__`` lists; for testing's modules, which have none, what they define and document."""
+    if hasattr(module, "__all__") or not module.__name__.startswith("saml_kernels.testing."):
+        return list(getattr(module, "__all__", ()))
+    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    return [name for name, value in own.items() if name[0] != "_" and inspect.getdoc(value)]
 
 
 def describe(package: str, name: str, value: Any) -> str:
