@@ -1,12 +1,9 @@
 """What ``saml-rec bench`` does: times the trunk on every backend, or tunes the Triton kernels for a shape."""
 
 import dataclasses
-import gc
-import math
 import statistics
-import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,22 +15,21 @@ from saml_kernels.backends import BACKENDS, BackendUnavailable, choose_backend
 from saml_kernels.backends.triton import configs, tuning
 from saml_kernels.backends.triton.configs import Choice
 from saml_kernels.backends.triton.tuning import Call, Shape, Tuned
+from saml_kernels.testing import timing
+from saml_kernels.testing.accuracy import one_line
+from saml_kernels.testing.problem import backend as run_on
+from saml_kernels.testing.timing import Protocol
 from saml_rec import report
 from saml_rec.checkpoint import versions
 from saml_rec.errors import InputError
 from saml_rec.files import check_output_file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PASSES = ("forward", "training_step")
+PASSES = {"forward": "forward", "training_step": "step"}
+"""As they are called in the record, and in saml_kernels.testing.problem.PASSES."""
 REFERENCE = "reference"
-MIN_ROUNDS = 5
-MAX_ROUNDS = 101
-MIN_SAMPLE = 5e-3
-"""Seconds: shorter calls are repeated within a sample."""
 TUNING_STAGES = 5
 """That share the budget: forward, backward, weights, and the result's forward and step beside the built-in choice."""
-
-Name = TypeVar("Name", bound=Hashable)
 
 
 def measure(shape: Shape, budget: float) -> dict[str, Any]:
@@ -41,7 +37,7 @@ def measure(shape: Shape, budget: float) -> dict[str, Any]:
 
     Args:
         shape: what to time.
-        budget: seconds for the rounds of both passes together; there are at least MIN_ROUNDS.
+        budget: seconds for the rounds of both passes together; there are at least Protocol.min_rounds.
 
     Returns:
         The record that ``--out`` writes: ``shape``, ``budget``, ``machine``, ``versions``, ``backends``. A backend has
@@ -52,25 +48,26 @@ def measure(shape: Shape, budget: float) -> dict[str, Any]:
         InputError: the inputs do not fit in memory.
     """
     try:
-        problem = tuning.make(shape)
+        problem = shape.problem()
     except (RuntimeError, MemoryError) as error:
-        raise InputError(f"{describe(_record(shape, budget))}: {tuning.one_line(error)}") from error
+        raise InputError(f"{describe(_record(shape, budget))}: {one_line(error)}") from error
     reasons: dict[str, str] = {}
     calls: dict[str, dict[str, Call]] = {name: {} for name in PASSES}
     for backend in BACKENDS:
         try:
             choose_backend(backend, "multi_branch", problem.x_local)
-            found = {"forward": _bound(problem.forward, backend), "training_step": _bound(problem.step, backend)}
+            found = {name: problem.call(kind, run_on(backend)) for name, kind in PASSES.items()}
             for call in found.values():
                 call()
         except BackendUnavailable as error:
             reasons[backend] = str(error).partition(": ")[2]
         except (RuntimeError, MemoryError) as error:
-            reasons[backend] = tuning.one_line(error)
+            reasons[backend] = one_line(error)
         else:
             for name, call in found.items():
                 calls[name][backend] = call
-    times = {name: interleaved(of_pass, shape.device, budget / len(PASSES)) for name, of_pass in calls.items()}
+    protocol, clock = Protocol(budget / len(PASSES)), timing.clock_of(shape.device)
+    times = {name: timing.interleave(of_pass, protocol, clock) for name, of_pass in calls.items()}
     return _record(shape, budget) | {
         "backends": {
             backend: {"reason": reasons[backend]}
@@ -117,68 +114,14 @@ def tune(shape: Shape, budget: float, say: Callable[[str], None]) -> tuple[Tuned
     """
 
     def timer(calls: Mapping[Choice, Call]) -> dict[Choice, float]:
-        times = interleaved(calls, shape.device, budget / TUNING_STAGES)
+        times = timing.interleave(calls, Protocol(budget / TUNING_STAGES), timing.clock_of(shape.device))
         return {choice: statistics.median(seconds) for choice, seconds in times.items()}
 
     try:
         found = tuning.tune(shape, timer, say)
     except (tuning.TuningFailed, torch.OutOfMemoryError) as error:
-        raise InputError(f"--tune: {tuning.one_line(error)}") from error
+        raise InputError(f"--tune: {one_line(error)}") from error
     return found, _record(shape, budget) | {"tuned": dataclasses.asdict(found) | {"path": str(found.path)}}
-
-
-def interleaved(calls: Mapping[Name, Call], device: torch.device, budget: float) -> dict[Name, list[float]]:
-    """Seconds a call, one entry a round, of every contender, all of which have run before.
-
-    The order of the contenders rotates from round to round, and is reversed in every second one: a disturbance, or
-    what a neighbour leaves in caches, then hits all alike.
-    """
-    clock = _cuda_clock(device) if device.type == "cuda" else _wall_clock
-    repeats = {name: max(1, math.ceil(MIN_SAMPLE / max(clock(call, 1), 1e-9))) for name, call in calls.items()}
-    seconds: dict[Name, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    gc.collect()
-    gc.disable()
-    try:
-        start = time.perf_counter()
-        for index in range(MAX_ROUNDS if names else 0):
-            first = index // 2 % len(names)
-            rotated = [*names[first:], *names[:first]]
-            for name in rotated[::-1] if index % 2 else rotated:
-                seconds[name].append(clock(calls[name], repeats[name]))
-            if index + 1 >= MIN_ROUNDS and time.perf_counter() - start > budget:
-                break
-    finally:
-        gc.enable()
-    return seconds
-
-
-def _wall_clock(call: Call, repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
-def _cuda_clock(device: torch.device) -> Callable[[Call, int], float]:
-    """Time between events on the device, which the launches of the first call are part of."""
-
-    def clock(call: Call, repeats: int) -> float:
-        with torch.cuda.device(device):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            start.record()
-            for _ in range(repeats):
-                call()
-            end.record()
-            end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3 / repeats
-
-    return clock
-
-
-def _bound(function: Callable[[str], object], backend: str) -> Call:
-    return lambda: function(backend)
 
 
 def _record(shape: Shape, budget: float) -> dict[str, Any]:
@@ -192,13 +135,8 @@ def _record(shape: Shape, budget: float) -> dict[str, Any]:
 
 
 def _figures(seconds: Sequence[float], reference: Sequence[float] | None) -> dict[str, Any]:
-    ratio = None if reference is None else [a / b for a, b in zip(reference, seconds, strict=True)]
-    return {"seconds": _summary(seconds), "ratio": None if ratio is None else _summary(ratio)}
-
-
-def _summary(values: Sequence[float]) -> dict[str, float]:
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return {"median": statistics.median(values), "p20": fifths[0], "p80": fifths[3], "rounds": len(values)}
+    ratio = None if reference is None else dataclasses.asdict(timing.ratio(reference, seconds))
+    return {"seconds": dataclasses.asdict(timing.summary(seconds)), "ratio": ratio}
 
 
 def describe(record: Mapping[str, Any]) -> str:

@@ -1,56 +1,43 @@
-"""Random trunk problems, their evaluation with every gradient, and the comparison of two evaluations."""
+"""Trunk problems for the tests: small cases, the oracles' results, and the comparison of two evaluations.
+
+The problem itself and ‖out − ref‖ / ‖ref‖ are saml_kernels.testing's; the oracles are the tests' own.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import naive
 import plain
 import pytest
 import torch
-from torch import Tensor
 
 import saml_kernels
+from saml_kernels.testing import problem as testing
+from saml_kernels.testing.accuracy import FLOAT32_BOUND, FLOAT64_BOUND, relative_error, relative_errors
+from saml_kernels.testing.problem import Problem, Results, make
+from saml_kernels.types import TrunkParams as Params
+
+__all__ = ["Params", "Problem", "make", "relative_error"]
 
 ACTIVATIONS = tuple(naive.ACTIVATIONS)
-FLOAT64_TOLERANCE = 1e-10
-FLOAT32_TOLERANCE = 1e-5
-
-Results: TypeAlias = dict[str, Tensor]
-
-
-class Params(NamedTuple):
-    branch_weights: list[Tensor]
-    branch_biases: list[Tensor]
-    aux_weights: list[Tensor]
-    aux_biases: list[Tensor]
-    gate_weights: list[Tensor | None]
-    gate_biases: list[Tensor | None]
+FLOAT64_TOLERANCE = FLOAT64_BOUND
+FLOAT32_TOLERANCE = FLOAT32_BOUND
 
 
 @dataclass(frozen=True)
-class Case:
-    """One trunk and one batch, everything but the random numbers. mutual_layers counts from 1."""
+class Case(testing.Case):
+    """A case of few rows and narrow layers unless it says otherwise."""
 
-    M: int = 3
     B: int = 7
+    M: int = 3
     local_dim: int = 4
     global_dim: int = 5
     hidden_dims: tuple[int, ...] = (6, 4)
-    aux_dims: tuple[int, ...] = (5, 3)
-    mutual_layers: tuple[int, ...] = (1,)
-    gate: str = "vector"
-    score: str = "ratio"
-    activation: str = "relu"
-    temperature: float = 0.1
-    per_branch: bool = False
-    stop_gradient: bool = True
-    foreign_dtype: torch.dtype | None = None
-    scenario_dtype: torch.dtype = torch.int64
-    seed: int = 0
+    aux_dims: tuple[int, ...] | None = (5, 3)
 
     def __str__(self) -> str:
         parts = [
@@ -65,92 +52,6 @@ class Case:
         parts += [] if self.stop_gradient else ["nosg"]
         parts += [str(self.foreign_dtype).removeprefix("torch.")] if self.foreign_dtype else []
         return "-".join(parts)
-
-
-@dataclass(frozen=True)
-class Problem:
-    x_local: Tensor
-    x_global: Tensor
-    scenario: Tensor
-    params: Params
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Problem:
-        """The same problem with `function` applied to every floating-point tensor."""
-        x_local, x_global = function(self.x_local), function(self.x_global)
-        lists = [[None if t is None else function(t) for t in tensors] for tensors in self.params]
-        return replace(self, x_local=x_local, x_global=x_global, params=Params(*lists))  # type: ignore[arg-type]
-
-    def holding(self, tensors: Iterable[Tensor]) -> Problem:
-        """The same problem over other tensors, given in the order of named()."""
-        remaining = iter(tensors)
-        return self.map(lambda _: next(remaining))
-
-    def to(self, dtype: torch.dtype, device: str = "cpu") -> Problem:
-        moved = self.map(lambda t: t.to(device, dtype))
-        return replace(moved, scenario=self.scenario.to(device))
-
-    def leaves(self) -> Problem:
-        """Fresh leaves that require grad, of the same memory and strides."""
-        return self.map(lambda t: t.detach().requires_grad_())
-
-    def named(self) -> Iterator[tuple[str, Tensor]]:
-        yield "x_local", self.x_local
-        yield "x_global", self.x_global
-        for name, tensors in self.params._asdict().items():
-            for layer, tensor in enumerate(tensors, start=1):
-                if tensor is not None:
-                    yield f"{name}[{layer}]", tensor
-
-    @property
-    def num_scenarios(self) -> int:
-        return self.params.branch_weights[0].shape[0]
-
-    def kernel_params(self) -> saml_kernels.TrunkParams:
-        return saml_kernels.TrunkParams(*self.params)
-
-    def run(self, **overrides: Any) -> saml_kernels.TrunkOutput:
-        """saml_kernels.multi_branch on this problem."""
-        arguments = self.options | overrides
-        return saml_kernels.multi_branch(self.x_local, self.x_global, self.scenario, self.kernel_params(), **arguments)
-
-
-def make(case: Case) -> Problem:
-    """float64 tensors of float32-representable values, so that one oracle serves both dtypes.
-
-    Biases have mean 0.5: the streams then point the same way, Σ c_ij stays away from 0 and the ratio well conditioned.
-    """
-    generator = torch.Generator().manual_seed(case.seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).double()
-
-    M, B = case.M, case.B
-    params = Params([], [], [], [], [], [])
-    previous, previous_aux = case.local_dim, case.global_dim
-    for layer, (d, a) in enumerate(zip(case.hidden_dims, case.aux_dims, strict=True), start=1):
-        params.aux_weights.append(normal(previous_aux, a) / max(previous_aux, 1) ** 0.5)
-        params.aux_biases.append(0.5 + 0.3 * normal(a))
-        params.branch_weights.append(normal(M, previous + a, d) / (previous + a) ** 0.5)
-        params.branch_biases.append(0.5 + 0.3 * normal(M, d))
-        width = d if case.gate == "vector" else 1
-        mutual = layer in case.mutual_layers
-        params.gate_weights.append(normal(M, d, width) / d**0.5 if mutual else None)
-        params.gate_biases.append(0.3 * normal(M, width) if mutual else None)
-        previous, previous_aux = d, a
-    return Problem(
-        x_local=normal(B, M, case.local_dim) if case.per_branch else normal(B, case.local_dim),
-        x_global=normal(B, case.global_dim),
-        scenario=torch.randint(M, (B,), generator=generator).to(case.scenario_dtype),
-        params=params,
-        options={
-            "activation": case.activation,
-            "score": case.score,
-            "temperature": case.temperature,
-            "stop_gradient": case.stop_gradient,
-            "foreign_dtype": case.foreign_dtype,
-        },
-    ).map(lambda t: t.float().double())
 
 
 def sweep() -> list[Case]:
@@ -188,22 +89,18 @@ def sweep() -> list[Case]:
     return cases
 
 
-def with_gradients(
-    function: Callable[[Problem], Any], problem: Problem, *, seed: int = 99, retain: bool = False
-) -> Results:
+def with_gradients(function: Callable[[Problem], Any], problem: Problem, *, retain: bool = False) -> Results:
     """own, aux and scores, and the gradient of Σ cotangent ∘ (own, aux) with respect to every tensor.
 
     retain=True keeps the graph of the gradients, for a second derivative.
     """
     problem = problem.leaves()
     output = function(problem)
-    generator = torch.Generator().manual_seed(seed)
-    cotangents = [torch.randn(y.shape, generator=generator).to(y.device, y.dtype) for y in (output.own, output.aux)]
     names, inputs = zip(*problem.named(), strict=True)
     gradients = torch.autograd.grad(
         [output.own, output.aux],
         inputs,
-        cotangents,
+        problem.cotangents,
         allow_unused=True,
         materialize_grads=True,
         create_graph=retain,
@@ -214,6 +111,7 @@ def with_gradients(
             results[f"scores[{layer}]"] = rows
     results |= {f"∂{name}": gradient for name, gradient in zip(names, gradients, strict=True)}
     if retain:
+        generator = torch.Generator().manual_seed(testing.COTANGENT_SEED + 1)
         directions = [torch.randn(g.shape, generator=generator).to(g.device, g.dtype) for g in gradients]
         live = [(g, v) for g, v in zip(gradients, directions, strict=True) if g.requires_grad]
         second = torch.autograd.grad(
@@ -247,16 +145,9 @@ def kernel(problem: Problem, backend: str, **keywords: Any) -> Results:
         return with_gradients(lambda p: p.run(backend=backend, return_scores=True), moved, **keywords)
 
 
-def relative_error(out: Tensor, ref: Tensor) -> float:
-    """‖out − ref‖ / ‖ref‖ in float64; ‖out‖ where the reference is zero."""
-    assert out.shape == ref.shape, f"{tuple(out.shape)} is not {tuple(ref.shape)}"
-    out, ref = out.detach().cpu().double(), ref.detach().cpu().double()
-    return float((out - ref).norm() / (ref.norm() or 1.0))
-
-
 def errors(out: Results, ref: Results) -> dict[str, float]:
     assert out.keys() == ref.keys(), f"{sorted(out.keys() ^ ref.keys())} on one side only"
-    return {name: relative_error(out[name], ref[name]) for name in ref}
+    return relative_errors(out, ref)
 
 
 def assert_close(out: Results, ref: Results, tolerance: float) -> None:

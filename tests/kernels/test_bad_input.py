@@ -41,7 +41,7 @@ class refused:  # noqa: N801
 def with_param(field, layer, tensor):
     entries = list(getattr(PROBLEM.params, field))
     entries[layer] = tensor
-    return {"params": saml_kernels.TrunkParams(*PROBLEM.params)._replace(**{field: entries})}
+    return {"params": PROBLEM.params._replace(**{field: entries})}
 
 
 def call(**changes):
@@ -49,7 +49,7 @@ def call(**changes):
         "x_local": PROBLEM.x_local,
         "x_global": PROBLEM.x_global,
         "scenario": PROBLEM.scenario,
-        "params": PROBLEM.kernel_params(),
+        "params": PROBLEM.params,
     } | changes
     return saml_kernels.multi_branch(**arguments)
 
@@ -117,14 +117,14 @@ BAD_CALLS = {
     "branch weight as None": (with_param("branch_weights", 0, None), TypeError, "branch_weights[0]", "NoneType"),
     "aux bias as list": (with_param("aux_biases", 0, [0.0] * 5), TypeError, "aux_biases[0]", "list"),
     "lists of different length": (
-        {"params": PROBLEM.kernel_params()._replace(aux_weights=PROBLEM.params.aux_weights[:1])},
+        {"params": PROBLEM.params._replace(aux_weights=PROBLEM.params.aux_weights[:1])},
         ValueError,
         "aux_weights",
         1,
         2,
     ),
     "gates of different length": (
-        {"params": PROBLEM.kernel_params()._replace(gate_weights=PROBLEM.params.gate_weights[:1])},
+        {"params": PROBLEM.params._replace(gate_weights=PROBLEM.params.gate_weights[:1])},
         ValueError,
         "gate_weights",
         1,

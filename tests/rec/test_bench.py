@@ -7,6 +7,8 @@ import torch
 
 from saml_kernels.backends import BACKENDS, available_backends
 from saml_kernels.backends.triton import availability
+from saml_kernels.testing import timing
+from saml_kernels.testing.problem import Problem
 from saml_rec import bench
 
 SMALL = ("--rows", 20, "--scenarios", 3, "--local-dim", 5, "--global-dim", 4, "--hidden", "6,4", "--device", "cpu")
@@ -50,21 +52,21 @@ def test_the_file(saml_rec, tmp_path, dtype):
     for figures in (record["backends"]["reference"][name] for name in bench.PASSES):
         seconds = figures["seconds"]
         assert 0 < seconds["p20"] <= seconds["median"] <= seconds["p80"]
-        assert seconds["rounds"] >= bench.MIN_ROUNDS
+        assert seconds["rounds"] >= timing.Protocol.min_rounds
         assert figures["ratio"] == {"median": 1.0, "p20": 1.0, "p80": 1.0, "rounds": seconds["rounds"]}
 
 
 def test_a_backend_that_fails_keeps_its_reason(saml_rec, monkeypatch):
     if "cpp" not in PRESENT:
         pytest.skip("the extension is not built")
-    original = bench.tuning.Problem.step
+    original = Problem.run
 
-    def step(self, backend):
-        if backend == "cpp":
+    def run(self, backend):
+        if backend == "cpp" and torch.is_grad_enabled():  # The step.
             raise torch.OutOfMemoryError("no room\nfor this")
-        return original(self, backend)
+        return original(self, backend=backend)
 
-    monkeypatch.setattr(bench.tuning.Problem, "step", step)
+    monkeypatch.setattr(Problem, "run", run)
     result = saml_rec("bench", *QUICK)
     assert result.exit_code == 0, result.output
     assert "not timed: cpp: OutOfMemoryError: no room\n" in result.stdout
@@ -72,10 +74,9 @@ def test_a_backend_that_fails_keeps_its_reason(saml_rec, monkeypatch):
 
 def test_contenders_take_turns(monkeypatch):
     ran = []
-    monkeypatch.setattr(bench, "_wall_clock", lambda call, repeats: call() or 1.0)
     calls = {name: lambda name=name: ran.append(name) for name in "abc"}
-    seconds = bench.interleaved(calls, torch.device("cpu"), 1e-9)
-    assert seconds == dict.fromkeys("abc", [1.0] * bench.MIN_ROUNDS)
+    seconds = timing.interleave(calls, timing.Protocol(1e-9), lambda call, repeats: call() or 1.0)
+    assert seconds == dict.fromkeys("abc", [1.0] * timing.Protocol.min_rounds)
     # After a call each that decides how often it is repeated.
     assert "".join(ran[3:]) == "abccbabcaacbcab"
 
@@ -84,7 +85,7 @@ def test_contenders_take_turns(monkeypatch):
 def test_tune_without_a_gpu_is_refused_before_any_work(saml_rec, monkeypatch, tmp_path):
     cache = tmp_path / "cache" / "tuned.json"
     monkeypatch.setenv("SAML_KERNELS_TUNED", str(cache))
-    monkeypatch.setattr(bench.tuning, "make", pytest.fail)
+    monkeypatch.setattr(bench.Shape, "problem", pytest.fail)
     result = saml_rec("bench", *SMALL, "--tune")
     assert result.exit_code == 2
     assert result.stdout == ""

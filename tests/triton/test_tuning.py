@@ -11,6 +11,7 @@ import torch
 
 from saml_kernels.backends.triton import availability, configs, tuning
 from saml_kernels.backends.triton.tuning import Shape, TuningFailed, tune
+from saml_kernels.testing import accuracy, timing
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -133,11 +134,11 @@ def test_a_candidate_that_does_not_compile_fails_in_one_line(weights_of):
 
     weights_of(fail)
     choice = dataclasses.replace(BUILT_IN, weights=NARROW)
-    assert tuning.Gate(tuning.make(SHAPE)).failure(choice) == "RuntimeError: out of resource: shared memory"
+    assert tuning.Gate(SHAPE.problem()).failure(choice) == "RuntimeError: out of resource: shared memory"
 
 
 def test_nothing_is_written_where_no_candidate_is_right(path, monkeypatch):
-    monkeypatch.setattr(tuning, "FLOAT32_BOUND", -1.0)
+    monkeypatch.setattr(accuracy, "FLOAT32_BOUND", -1.0)
     with pytest.raises(TuningFailed, match="no candidate for forward can be used; the last one: wrong: relative error"):
         tune(SHAPE, clock(narrow_is_fast))
     assert not path.exists()
@@ -145,14 +146,14 @@ def test_nothing_is_written_where_no_candidate_is_right(path, monkeypatch):
 
 def test_float16_passes_its_gate():
     shape = dataclasses.replace(SHAPE, rows=60, local_dim=17, hidden_dims=(18, 17), dtype=torch.float16)
-    assert tuning.Gate(tuning.make(shape)).failure(BUILT_IN) is None
+    assert tuning.Gate(shape.problem()).failure(BUILT_IN) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": {"schedule": "round"}}', '{"a": {"schedule": "persistent"}}'])
 def test_a_damaged_file_is_an_error_before_any_work(path, text, monkeypatch):
     path.parent.mkdir()
     path.write_text(text)
-    monkeypatch.setattr(tuning, "make", pytest.fail)
+    monkeypatch.setattr(Shape, "problem", pytest.fail)
     with pytest.raises(ValueError, match=r"tuned.json does not hold tuned choices .*; delete it, or write it again"):
         tune(SHAPE, clock(narrow_is_fast))
     assert path.read_text() == text
@@ -178,12 +179,12 @@ def test_a_forced_choice_ends_with_its_block():
 
 
 def test_rows_near_a_kink_have_no_cotangent():
-    problem = tuning.make(dataclasses.replace(SHAPE, rows=6))
+    problem = dataclasses.replace(SHAPE, rows=6).problem()
     with torch.no_grad():
         # Row 2: all of layer 1's arguments of the auxiliary network are its biases, made 0 for one unit.
         problem.x_global[2] = 0
         problem.params.aux_biases[0][3] = 0
-    own, aux = tuning.without_kinks(problem).cotangents
+    own, aux = accuracy.without_kinks(problem).cotangents
     assert not own[2].any()
     assert not aux[2].any()
     others = [0, 1, 3, 4, 5]
@@ -193,10 +194,9 @@ def test_rows_near_a_kink_have_no_cotangent():
 def test_the_command(path, open_gate, monkeypatch):
     from click.testing import CliRunner
 
-    from saml_rec import bench
     from saml_rec.cli import main
 
-    monkeypatch.setattr(bench, "interleaved", lambda calls, *_: {c: [narrow_is_fast(c)] for c in calls})
+    monkeypatch.setattr(timing, "interleave", lambda calls, *_: {c: [narrow_is_fast(c)] for c in calls})
 
     out = path.parent.parent / "bench.json"
     options = "--rows 9 --scenarios 2 --local-dim 3 --global-dim 2 --hidden 6,4 --device cpu --budget 0.1 --tune --out"
