@@ -55,10 +55,10 @@ struct Layer : LayerShape {
 template <typename element_t>
 struct Saved {
   MatrixView<element_t> own = {};         // V_t before the mutual unit (B, d_l)
-  MatrixView<element_t> own_preact = {};  // its pre-activation z (B, d_l)
+  MatrixView<element_t> own_preact = {};  // Z_t, its pre-activation (B, d_l)
   MatrixView<element_t> mutual = {};      // M_t (B, d_l)
   MatrixView<element_t> aux = {};         // A (B, a_l)
-  MatrixView<element_t> aux_preact = {};  // (B, a_l)
+  MatrixView<element_t> aux_preact = {};  // Za (B, a_l)
   MatrixView<element_t> streams = {};     // V of all branches (B, M d_l)
   MatrixView<element_t> gate = {};        // g (B, gate_width)
   MatrixView<element_t> alpha = {};       // own rows of α (B, M), written whenever there is a mutual unit
@@ -99,9 +99,9 @@ struct ParameterGradient {
 template <typename scalar_t>
 struct LayerGradients {
   // Of the pre-activations: written with the input gradients, read by the weight gradients. Rows sorted.
-  MatrixView<scalar_t> dz = {};       // (B, d_l)
-  MatrixView<scalar_t> dz_aux = {};   // (B, a_l)
-  MatrixView<scalar_t> dz_gate = {};  // (B, gate_width)
+  MatrixView<scalar_t> dz = {};       // dZ_t (B, d_l)
+  MatrixView<scalar_t> dz_aux = {};   // dZa (B, a_l)
+  MatrixView<scalar_t> dz_gate = {};  // dz_g (B, gate_width)
 
   ParameterGradient<scalar_t> branch = {};
   ParameterGradient<scalar_t> auxiliary = {};

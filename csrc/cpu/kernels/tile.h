@@ -98,13 +98,14 @@ class Tile {
   int64_t end_;
 };
 
+// The widest of what a trunk's tiles hold, which sizes their scratch memory.
 template <typename scalar_t>
 struct Widest {
-  int64_t width = 1;   // of any stream, branch or auxiliary, inputs included
-  int64_t stream = 1;  // of a branch
-  int64_t shared = 0;  // of a branch in the layers that all branches run
-  int64_t factor = 1;  // k of any product
-  int64_t tables = 0;  // 1 if a mutual unit needs its whole table
+  int64_t width = 1;    // of any stream, branch or auxiliary, inputs included
+  int64_t stream = 1;   // of a branch
+  int64_t shared = 0;   // of a branch in the layers that all branches run
+  int64_t factor = 1;   // k of any product
+  bool tables = false;  // a mutual unit needs its whole table
 
   explicit Widest(const Trunk<scalar_t>& trunk) {
     for (int64_t l = 0; l < trunk.num_layers; ++l) {

@@ -1,14 +1,6 @@
 // Backward of the trunk through the own branch t of every row, a tile of rows at a time: the input gradients and those
 // of the pre-activations, from which weight_gradient.h computes the parameters'. Included once per capability, after
 // trunk_forward.h.
-//
-// From the last layer to the first, dV_t^l and dA^l given by the layer above or the cotangents:
-//
-//     dM_t^l becomes dV_t^l                          at a mutual layer (mutual.h)
-//     dz^l   = dV_t^l ∘ δ'(z^l)
-//     [dV_t^{l−1} ; dA^l +] = dz^l W_t^lᵀ            A^l feeds layer l + 1 of its network and layer l of the branch
-//     dz_a^l = dA^l ∘ δ'(z_a^l)
-//     dA^{l−1} = dz_a^l Wa^lᵀ
 
 template <typename scalar_t>
 struct BackwardScratch {
@@ -93,6 +85,14 @@ void scatter_own(const Tile<scalar_t>& tile, Matrix<scalar_t> d_own, Matrix<scal
   });
 }
 
+// For l = L..1. dV_t^L and dA^L are the cotangents, dA^l = 0 for l < L; V_t^{l−1} is what layer l read, M_t^{l−1} after
+// a mutual unit.
+//
+//     dM = dV_t^l, and dV_t^l as in mutual.h         if layer l has a mutual unit
+//     dZ_t^l = dV_t^l ∘ δ'(Z_t^l)
+//     [dV_t^{l−1} ; dA] = dZ_t^l W_t^lᵀ              dA^l += dA
+//     dZa^l  = dA^l ∘ δ'(Za^l)
+//     dA^{l−1} += dZa^l Wa^lᵀ
 template <typename scalar_t>
 void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* block) {
   [[maybe_unused]] const TileRegisters registers;

@@ -1,9 +1,9 @@
 // The weight gradients, item by item: rows begin .. end of one weight's, each summed over its samples in sorted order.
 // Included once per capability, after trunk_backward.h.
 //
-//     dW_t^l = Σ [V_t^{l−1} ; A^l]ᵀ dz^l       db_t^l = Σ dz^l        over the samples of scenario t; M_t^{l-1} after a
-//     dU_t   = Σ V_tᵀ dz_g                     du_t   = Σ dz_g        mutual layer
-//     dWa^l  = Σ A^{l−1}ᵀ dz_a^l               dba^l  = Σ dz_a^l      over all samples
+//     dW_t^l = Σ [V_t^{l−1} ; A^l]ᵀ dZ_t^l     db_t^l = Σ dZ_t^l     rows of scenario t; M_t^{l−1} after a mutual unit
+//     dU_t   = Σ V_tᵀ dz_g                     du_t   = Σ dz_g       rows of scenario t
+//     dWa^l  = Σ (A^{l−1})ᵀ dZa^l              dba^l  = Σ dZa^l      all rows
 
 // Rows of a weight-gradient product that are packed at a time.
 constexpr int64_t kGradientChunk = 256;
