@@ -71,7 +71,7 @@ constexpr std::array<RegisterTilePairs, sizeof...(rows)> register_tiles_pairs(st
   return {&register_tile_pairs<rows + 1>...};
 }
 
-constexpr auto kRegisterTilesPairs = register_tiles_pairs(std::make_integer_sequence<int, kTileRows>{});
+constexpr auto kRegisterTilesPairs = register_tiles_pairs(std::make_integer_sequence<int, kRegisterTileRows>{});
 
 // A in bfloat16, the rows padded to an even k with a zero and ld apart.
 inline void round_rows(const MatrixView<const float>& a, uint16_t* target, int64_t ld) {
@@ -129,7 +129,7 @@ inline void multiply_bfloat16(const Concatenated<float>& a, const MatrixView<con
   const int64_t first = round_up(a.left.cols, 2), k = first + round_up(a.right.cols, 2);
   round_rows(a.left, rounded, k);
   round_rows(a.right, rounded + first, k);
-  alignas(64) float edge[kTileRows * panel_width];
+  alignas(64) float edge[kRegisterTileRows * panel_width];
   alignas(64) float edge_bias[panel_width] = {};
   for (int64_t column = 0; column < c.cols; column += panel_width) {
     const int64_t width = std::min(panel_width, c.cols - column);
@@ -139,8 +139,8 @@ inline void multiply_bfloat16(const Concatenated<float>& a, const MatrixView<con
       pack_pairs(b.columns(column, width), a.left.cols, panel);
     }
     std::copy_n(bias + column, width, edge_bias);
-    for (int64_t row = 0; row < c.rows; row += kTileRows) {
-      const int64_t count = std::min<int64_t>(kTileRows, c.rows - row);
+    for (int64_t row = 0; row < c.rows; row += kRegisterTileRows) {
+      const int64_t count = std::min<int64_t>(kRegisterTileRows, c.rows - row);
       float* target = c.row(row) + column;
       kRegisterTilesPairs[count - 1]({rounded + row * k, count, k, k}, source, edge_bias, whole ? target : edge,
                                      whole ? c.ld : panel_width);

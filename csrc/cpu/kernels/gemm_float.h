@@ -1,22 +1,22 @@
 // Products of a few rows with a matrix: one register tile, three ways to feed it. Included once per capability.
 //
-// The tile is kTileRows rows by kVectors vectors. B comes from a packed panel (contiguous, zero-padded) or, where few
-// rows would not pay for packing, from the matrix itself. Every element is one sum over k in ascending order, so a
-// result depends on neither the tiling nor the number of threads.
+// The tile is kRegisterTileRows rows by kVectors vectors. B comes from a packed panel (contiguous, zero-padded) or,
+// where few rows would not pay for packing, from the matrix itself. Every element is one sum over k in ascending order,
+// so a result depends on neither the tiling nor the number of threads.
 
 #if SAML_VECTOR_BYTES == 64
-constexpr int kTileRows = 12;
+constexpr int kRegisterTileRows = 12;
 #elif SAML_VECTOR_BYTES == 32
-constexpr int kTileRows = 6;
+constexpr int kRegisterTileRows = 6;
 #else
-constexpr int kTileRows = 4;
+constexpr int kRegisterTileRows = 4;
 #endif
 constexpr int kVectors = 2;
 template <typename scalar_t>
 constexpr int64_t kPanel = kVectors * kLanes<scalar_t>;
 
 // Up to this many rows B is read in place: packing it would cost as much as using it.
-constexpr int64_t kRowsWithoutPacking = 2 * kTileRows;
+constexpr int64_t kRowsWithoutPacking = 2 * kRegisterTileRows;
 
 // A factor: element (row, k) stands at data[row * row_stride + k * k_stride].
 template <typename scalar_t>
@@ -92,7 +92,7 @@ constexpr std::array<RegisterTile<scalar_t>, sizeof...(rows)> register_tiles(std
 
 // By number of rows, less one.
 template <int vectors, typename scalar_t>
-constexpr auto kRegisterTiles = register_tiles<vectors, scalar_t>(std::make_integer_sequence<int, kTileRows>{});
+constexpr auto kRegisterTiles = register_tiles<vectors, scalar_t>(std::make_integer_sequence<int, kRegisterTileRows>{});
 
 // C = [bias or C or 0] + A1 B1 + A2 B2 in one register tile, through a buffer where C is narrower; bias is not.
 template <typename scalar_t>
@@ -104,7 +104,7 @@ inline void multiply_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& 
     tile(a1, a2, b, ldb, bias, c.data, c.ld, accumulate);
     return;
   }
-  alignas(64) scalar_t edge[kTileRows * panel_width];
+  alignas(64) scalar_t edge[kRegisterTileRows * panel_width];
   for (int64_t r = 0; accumulate && r < c.rows; ++r) {
     std::copy_n(c.row(r), c.cols, edge + r * panel_width);
     std::fill(edge + r * panel_width + c.cols, edge + (r + 1) * panel_width, scalar_t(0));
@@ -165,8 +165,8 @@ void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const sc
       std::copy_n(start, width, edge_bias);
       start = edge_bias;
     }
-    for (int64_t row = 0; row < c.rows; row += kTileRows) {
-      const int64_t end = std::min(row + kTileRows, c.rows);
+    for (int64_t row = 0; row < c.rows; row += kRegisterTileRows) {
+      const int64_t end = std::min(row + kRegisterTileRows, c.rows);
       multiply_tile<scalar_t>(a1.from_row(row), a2.from_row(row), source, stride, start,
                               c.row_range(row, end).columns(column, width), false);
     }
@@ -191,10 +191,10 @@ void multiply_transposed(ConstMatrix<scalar_t> dc, ConstMatrix<scalar_t> w, Matr
       std::fill(target + i * panel_width + width, target + (i + 1) * panel_width, scalar_t(0));
     }
   }
-  alignas(64) scalar_t block[kTileRows * panel_width];
+  alignas(64) scalar_t block[kRegisterTileRows * panel_width];
   const Operand<scalar_t> rows_of_w = operand(w), nothing{w.data, 0, 0, 0};
-  for (int64_t i = 0; i < w.rows; i += kTileRows) {
-    const int64_t count = std::min<int64_t>(kTileRows, w.rows - i);
+  for (int64_t i = 0; i < w.rows; i += kRegisterTileRows) {
+    const int64_t count = std::min<int64_t>(kRegisterTileRows, w.rows - i);
     const Operand<scalar_t> a = rows_of_w.from_row(i);
     for (int64_t row = 0; row < dc.rows; row += panel_width) {
       const int64_t width = std::min(panel_width, dc.rows - row);

@@ -13,13 +13,13 @@ constexpr int64_t kGradientItemRows = kHasTiles<scalar_t> ? 384 : 96;
 
 template <typename scalar_t>
 struct GradientScratch {
-  scalar_t* input;  // (kTileRows blocks, kGradientChunk, kTileRows)
+  scalar_t* input;  // (kRegisterTileRows blocks, kGradientChunk, kRegisterTileRows)
   scalar_t* panel;
   uint16_t* left;
   uint16_t* right;
 
   explicit GradientScratch(Scratch<scalar_t>& scratch) {
-    input = scratch.take(kGradientChunk * round_up(kGradientItemRows<scalar_t>, kTileRows));
+    input = scratch.take(kGradientChunk * round_up(kGradientItemRows<scalar_t>, kRegisterTileRows));
     panel = scratch.take(kGradientChunk * kPanel<scalar_t>);
     if constexpr (kHasTiles<scalar_t>) {
       left = scratch.template take<uint16_t>(tiles_size(kGradientItemRows<scalar_t>, kGradientChunk, kFloatParts));
@@ -79,24 +79,25 @@ void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64
                         GradientScratch<scalar_t>& scratch) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
   const Matrix<scalar_t> out = of.weight.row_range(begin, end);
-  alignas(64) scalar_t slice[kGradientItemRows<scalar_t> + kTileRows];
+  alignas(64) scalar_t slice[kGradientItemRows<scalar_t> + kRegisterTileRows];
   std::fill_n(out.data, out.rows * out.cols, scalar_t(0));
   for (int64_t start = 0; start < of.dz.rows; start += kGradientChunk) {
     const int64_t stop = std::min(start + kGradientChunk, of.dz.rows);
     for (int64_t r = 0; r < stop - start; ++r) {
       copy_columns(of.input, start + r, begin, end, slice);
-      for (int64_t i = 0; i < out.rows; i += kTileRows) {
-        std::copy_n(slice + i, kTileRows, scratch.input + (i * kGradientChunk) + r * kTileRows);
+      for (int64_t i = 0; i < out.rows; i += kRegisterTileRows) {
+        std::copy_n(slice + i, kRegisterTileRows, scratch.input + (i * kGradientChunk) + r * kRegisterTileRows);
       }
     }
     for (int64_t column = 0; column < out.cols; column += panel_width) {
       const int64_t width = std::min(panel_width, out.cols - column);
       pack_panel(of.dz.row_range(start, stop).columns(column, width), scratch.panel);
-      for (int64_t i = 0; i < out.rows; i += kTileRows) {
-        const Operand<scalar_t> a{scratch.input + i * kGradientChunk, 1, kTileRows, stop - start};
+      for (int64_t i = 0; i < out.rows; i += kRegisterTileRows) {
+        const Operand<scalar_t> a{scratch.input + i * kGradientChunk, 1, kRegisterTileRows, stop - start};
         const Operand<scalar_t> nothing{a.data, 0, 0, 0};
         multiply_tile<scalar_t>(a, nothing, scratch.panel, panel_width, nullptr,
-                                out.row_range(i, std::min(i + kTileRows, out.rows)).columns(column, width), true);
+                                out.row_range(i, std::min(i + kRegisterTileRows, out.rows)).columns(column, width),
+                                true);
       }
     }
   }
