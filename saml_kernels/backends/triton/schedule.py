@@ -5,8 +5,10 @@ every step each stage has one tile, and a stage lags behind what it waits for by
 have drawn items in between. kernels/persistent.py says why no item can wait for one with a larger number.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from saml_kernels.backends.triton.stages import ProductStage, ProductTile, QuantizeRows, RowsTile, Stage
 
@@ -102,6 +104,72 @@ def order(stages: Sequence[Stage], bodies: Sequence[int], block_m: int, num_scen
             )
         )
     return Order(tuple(slots), block_m, num_scenarios)
+
+
+class Item(NamedTuple):
+    """A piece of work of a launch."""
+
+    number: int
+    """In the order in which programs draw items."""
+    stage: int
+    tile: int
+    part: int
+    """Number among the stage's items of the tile."""
+    first: int
+    """First of its rows among the sorted ones."""
+    end: int
+    """Behind its last row."""
+
+
+def items(order: Order, offsets: Sequence[int]) -> list[Item]:
+    """A launch's items in the order of their numbers, as kernels/persistent.py draws and locates them.
+
+    ``offsets`` (M + 1) says where each scenario's rows begin among the sorted ones. Numbers without rows are left out.
+    """
+    rows, block = offsets[-1], order.block_m
+    any_rows = [(first, min(first + block, rows)) for first in range(0, rows, block)]
+    own = [
+        (first, min(first + block, end))
+        for start, end in itertools.pairwise(offsets)
+        for first in range(start, end, block)
+    ]
+    full_steps = len(any_rows) + order.any_rows_lag if any(not slot.own for slot in order.slots) else 0
+    own_steps = len(own) + order.own_lag if any(slot.own for slot in order.slots) else 0
+    found: list[Item] = []
+    number = 0
+    for step in range(max(full_steps, own_steps)):
+        for stage, slot in enumerate(order.slots):
+            if step >= full_steps and not slot.own:
+                continue
+            tile, bounds = step - slot.lag, own if slot.own else any_rows
+            if 0 <= tile < len(bounds):
+                found += [Item(number + part, stage, tile, part, *bounds[tile]) for part in range(slot.items)]
+            number += slot.items
+    return found
+
+
+def waits_for(order: Order, item: Item, offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(stage, tile) of everything that must be done before the item runs."""
+    slot, block = order.slots[item.stage], order.block_m
+    for stage in (slot.after_1, slot.after_2):
+        if stage < 0:
+            continue
+        tiles = [item.tile]
+        if order.slots[stage].own != slot.own:
+            tiles = [tile_of_row(offsets, row, block) for row in (item.first, item.end - 1)]
+            if slot.own:
+                tiles = [item.first // block, (item.end - 1) // block]
+        yield from ((stage, tile) for tile in range(tiles[0], tiles[-1] + 1))
+
+
+def tile_of_row(offsets: Sequence[int], row: int, block_m: int) -> int:
+    """Number of the tile of one scenario that has a sorted row."""
+    tiles = 0
+    for start, end in itertools.pairwise(offsets):
+        if row < end:
+            return tiles + (row - start) // block_m
+        tiles += -(-(end - start) // block_m)
+    raise ValueError(f"row must be below {offsets[-1]}, got {row}")
 
 
 def items_of(stage: Stage, block_m: int) -> int:

@@ -9,8 +9,7 @@ import triton
 import triton.language as tl
 
 from saml_kernels.backends.triton.kernels.activations import activate, activate_backward
-from saml_kernels.backends.triton.kernels.scenario_tiles import scenario_of
-from saml_kernels.backends.triton.kernels.values import alone, exists, pointer, possible, value, varies
+from saml_kernels.backends.triton.kernels.values import exists, pointer, possible, value, varies
 
 
 class Place(NamedTuple):
@@ -143,13 +142,11 @@ def add_product(STAGE: tl.constexpr, TRANSPOSED: tl.constexpr, pointers, stage, 
 
 
 @triton.jit
-def own_rows(STAGE: tl.constexpr, stage, item, batch, place):
-    """(BLOCK_M,) whether the branch is the row's own."""
-    if possible(STAGE.own, 0):
-        scenario = scenario_of(batch, batch.row0 + place.row, STAGE.num_scenarios)
-    else:
-        scenario = tl.zeros((STAGE.tile.block_m,), tl.int32) + item.scenario
-    return (scenario == place.branch) | (value(STAGE.every_row_is_own, stage) == 1)
+def own_rows(batch, place):
+    """(BLOCK_M,) whether the branch is the row's own: two bounds, as rows are sorted."""
+    start = tl.load(batch.offsets + place.branch) - batch.row0
+    end = tl.load(batch.offsets + place.branch + 1) - batch.row0
+    return (place.row - start).to(tl.uint64) < (end - start).to(tl.uint64)
 
 
 @triton.jit
@@ -165,18 +162,13 @@ def layer(STAGE: tl.constexpr, pointers, item, batch):
     place = place_of(STAGE, gathered, item, batch)
     N = value(STAGE.n, stage)
     saves: tl.constexpr = possible(STAGE.saved.present) or possible(STAGE.preact.present)
-    own = place.row_mask
-    # Before the loop over k it takes fewer registers where numbers are constants, behind it where they are not:
-    # 126 for 144 on sm_90 in the first case, no spill for 80 bytes in the second.
-    if saves and alone(STAGE):
-        own = own_rows(STAGE, stage, item, batch, place)
     z = product(STAGE, False, pointers, stage, place, N)
+    inside = result_mask(STAGE, N, place)
+    own = inside
+    if saves:
+        own = inside & (own_rows(batch, place) | (value(STAGE.every_row_is_own, stage) == 1))[:, None]
     bias = pointer(pointers.bias, STAGE.given.bias, stage, STAGE.tile.vector)
     z += tl.load(bias + place.branch * N + place.n, mask=place.n < N, other=0.0).to(tl.float32)[None, :]
-    inside = result_mask(STAGE, N, place)
-    if saves and not alone(STAGE):
-        own = own_rows(STAGE, stage, item, batch, place)
-    own = inside & own[:, None]
     if possible(STAGE.preact.present):
         preact = pointer(pointers.preact, STAGE.given.preact, stage, STAGE.tile.vector)
         keep = own & (value(STAGE.preact.present, stage) == 1)
@@ -270,8 +262,7 @@ def quantized_layer(STAGE: tl.constexpr, pointers, item, batch):
         z *= tl.load(column_scale + place.branch * N + place.n, mask=place.n < N, other=0.0)[None, :]
     bias = pointer(pointers.bias, STAGE.given.bias, stage, STAGE.tile.vector)
     z += tl.load(bias + place.branch * N + place.n, mask=place.n < N, other=0.0).to(tl.float32)[None, :]
-    scenario = scenario_of(batch, batch.row0 + place.row, STAGE.num_scenarios)
-    foreign = result_mask(STAGE, N, place) & (scenario != place.branch)[:, None]
+    foreign = result_mask(STAGE, N, place) & ~own_rows(batch, place)[:, None]
     out = pointer(pointers.out, STAGE.given.out, stage, STAGE.tile.vector)
     v = activate(STAGE.activation, stage, z)
     tl.store(out + result_offset(STAGE, STAGE.out, stage, place), v, mask=foreign)

@@ -19,12 +19,6 @@ def varies(leaf: Any) -> bool:
 
 
 @triton.constexpr_function
-def alone(stage: Any) -> bool:
-    """Whether the description is of one stage."""
-    return max(len(given) for given in stage.given) == 1
-
-
-@triton.constexpr_function
 def several(leaf: Any) -> bool:
     """Whether it is one of several objects."""
     return isinstance(leaf, OneOf)
