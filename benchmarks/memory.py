@@ -21,11 +21,12 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-import workload
-from contenders import Contender, short, step_call
+from contenders import Contender, short
+from saml_kernels.testing.problem import make
 from workload import Cell
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -45,37 +46,28 @@ def request(contender: Contender, cell: Cell, seed: int, threads: int) -> str:
     return json.dumps({"contender": fields, "cell": asdict(cell), "seed": seed, "threads": threads})
 
 
-def peak_bytes(contender: Contender, cell: Cell, seed: int, threads: int) -> int:
-    """Measured in a fresh process. Raises subprocess.CalledProcessError, with its stderr, where that one fails."""
-    process = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), request(contender, cell, seed, threads)],
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(process.stdout.split()[-1])
+def peak(contender: Contender, cell: Cell, seed: int) -> dict[str, Any]:
+    """``peak_bytes`` from a fresh process; without them ``peak_failure``."""
+    if (reason := unavailable()) is not None:
+        return {"peak_failure": reason}
+    command = [sys.executable, str(Path(__file__).resolve())]
+    command.append(request(contender, cell, seed, torch.get_num_threads()))
+    process = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    if process.returncode == 0:
+        return {"peak_bytes": int(process.stdout.split()[-1])}
+    return {"peak_failure": (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]}
 
 
 def measure(text: str) -> int:
     """Bytes, in this process."""
     asked = json.loads(text)
-    fields = asked["contender"]
-    contender = Contender(
-        fields["implementation"],
-        fields["compiled"],
-        getattr(torch, fields["dtype"]),
-        getattr(torch, fields["foreign_dtype"]) if fields["foreign_dtype"] else None,
-        fields["schedule"],
-    )
+    types = {name: getattr(torch, value) for name, value in asked["contender"].items() if "dtype" in name and value}
+    contender = Contender(**asked["contender"] | types)
     cell = Cell(**asked["cell"] | {"hidden_dims": tuple(asked["cell"]["hidden_dims"])})
     torch.set_num_threads(asked["threads"])
-    problem = workload.make(cell, asked["seed"], avoid_kinks=False).to(contender.dtype)
-    step = step_call(contender.function(), problem)
+    step = make(cell.case(asked["seed"])).to(contender.dtype).leaves().call("step", contender.function())
     for _ in range(WARM_UP_STEPS):
         step()
-    for _, tensor in problem.named():
-        tensor.grad = None
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _resident("VmRSS")

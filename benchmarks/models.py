@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import timing
 import torch
+from gate import FLOAT32_BOUND, relative_error
+from timing import Protocol
 from torch import Tensor, nn
 
 import records
-import timing
-from gate import FLOAT32_BOUND, relative_error
 from saml_kernels import doctor
 from saml_kernels.layers import STARMLP, GroupedMLP, ScoreMixture
-from timing import Protocol
 from trunk import QUIET_SHARE
 from workload import KINK_MARGIN
 

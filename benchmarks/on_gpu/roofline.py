@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import timing
 import torch
 
-import timing
 import workload
 from on_gpu.target import Target
 from workload import Cell

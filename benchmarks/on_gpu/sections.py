@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import timing
 import torch
+from gate import relative_error
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 import saml_kernels
-import timing
 import workload
 from contenders import Contender, short
-from gate import relative_error
 from on_gpu import cells, roofline
 from on_gpu.target import Target
 from peers import PEERS

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import timing
 import torch
 
-import timing
 from saml_kernels.backends.triton import availability
 
 CACHE_FACTOR = 2.5
