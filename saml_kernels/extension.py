@@ -32,6 +32,16 @@ def build_info() -> dict[str, Any] | None:
     return None if _BUILD_INFO is None else dict(_BUILD_INFO)
 
 
+def activation_names() -> tuple[str, ...] | None:
+    """The extension's activations, each at the number by which its operators take it; None when it is not loaded."""
+    return None if _C is None else tuple(_C.activations())
+
+
+def score_names() -> tuple[str, ...] | None:
+    """The extension's scores, each at the number by which its operators take it; None when it is not loaded."""
+    return None if _C is None else tuple(_C.scores())
+
+
 # Read once: torch.compile does not trace calls into the extension's module.
 _BUILD_INFO: dict[str, Any] | None = None if _C is None else dict(_C.build_info())
 

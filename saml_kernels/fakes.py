@@ -1,141 +1,101 @@
 """Shapes of the extension's operators without their computation: torch.compile and the meta device read them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# δ whose derivative needs its argument, by the operators' numbering: gelu and silu.
-_NEEDS_ARGUMENT = frozenset({2, 3})
+from saml_kernels import _C  # type: ignore[attr-defined]
+
+Fake = Callable[[Any], Any]
+
+_NEEDS_PREACT = _C.activations_need_preact()
+"""By the operators' numbering of δ: whether its derivative reads the pre-activation."""
 
 
-@torch.library.register_fake("saml_kernels::group_by_scenario")
-def _group_by_scenario(scenario: Tensor, num_scenarios: int) -> tuple[Tensor, Tensor, Tensor]:
-    rows = scenario.new_empty(scenario.shape, dtype=torch.int64)
-    return rows, torch.empty_like(rows), scenario.new_empty((num_scenarios + 1,), dtype=torch.int64)
+def _fake(name: str) -> Callable[[Fake], Fake]:
+    """Registers a function of one object, which holds the operator's arguments under the names of its schema."""
+    names = [argument.name for argument in getattr(torch.ops.saml_kernels, name).default._schema.arguments]
+
+    def register(function: Fake) -> Fake:
+        def fake(*values: Any, **keywords: Any) -> Any:
+            return function(SimpleNamespace(**dict(zip(names, values, strict=False)), **keywords))
+
+        torch.library.register_fake(f"saml_kernels::{name}")(fake)
+        return function
+
+    return register
 
 
-@torch.library.register_fake("saml_kernels::group_by_scenario_and_clear")
-def _group_by_scenario_and_clear(
-    scenario: Tensor, num_scenarios: int, num_counters: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    counters = scenario.new_empty((num_counters,), dtype=torch.int32)
-    return (*_group_by_scenario(scenario, num_scenarios), counters)
+@_fake("group_by_scenario")
+def _group_by_scenario(call: Any) -> tuple[Tensor, ...]:
+    rows = call.scenario.new_empty(call.scenario.shape, dtype=torch.int64)
+    offsets = call.scenario.new_empty((call.num_scenarios + 1,), dtype=torch.int64)
+    return rows, torch.empty_like(rows), offsets
 
 
-@torch.library.register_fake("saml_kernels::trunk_forward")
-def _trunk_forward(
-    x_local: Tensor,
-    x_global: Tensor,
-    permutation: Tensor,
-    offsets: Tensor,
-    branch_weights: Sequence[Tensor],
-    branch_biases: Sequence[Tensor],
-    aux_weights: Sequence[Tensor],
-    aux_biases: Sequence[Tensor],
-    gate_weights: Sequence[Tensor],
-    gate_biases: Sequence[Tensor],
-    mutual_layers: Sequence[int],
-    activations: Sequence[int],
-    score: int,
-    temperature: float,
-    own_bfloat16: bool,
-    foreign_bfloat16: bool,
-    keep: bool,
-    recompute: bool,
-    all_branches: bool,
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    rows, scenarios = x_local.shape[0], branch_weights[0].shape[0]
+@_fake("group_by_scenario_and_clear")
+def _group_by_scenario_and_clear(call: Any) -> tuple[Tensor, ...]:
+    counters = call.scenario.new_empty((call.num_counters,), dtype=torch.int32)
+    return (*_group_by_scenario(call), counters)
+
+
+@_fake("trunk_forward")
+def _trunk_forward(call: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    x_local = call.x_local
+    rows, scenarios = x_local.shape[0], call.branch_weights[0].shape[0]
     scores: list[Tensor] = []
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
     width = aux_width = 0
-    for layer, weight in enumerate(branch_weights):
+    for layer, weight in enumerate(call.branch_weights):
         width = weight.shape[2]
-        aux_width = aux_weights[layer].shape[1] if aux_weights else 0
-        argument = activations[layer] in _NEEDS_ARGUMENT
-        mutual = layer in mutual_layers
-        gate_width = gate_weights[len(scores)].shape[2] if mutual else 0
+        aux_width = call.aux_weights[layer].shape[1] if call.aux_weights else 0
+        preact = _NEEDS_PREACT[call.activations[layer]]
+        mutual = layer in call.mutual_layers
+        gate_width = call.gate_weights[len(scores)].shape[2] if mutual else 0
         if mutual:
             scores.append(x_local.new_empty(rows, scenarios))
-        # In the order of the extension's table of kept buffers.
-        buffers = (
+        # In the order of saved_matrices in csrc/cpu/trunk.h.
+        matrices = (
             (True, (rows, width)),
-            (argument, (rows, width)),
+            (preact, (rows, width)),
             (mutual, (rows, width)),
             (aux_width > 0, (rows, aux_width)),
-            (aux_width > 0 and argument, (rows, aux_width)),
-            (mutual and not recompute, (rows, scenarios, width)),
+            (aux_width > 0 and preact, (rows, aux_width)),
+            (mutual and not call.recompute, (rows, scenarios, width)),
             (mutual, (rows, gate_width)),
         )
-        kept += [x_local.new_empty(shape) for wanted, shape in buffers if keep and wanted]
-    own = x_local.new_empty((rows, scenarios, width) if all_branches else (rows, width))
-    return own, x_local.new_empty(rows, aux_width), scores, kept
+        saved += [x_local.new_empty(shape) for wanted, shape in matrices if call.save and wanted]
+    own = x_local.new_empty((rows, scenarios, width) if call.all_branches else (rows, width))
+    return own, x_local.new_empty(rows, aux_width), scores, saved
 
 
-@torch.library.register_fake("saml_kernels::trunk_backward")
-def _trunk_backward(
-    grad_own: Tensor,
-    grad_aux: Tensor,
-    scores: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    x_local: Tensor,
-    x_global: Tensor,
-    permutation: Tensor,
-    offsets: Tensor,
-    branch_weights: Sequence[Tensor],
-    branch_biases: Sequence[Tensor],
-    aux_weights: Sequence[Tensor],
-    aux_biases: Sequence[Tensor],
-    gate_weights: Sequence[Tensor],
-    gate_biases: Sequence[Tensor],
-    mutual_layers: Sequence[int],
-    activations: Sequence[int],
-    score: int,
-    temperature: float,
-    own_bfloat16: bool,
-    foreign_bfloat16: bool,
-    recompute: bool,
-    need_local: bool,
-    need_global: bool,
-) -> tuple[Tensor | list[Tensor], ...]:
-    lists = (branch_weights, branch_biases, aux_weights, aux_biases, gate_weights, gate_biases)
+@_fake("trunk_backward")
+def _trunk_backward(call: Any) -> tuple[Tensor | list[Tensor], ...]:
+    lists = (
+        call.branch_weights,
+        call.branch_biases,
+        call.aux_weights,
+        call.aux_biases,
+        call.gate_weights,
+        call.gate_biases,
+    )
     return (
-        torch.empty_like(x_local) if need_local else x_local.new_empty(0),
-        torch.empty_like(x_global) if need_global else x_global.new_empty(0),
+        torch.empty_like(call.x_local) if call.need_local else call.x_local.new_empty(0),
+        torch.empty_like(call.x_global) if call.need_global else call.x_global.new_empty(0),
         *([torch.empty_like(entry) for entry in entries] for entries in lists),
     )
 
 
-@torch.library.register_fake("saml_kernels::mutual_forward")
-def _mutual_forward(
-    streams: Tensor,
-    permutation: Tensor,
-    offsets: Tensor,
-    gate_weight: Tensor,
-    gate_bias: Tensor,
-    score: int,
-    temperature: float,
-    bfloat16: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows, scenarios, width = streams.shape
-    shapes = ((rows, width), (rows, scenarios), (rows, width), (rows, gate_weight.shape[2]))
-    mutual, scores, own, gate = (streams.new_empty(shape) for shape in shapes)
-    return mutual, scores, own, gate
+@_fake("mutual_forward")
+def _mutual_forward(call: Any) -> tuple[Tensor, ...]:
+    rows, scenarios, width = call.streams.shape
+    shapes = ((rows, width), (rows, scenarios), (rows, width), (rows, call.gate_weight.shape[2]))
+    return tuple(call.streams.new_empty(shape) for shape in shapes)
 
 
-@torch.library.register_fake("saml_kernels::mutual_backward")
-def _mutual_backward(
-    gradient: Tensor,
-    scores: Tensor,
-    own: Tensor,
-    gate: Tensor,
-    streams: Tensor,
-    permutation: Tensor,
-    offsets: Tensor,
-    gate_weight: Tensor,
-    gate_bias: Tensor,
-    score: int,
-    temperature: float,
-    bfloat16: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(streams), torch.empty_like(gate_weight), torch.empty_like(gate_bias)
+@_fake("mutual_backward")
+def _mutual_backward(call: Any) -> tuple[Tensor, ...]:
+    return torch.empty_like(call.streams), torch.empty_like(call.gate_weight), torch.empty_like(call.gate_bias)

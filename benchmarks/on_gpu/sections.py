@@ -317,7 +317,7 @@ def count_kernels(target: Target, call: Callable[[], Any]) -> tuple[Counter[str]
     A dry run has no kernels there: launches in the interpreter, or torch's operators, are counted in their place.
     """
     if target.dry_run and target.schedules:
-        from saml_kernels.backends.triton.launching import LAUNCHES
+        from saml_kernels.backends.triton.launch import LAUNCHES
 
         before = LAUNCHES.copy()
         results = call()

@@ -1,53 +1,9 @@
 // The trunk's kernels for AMX: tiles of bfloat16 products, beside AVX-512 with bfloat16 dot products.
 
-#include "trunk.h"
-
-#if defined(__x86_64__)
-
-#include <immintrin.h>
-
-#include <algorithm>
-#include <array>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-#include <vector>
-
+#define SAML_CAPABILITY kAmx
+#define SAML_CAPABILITY_NAME "amx"
+#define SAML_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,avx2,fma"
 #define SAML_VECTOR_BYTES 64
 #define SAML_HAS_BFLOAT16_DOT 1
 #define SAML_HAS_TILES 1
-
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC's own intrinsics start from a variable they leave uninitialised on purpose (GCC bug 105593).
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
-// Only this project's code follows: inline functions of the library, shared with the rest of the program by the
-// linker, must not be compiled for an instruction set that the machine may lack.
-#if defined(__clang__)
-#pragma clang attribute push(                                                                            \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,avx2,fma"))), \
-    apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,avx2,fma")
-#endif
-
-namespace saml_kernels {
-namespace {
-
-#include "capability.h"
-
-}  // namespace
-
-const Capability kAmx = {"amx", kTrunkKernels<float>, kTrunkKernels<double>};
-
-}  // namespace saml_kernels
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
-
-#endif
+#include "capability_frame.h"

@@ -1,43 +1,9 @@
 // The trunk's kernels for AVX2 and FMA.
 
-#include "trunk.h"
-
-#if defined(__x86_64__)
-
-#include <algorithm>
-#include <array>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-#include <vector>
-
+#define SAML_CAPABILITY kAvx2
+#define SAML_CAPABILITY_NAME "avx2"
+#define SAML_TARGET "avx2,fma"
 #define SAML_VECTOR_BYTES 32
 #define SAML_HAS_BFLOAT16_DOT 0
 #define SAML_HAS_TILES 0
-
-// Only this project's code follows: inline functions of the library, shared with the rest of the program by the
-// linker, must not be compiled for an instruction set that the machine may lack.
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma")
-#endif
-
-namespace saml_kernels {
-namespace {
-
-#include "capability.h"
-
-}  // namespace
-
-const Capability kAvx2 = {"avx2", kTrunkKernels<float>, kTrunkKernels<double>};
-
-}  // namespace saml_kernels
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
-
-#endif
+#include "capability_frame.h"

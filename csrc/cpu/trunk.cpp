@@ -1,4 +1,4 @@
-// The trunk's operations on the CPU: tensors in, tiles handed to the threads, tensors out.
+// The trunk's operators on the CPU: tensors in, tiles handed to the threads, tensors out.
 
 #include "trunk.h"
 
@@ -7,22 +7,20 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/ScalarType.h>
-
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#include <c10/util/accumulate.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <new>
-#include <optional>
 #include <string>
 #include <type_traits>
 #include <vector>
 
-#include "../trunk_ops.h"
+#include "../trunk_spec.h"
+#include "dispatch.h"
+#include "weight_layouts.h"
+#include "work_items.h"
 
 namespace saml_kernels {
 namespace {
@@ -35,52 +33,14 @@ int64_t tile_rows(int64_t rows, int64_t multiple) {
   return std::clamp((share + multiple - 1) / multiple * multiple, multiple, kMostRows);
 }
 
-#if defined(__x86_64__) && defined(__linux__)
-// AMX state is large, so Linux wants a process to ask for it, once; threads and children inherit the answer.
-bool amx_permitted() {
-  constexpr long kRequestComponentPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestComponentPermission, kTileData) == 0;
-}
-#else
-bool amx_permitted() { return false; }
-#endif
-
-const std::vector<const Capability*>& capabilities() {
-  // Best first.
-  static const std::vector<const Capability*> supported = [] {
-    std::vector<const Capability*> result;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const bool bfloat16_dot = avx512 && __builtin_cpu_supports("avx512bf16");
-    if (bfloat16_dot && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && amx_permitted()) {
-      result.push_back(&kAmx);
-    }
-    if (bfloat16_dot) {
-      result.push_back(&kAvx512Bf16);
-    }
-    if (avx512) {
-      result.push_back(&kAvx512);
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-      result.push_back(&kAvx2);
-    }
-#endif
-    result.push_back(&kBaseline);
-    return result;
-  }();
-  return supported;
-}
-
 // The environment variable is read at every call, so that one process can test every path.
 const Capability& capability() {
   const char* wanted = std::getenv("SAML_KERNELS_CPU_CAPABILITY");
   if (wanted == nullptr || *wanted == '\0') {
-    return *capabilities().front();
+    return *supported_capabilities().front();
   }
   std::string names;
-  for (const Capability* candidate : capabilities()) {
+  for (const Capability* candidate : supported_capabilities()) {
     if (std::string(wanted) == candidate->name) {
       return *candidate;
     }
@@ -123,421 +83,322 @@ void for_each_item(int64_t count, int64_t scratch_bytes, const Function& functio
   });
 }
 
+// The tensor as a matrix of its first dimension by all others; without data where it has no elements.
 template <typename scalar_t>
-scalar_t* data_of(const at::Tensor& tensor) {
-  return tensor.defined() && tensor.numel() > 0 ? const_cast<scalar_t*>(tensor.const_data_ptr<scalar_t>()) : nullptr;
+MatrixView<const scalar_t> matrix(const at::Tensor& tensor) {
+  const int64_t cols = c10::multiply_integers(tensor.sizes().slice(1));
+  const bool empty = tensor.numel() == 0;
+  return {empty ? nullptr : tensor.const_data_ptr<scalar_t>(), tensor.size(0), cols, empty ? 0 : cols};
+}
+
+template <typename scalar_t>
+MatrixView<scalar_t> mutable_matrix(const at::Tensor& tensor) {
+  const MatrixView<const scalar_t> view = matrix<scalar_t>(tensor);
+  return {view.data == nullptr ? nullptr : tensor.mutable_data_ptr<scalar_t>(), view.rows, view.cols, view.ld};
 }
 
 // (M, K, N) or (K, N), of which the first k1 rows meet the first operand.
 template <typename scalar_t>
 Weights<scalar_t> weights_of(const at::Tensor& weight, const at::Tensor& bias, int64_t k1) {
-  const int64_t matrices = weight.dim() == 3 ? weight.size(0) : 1;
-  return {matrices,
-          k1,
-          weight.size(-2) - k1,
-          weight.size(-1),
-          data_of<scalar_t>(weight),
-          data_of<scalar_t>(bias),
-          nullptr,
-          nullptr,
-          nullptr,
-          1};
+  return {.matrices = weight.dim() == 3 ? weight.size(0) : 1,
+          .k1 = k1,
+          .k2 = weight.size(-2) - k1,
+          .n = weight.size(-1),
+          .data = matrix<scalar_t>(weight).data,
+          .bias = bias.numel() == 0 ? nullptr : bias.const_data_ptr<scalar_t>()};
 }
 
 // The trunk's description, and ownership of what it points to.
 template <typename scalar_t>
 struct Problem {
-  Trunk<scalar_t> trunk{};
+  Trunk<scalar_t> trunk;
   std::vector<Layer<scalar_t>> layers;
   std::vector<at::Tensor> panels;
 };
 
+// What every trunk has, once its layers are described.
 template <typename scalar_t>
-Problem<scalar_t> describe(const TrunkInputs& inputs) {
+void describe_batch(Problem<scalar_t>& problem, const at::Tensor& permutation, const at::Tensor& offsets) {
+  Trunk<scalar_t>& trunk = problem.trunk;
+  trunk.rows = permutation.size(0);
+  trunk.num_scenarios = offsets.size(0) - 1;
+  trunk.num_layers = static_cast<int64_t>(problem.layers.size());
+  trunk.tile_rows = tile_rows(trunk.rows, kernels<scalar_t>().row_multiple);
+  trunk.permutation = permutation.numel() == 0 ? nullptr : permutation.const_data_ptr<int64_t>();
+  trunk.offsets = offsets.const_data_ptr<int64_t>();
+  trunk.layers = problem.layers.data();
+}
+
+template <typename scalar_t>
+Problem<scalar_t> describe(const TrunkSpec& spec) {
   Problem<scalar_t> problem;
-  problem.layers.resize(inputs.branch_weights.size());
-  const bool auxiliary = !inputs.aux_weights.empty();
-  int64_t gate = 0;
-  int64_t num_shared = 0;
-  int64_t in_width = inputs.x_local.size(-1), aux_in = inputs.x_global.size(1);
+  Trunk<scalar_t>& trunk = problem.trunk;
+  problem.layers.resize(spec.branch_weights.size());
+  const bool auxiliary = !spec.aux_weights.empty();
+  size_t unit = 0;
+  int64_t in_width = spec.x_local.size(-1), aux_in = spec.x_global.size(1);
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     Layer<scalar_t>& layer = problem.layers[l];
-    layer = {};
     layer.in_width = in_width;
     layer.aux_in = aux_in;
-    layer.width = in_width = inputs.branch_weights[l].size(2);
-    layer.aux_width = aux_in = auxiliary ? inputs.aux_weights[l].size(1) : 0;
-    layer.activation = static_cast<Activation>(inputs.activations[l]);
-    layer.branch = weights_of<scalar_t>(inputs.branch_weights[l], inputs.branch_biases[l], layer.in_width);
+    layer.width = in_width = spec.branch_weights[l].size(2);
+    layer.aux_width = aux_in = auxiliary ? spec.aux_weights[l].size(1) : 0;
+    layer.activation = spec.activations[l];
+    layer.branch = weights_of<scalar_t>(spec.branch_weights[l], spec.branch_biases[l], layer.in_width);
     if (auxiliary) {
-      layer.aux_net = weights_of<scalar_t>(inputs.aux_weights[l], inputs.aux_biases[l], layer.aux_in);
+      layer.auxiliary = weights_of<scalar_t>(spec.aux_weights[l], spec.aux_biases[l], layer.aux_in);
     }
-    if (std::find(inputs.mutual_layers.begin(), inputs.mutual_layers.end(), static_cast<int64_t>(l)) !=
-        inputs.mutual_layers.end()) {
-      layer.gate_width = inputs.gate_weights[gate].size(2);
-      layer.gates = weights_of<scalar_t>(inputs.gate_weights[gate], inputs.gate_biases[gate], layer.width);
-      ++gate;
-      num_shared = static_cast<int64_t>(l) + 1;
+    if (std::count(spec.mutual_layers.begin(), spec.mutual_layers.end(), static_cast<int64_t>(l)) > 0) {
+      layer.gate_width = spec.gate_weights[unit].size(2);
+      layer.gates = weights_of<scalar_t>(spec.gate_weights[unit], spec.gate_biases[unit], layer.width);
+      ++unit;
+      trunk.num_shared = static_cast<int64_t>(l) + 1;
     }
   }
-  Trunk<scalar_t>& trunk = problem.trunk;
-  trunk.rows = inputs.x_local.size(0);
-  trunk.num_scenarios = inputs.branch_weights[0].size(0);
-  trunk.num_layers = static_cast<int64_t>(problem.layers.size());
-  trunk.num_shared = num_shared;
-  trunk.tile_rows = tile_rows(trunk.rows, kernels<scalar_t>().row_multiple);
-  trunk.score = static_cast<Score>(inputs.score);
-  trunk.temperature = inputs.temperature;
-  trunk.per_branch_input = inputs.x_local.dim() == 3;
-  trunk.own_bfloat16 = inputs.own_bfloat16;
-  trunk.foreign_bfloat16 = inputs.foreign_bfloat16;
-  trunk.permutation = data_of<int64_t>(inputs.permutation);
-  trunk.offsets = data_of<int64_t>(inputs.offsets);
-  trunk.x_local = data_of<scalar_t>(inputs.x_local);
-  trunk.x_global = data_of<scalar_t>(inputs.x_global);
-  trunk.layers = problem.layers.data();
+  describe_batch(problem, spec.permutation, spec.offsets);
+  trunk.score = spec.score;
+  trunk.temperature = spec.temperature;
+  trunk.per_branch_input = spec.x_local.dim() == 3;
+  trunk.own_bfloat16 = spec.own_bfloat16;
+  trunk.foreign_bfloat16 = spec.foreign_bfloat16;
+  trunk.x_local = matrix<scalar_t>(spec.x_local);
+  trunk.x_global = matrix<scalar_t>(spec.x_global);
   return problem;
 }
 
-// Lays out every matrix that enough rows read to pay for it; which ones depends on the batch alone, as a product of
-// laid out factors may round differently. `forward`: for the trunk's products; `backward`: for those of the input
-// gradients.
+// The mutual unit alone as a trunk: one layer, whose streams are its input.
 template <typename scalar_t>
-void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& kernel, bool forward, bool backward) {
-  // Each scenario's own rows follow each other and find its weights in cache; laying all of them out writes to memory
-  // first what is read back hardly more often.
-  constexpr int64_t kRowsOfUse = 32, kUses = 3, kOwnUses = 12;
-  const Trunk<scalar_t>& trunk = problem.trunk;
-  const int64_t uses = trunk.rows / kRowsOfUse, own_uses = uses / trunk.num_scenarios;
-  std::vector<PanelItem<scalar_t>> items;
-  const auto bfloat16_block = [&](int64_t elements) {
-    problem.panels.push_back(at::empty({elements}, at::kBFloat16));
-    return static_cast<uint16_t*>(problem.panels.back().data_ptr());
+Problem<scalar_t> describe(const MutualSpec& unit) {
+  Problem<scalar_t> problem;
+  Trunk<scalar_t>& trunk = problem.trunk;
+  problem.layers.resize(1);
+  Layer<scalar_t>& layer = problem.layers[0];
+  layer.width = unit.streams.size(2);
+  layer.gate_width = unit.gate_weight.size(2);
+  layer.gates = weights_of<scalar_t>(unit.gate_weight, unit.gate_bias, layer.width);
+  describe_batch(problem, unit.permutation, unit.offsets);
+  trunk.num_shared = 1;
+  trunk.score = unit.score;
+  trunk.temperature = unit.temperature;
+  trunk.per_branch_input = true;
+  trunk.own_bfloat16 = trunk.foreign_bfloat16 = unit.bfloat16;
+  trunk.x_local = matrix<scalar_t>(unit.streams);
+  return problem;
+}
+
+template <typename scalar_t>
+void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& kernel, Readers readers) {
+  const auto allocate = [&]<typename element_t>(int64_t count, element_t*) {
+    constexpr bool bfloat16 = std::is_same_v<element_t, uint16_t>;
+    problem.panels.push_back(at::empty({count}, bfloat16 ? at::kBFloat16 : c10::CppTypeToScalarType<scalar_t>::value));
+    return static_cast<element_t*>(problem.panels.back().mutable_data_ptr());
   };
-  // `own` uses of a matrix in the own precision, `foreign` ones in the foreign.
-  const auto add = [&](Weights<scalar_t>& weights, int64_t own, int64_t foreign) {
-    const bool one_precision = trunk.own_bfloat16 == trunk.foreign_bfloat16;
-    const int64_t in_bfloat16 = (trunk.own_bfloat16 ? own : 0) + (trunk.foreign_bfloat16 ? foreign : 0);
-    const int64_t in_floats = one_precision && !trunk.own_bfloat16 ? own + foreign : trunk.own_bfloat16 ? 0 : own;
-    const bool parts = kernel.layouts.float_parts && (in_floats + in_bfloat16 >= kUses || trunk.own_bfloat16);
-    weights.parts = kernel.layouts.float_parts && !trunk.own_bfloat16 ? 3 : 1;
-    const bool own_only = foreign == 0 && weights.matrices > 1;
-    if (forward && !parts && in_floats >= (own_only ? kOwnUses : kUses)) {
-      problem.panels.push_back(
-          at::empty({weights.matrices * kernel.panels_size(weights)}, c10::CppTypeToScalarType<scalar_t>::value));
-      weights.panels = data_of<scalar_t>(problem.panels.back());
-    }
-    if (forward && (parts || (kernel.layouts.bfloat16 && in_bfloat16 >= kUses))) {
-      weights.bfloat16_panels = bfloat16_block(weights.matrices * kernel.bfloat16_panels_size(weights));
-    }
-    if (backward && kernel.layouts.transposed && (own >= kUses || trunk.own_bfloat16)) {
-      weights.transposed_bfloat16_panels = bfloat16_block(weights.matrices * kernel.transposed_panels_size(weights));
-    }
-    if (weights.panels != nullptr || weights.bfloat16_panels != nullptr ||
-        weights.transposed_bfloat16_panels != nullptr) {
-      for (int64_t i = 0; i < weights.matrices; ++i) {
-        items.push_back({&weights, i});
-      }
-    }
-  };
-  for (int64_t l = 0; l < trunk.num_layers; ++l) {
-    Layer<scalar_t>& layer = problem.layers[l];
-    if (layer.aux_width > 0) {
-      add(layer.aux_net, uses, 0);
-    }
-    // All rows read the weights of layers that all branches run; their gates too, but at the last of them.
-    add(layer.branch, own_uses, l < trunk.num_shared ? uses - own_uses : 0);
-    if (layer.has_mutual_unit()) {
-      add(layer.gates, own_uses, l + 1 < trunk.num_shared ? uses - own_uses : 0);
-    }
-  }
+  const std::vector<PanelItem<scalar_t>> items = make_layouts(problem.trunk, problem.layers, kernel, readers, allocate);
   for_each_item(static_cast<int64_t>(items.size()), 1, [&](int64_t item, void*) { kernel.lay_out(items[item]); });
 }
 
-// The buffers that forward keeps for backward, in one order for both: a field of Layer, and its shape if this layer
-// has it.
-template <typename scalar_t>
-struct Kept {
-  scalar_t* Layer<scalar_t>::* field;
-  std::optional<std::vector<int64_t>> (*shape)(const Trunk<scalar_t>&, const Layer<scalar_t>&, bool recompute);
-};
-
-template <typename scalar_t>
-const std::vector<Kept<scalar_t>>& kept_buffers() {
-  using T = Trunk<scalar_t>;
-  using L = Layer<scalar_t>;
-  using Shape = std::optional<std::vector<int64_t>>;
-  static const std::vector<Kept<scalar_t>> table = {
-      {&L::own, [](const T& t, const L& l, bool) { return Shape({t.rows, l.width}); }},
-      {&L::own_argument,
-       [](const T& t, const L& l, bool) {
-         return derivative_needs_argument(l.activation) ? Shape({t.rows, l.width}) : std::nullopt;
-       }},
-      {&L::mutual,
-       [](const T& t, const L& l, bool) { return l.has_mutual_unit() ? Shape({t.rows, l.width}) : std::nullopt; }},
-      {&L::aux,
-       [](const T& t, const L& l, bool) { return l.aux_width > 0 ? Shape({t.rows, l.aux_width}) : std::nullopt; }},
-      {&L::aux_argument,
-       [](const T& t, const L& l, bool) {
-         return l.aux_width > 0 && derivative_needs_argument(l.activation) ? Shape({t.rows, l.aux_width})
-                                                                           : std::nullopt;
-       }},
-      {&L::streams,
-       [](const T& t, const L& l, bool recompute) {
-         return l.has_mutual_unit() && !recompute ? Shape({t.rows, t.num_scenarios, l.width}) : std::nullopt;
-       }},
-      {&L::gate,
-       [](const T& t, const L& l, bool) { return l.has_mutual_unit() ? Shape({t.rows, l.gate_width}) : std::nullopt; }},
-  };
-  return table;
+template <typename element_t>
+at::DimVector shape_of(const SavedMatrix<element_t>& matrix, int64_t rows) {
+  return matrix.branches > 0 ? at::DimVector{rows, matrix.branches, matrix.width} : at::DimVector{rows, matrix.width};
 }
 
 template <typename scalar_t>
-TrunkForward forward(const TrunkInputs& inputs, bool keep, bool recompute, bool all_branches) {
-  Problem<scalar_t> problem = describe<scalar_t>(inputs);
+TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
+  Problem<scalar_t> problem = describe<scalar_t>(arguments.trunk);
   Trunk<scalar_t>& trunk = problem.trunk;
-  if (all_branches) {
+  if (arguments.all_branches) {
     trunk.all_branches = true;
     trunk.num_shared = trunk.num_layers;
   }
-  const auto options = inputs.x_local.options();
-  TrunkForward result;
-  for (Layer<scalar_t>& layer : problem.layers) {
-    for (const Kept<scalar_t>& buffer : kept_buffers<scalar_t>()) {
-      const auto shape = keep ? buffer.shape(trunk, layer, recompute) : std::nullopt;
-      if (shape) {
-        result.kept.push_back(at::empty(*shape, options));
-        layer.*buffer.field = data_of<scalar_t>(result.kept.back());
+  const auto options = arguments.trunk.x_local.options();
+  TrunkForwardResults result;
+  std::vector<Saved<scalar_t>> saved(problem.layers.size());
+  for (size_t l = 0; l < problem.layers.size(); ++l) {
+    const Layer<scalar_t>& layer = problem.layers[l];
+    for (const auto& matrix : saved_matrices(saved[l], layer, trunk.num_scenarios, arguments.recompute)) {
+      if (arguments.save && matrix.wanted) {
+        result.saved.push_back(at::empty(shape_of(matrix, trunk.rows), options));
+        *matrix.view = mutable_matrix<scalar_t>(result.saved.back());
       }
     }
     if (layer.has_mutual_unit()) {
       result.scores.push_back(at::empty({trunk.rows, trunk.num_scenarios}, options));
-      layer.alpha = data_of<scalar_t>(result.scores.back());
+      saved[l].alpha = mutable_matrix<scalar_t>(result.scores.back());
     }
   }
-  const Layer<scalar_t>& last = problem.layers.back();
-  result.own = all_branches ? at::empty({trunk.rows, trunk.num_scenarios, last.width}, options)
-                            : at::empty({trunk.rows, last.width}, options);
+  const LayerShape& last = problem.layers.back();
+  result.own = arguments.all_branches ? at::empty({trunk.rows, trunk.num_scenarios, last.width}, options)
+                                      : at::empty({trunk.rows, last.width}, options);
   result.aux = at::empty({trunk.rows, last.aux_width}, options);
-  trunk.out_own = data_of<scalar_t>(result.own);
-  trunk.out_aux = data_of<scalar_t>(result.aux);
+  const ForwardPass<scalar_t> pass{trunk, saved.data(), mutable_matrix<scalar_t>(result.own),
+                                   mutable_matrix<scalar_t>(result.aux)};
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
-  lay_out_weights(problem, kernel, true, false);
+  lay_out_weights(problem, kernel, {.forward = true, .dgrad = false});
   for_each_item(trunk.num_tiles(), kernel.forward_scratch(trunk),
-                [&](int64_t tile, void* scratch) { kernel.forward_tile(trunk, tile, scratch); });
+                [&](int64_t tile, void* scratch) { kernel.forward_tile(pass, tile, scratch); });
   return result;
 }
 
-void add_gradient_items(std::vector<GradientItem>& items, GradientItem::Kind kind, int64_t layer, int64_t scenario,
-                        int64_t height, int64_t rows) {
-  // A weight without rows still has a bias.
-  for (int64_t begin = 0; begin == 0 || begin < height; begin += rows) {
-    items.push_back({kind, layer, scenario, begin, std::min(begin + rows, height)});
-  }
+// Gradients like these parameters.
+template <typename scalar_t>
+ParameterGradient<scalar_t> gradient_of(const at::Tensor& weight, const at::Tensor& bias, Tensors& weights,
+                                        Tensors& biases) {
+  weights.push_back(at::empty(weight.sizes(), weight.options()));
+  biases.push_back(at::empty(bias.sizes(), bias.options()));
+  return {mutable_matrix<scalar_t>(weights.back()).data, mutable_matrix<scalar_t>(biases.back()).data};
 }
 
 template <typename scalar_t>
-std::vector<GradientItem> gradient_items(const Trunk<scalar_t>& trunk, int64_t rows) {
-  using Kind = GradientItem::Kind;
-  std::vector<GradientItem> items;
-  for (int64_t l = 0; l < trunk.num_layers; ++l) {
-    const Layer<scalar_t>& layer = trunk.layers[l];
-    if (layer.aux_width > 0) {
-      add_gradient_items(items, Kind::kAux, l, 0, layer.aux_in, rows);
-    }
-    for (int64_t k = 0; k < trunk.num_scenarios; ++k) {
-      add_gradient_items(items, Kind::kBranch, l, k, layer.in_width + layer.aux_width, rows);
-      if (layer.has_mutual_unit()) {
-        add_gradient_items(items, Kind::kGate, l, k, layer.width, rows);
-      }
-    }
-  }
-  return items;
+void run_gradient_items(const BackwardPass<scalar_t>& pass, const TrunkKernels<scalar_t>& kernel, bool gates_only) {
+  const std::vector<GradientItem> items = gradient_items(pass.trunk, kernel.gradient_item_rows, gates_only);
+  for_each_item(static_cast<int64_t>(items.size()), kernel.gradient_scratch(),
+                [&](int64_t item, void* scratch) { kernel.gradient_item(pass, items[item], scratch); });
 }
 
 template <typename scalar_t>
-TrunkBackward backward(const TrunkInputs& inputs, const at::Tensor& grad_own, const at::Tensor& grad_aux,
-                       at::TensorList scores, at::TensorList kept, bool recompute, bool need_local, bool need_global) {
-  Problem<scalar_t> problem = describe<scalar_t>(inputs);
-  Trunk<scalar_t>& trunk = problem.trunk;
-  const auto options = inputs.x_local.options();
-  size_t next = 0;
-  std::vector<at::Tensor> argument_gradients;
-  const auto argument_gradient = [&](int64_t width) {
-    argument_gradients.push_back(at::empty({trunk.rows, width}, options));
-    return data_of<scalar_t>(argument_gradients.back());
+TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
+  const TrunkSpec& spec = arguments.trunk;
+  Problem<scalar_t> problem = describe<scalar_t>(spec);
+  const Trunk<scalar_t>& trunk = problem.trunk;
+  const auto options = spec.x_local.options();
+  Tensors preact_gradients;
+  const auto preact_gradient = [&](int64_t width) {
+    preact_gradients.push_back(at::empty({trunk.rows, width}, options));
+    return mutable_matrix<scalar_t>(preact_gradients.back());
   };
-  TrunkBackward result;
-  size_t gate = 0;
+  std::vector<Saved<const scalar_t>> saved(problem.layers.size());
+  std::vector<LayerGradients<scalar_t>> gradients(problem.layers.size());
+  size_t next = 0, unit = 0;
   for (size_t l = 0; l < problem.layers.size(); ++l) {
-    Layer<scalar_t>& layer = problem.layers[l];
-    for (const Kept<scalar_t>& buffer : kept_buffers<scalar_t>()) {
-      if (buffer.shape(trunk, layer, recompute)) {
-        layer.*buffer.field = data_of<scalar_t>(kept[next++]);
+    const Layer<scalar_t>& layer = problem.layers[l];
+    for (const auto& read : saved_matrices(saved[l], layer, trunk.num_scenarios, arguments.recompute)) {
+      if (read.wanted) {
+        *read.view = matrix<scalar_t>(arguments.saved[next++]);
       }
     }
-    layer.grad_argument = argument_gradient(layer.width);
+    gradients[l].dz = preact_gradient(layer.width);
     if (layer.aux_width > 0) {
-      layer.grad_aux_argument = argument_gradient(layer.aux_width);
+      gradients[l].dz_aux = preact_gradient(layer.aux_width);
     }
     if (layer.has_mutual_unit()) {
-      layer.alpha = data_of<scalar_t>(scores[gate++]);
-      layer.grad_gate_argument = argument_gradient(layer.gate_width);
+      saved[l].alpha = matrix<scalar_t>(arguments.scores[unit++]);
+      gradients[l].dz_gate = preact_gradient(layer.gate_width);
     }
   }
-  trunk.grad_own = data_of<scalar_t>(grad_own);
-  trunk.grad_aux = data_of<scalar_t>(grad_aux);
+  TrunkBackwardResults result;
   result.x_local = at::empty({0}, options);
   result.x_global = at::empty({0}, options);
-  if (need_local) {
+  BackwardPass<scalar_t> pass{.trunk = trunk,
+                              .saved = saved.data(),
+                              .gradients = gradients.data(),
+                              .grad_own = matrix<scalar_t>(arguments.grad_own),
+                              .grad_aux = matrix<scalar_t>(arguments.grad_aux)};
+  if (arguments.need_local) {
     // Foreign views of a per-branch input receive nothing.
-    result.x_local = trunk.per_branch_input ? at::zeros(inputs.x_local.sizes(), options)
-                                            : at::empty(inputs.x_local.sizes(), options);
-    trunk.grad_x_local = data_of<scalar_t>(result.x_local);
+    result.x_local =
+        trunk.per_branch_input ? at::zeros(spec.x_local.sizes(), options) : at::empty(spec.x_local.sizes(), options);
+    pass.grad_x_local = mutable_matrix<scalar_t>(result.x_local);
   }
-  if (need_global) {
+  if (arguments.need_global) {
     const bool read = problem.layers[0].aux_width > 0;
-    result.x_global = read ? at::empty(inputs.x_global.sizes(), options) : at::zeros(inputs.x_global.sizes(), options);
-    trunk.grad_x_global = read ? data_of<scalar_t>(result.x_global) : nullptr;
+    result.x_global = read ? at::empty(spec.x_global.sizes(), options) : at::zeros(spec.x_global.sizes(), options);
+    pass.grad_x_global = read ? mutable_matrix<scalar_t>(result.x_global) : MatrixView<scalar_t>();
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
-  if (recompute || kernel.layouts.transposed) {
-    lay_out_weights(problem, kernel, recompute, true);
+  if (arguments.recompute || kernel.layouts.transposed) {
+    lay_out_weights(problem, kernel, {.forward = arguments.recompute, .dgrad = true});
   }
-  for_each_item(trunk.num_tiles(), kernel.backward_scratch(trunk),
-                [&](int64_t tile, void* scratch) { kernel.backward_tile(trunk, tile, scratch); });
+  for_each_item(trunk.num_tiles(), kernel.backward_scratch(pass),
+                [&](int64_t tile, void* scratch) { kernel.backward_tile(pass, tile, scratch); });
   // The weights' panels make room for the weights' gradients.
   problem.panels.clear();
-  const auto gradient_of = [&](std::vector<at::Tensor>& list, const at::Tensor& parameter) {
-    list.push_back(at::empty(parameter.sizes(), options));
-    return data_of<scalar_t>(list.back());
-  };
-  gate = 0;
+  unit = 0;
   for (size_t l = 0; l < problem.layers.size(); ++l) {
-    Layer<scalar_t>& layer = problem.layers[l];
-    layer.grad_weight = gradient_of(result.branch_weights, inputs.branch_weights[l]);
-    layer.grad_bias = gradient_of(result.branch_biases, inputs.branch_biases[l]);
+    const Layer<scalar_t>& layer = problem.layers[l];
+    gradients[l].branch = gradient_of<scalar_t>(spec.branch_weights[l], spec.branch_biases[l], result.branch_weights,
+                                                result.branch_biases);
     if (layer.aux_width > 0) {
-      layer.grad_aux_weight = gradient_of(result.aux_weights, inputs.aux_weights[l]);
-      layer.grad_aux_bias = gradient_of(result.aux_biases, inputs.aux_biases[l]);
+      gradients[l].auxiliary =
+          gradient_of<scalar_t>(spec.aux_weights[l], spec.aux_biases[l], result.aux_weights, result.aux_biases);
     }
     if (layer.has_mutual_unit()) {
-      layer.grad_gate_weight = gradient_of(result.gate_weights, inputs.gate_weights[gate]);
-      layer.grad_gate_bias = gradient_of(result.gate_biases, inputs.gate_biases[gate]);
-      ++gate;
+      gradients[l].gates = gradient_of<scalar_t>(spec.gate_weights[unit], spec.gate_biases[unit], result.gate_weights,
+                                                 result.gate_biases);
+      ++unit;
     }
   }
-  const std::vector<GradientItem> items = gradient_items(trunk, kernel.gradient_item_rows);
-  for_each_item(static_cast<int64_t>(items.size()), kernel.gradient_scratch(trunk),
-                [&](int64_t item, void* scratch) { kernel.gradient_item(trunk, items[item], scratch); });
+  run_gradient_items(pass, kernel, false);
   return result;
 }
 
-// The mutual unit alone as a trunk: one layer, whose streams are given.
 template <typename scalar_t>
-Problem<scalar_t> describe(const MutualInputs& inputs) {
-  Problem<scalar_t> problem;
-  problem.layers.resize(1);
-  Layer<scalar_t>& layer = problem.layers[0];
-  layer = {};
-  layer.width = inputs.streams.size(2);
-  layer.gate_width = inputs.gate_weight.size(2);
-  layer.activation = Activation::kIdentity;
-  layer.gates = weights_of<scalar_t>(inputs.gate_weight, inputs.gate_bias, layer.width);
-  layer.streams = data_of<scalar_t>(inputs.streams);
-  Trunk<scalar_t>& trunk = problem.trunk;
-  trunk.rows = inputs.streams.size(0);
-  trunk.num_scenarios = inputs.streams.size(1);
-  trunk.num_layers = trunk.num_shared = 1;
-  trunk.tile_rows = tile_rows(trunk.rows, kernels<scalar_t>().row_multiple);
-  trunk.score = static_cast<Score>(inputs.score);
-  trunk.temperature = inputs.temperature;
-  trunk.own_bfloat16 = trunk.foreign_bfloat16 = inputs.bfloat16;
-  trunk.permutation = data_of<int64_t>(inputs.permutation);
-  trunk.offsets = data_of<int64_t>(inputs.offsets);
-  trunk.layers = problem.layers.data();
-  return problem;
-}
-
-template <typename scalar_t>
-MutualForward mutual_forward(const MutualInputs& inputs) {
-  Problem<scalar_t> problem = describe<scalar_t>(inputs);
-  Trunk<scalar_t>& trunk = problem.trunk;
-  Layer<scalar_t>& layer = problem.layers[0];
-  const auto options = inputs.streams.options();
-  MutualForward result{
+MutualForwardResults mutual_forward(const MutualSpec& unit) {
+  const Problem<scalar_t> problem = describe<scalar_t>(unit);
+  const Trunk<scalar_t>& trunk = problem.trunk;
+  const LayerShape& layer = problem.layers[0];
+  const auto options = unit.streams.options();
+  MutualForwardResults result{
       at::empty({trunk.rows, layer.width}, options), at::empty({trunk.rows, trunk.num_scenarios}, options),
       at::empty({trunk.rows, layer.width}, options), at::empty({trunk.rows, layer.gate_width}, options)};
-  trunk.out_own = data_of<scalar_t>(result.mutual);
-  layer.alpha = data_of<scalar_t>(result.scores);
-  layer.own = data_of<scalar_t>(result.own);
-  layer.gate = data_of<scalar_t>(result.gate);
+  const Saved<scalar_t> saved{.own = mutable_matrix<scalar_t>(result.own),
+                              .gate = mutable_matrix<scalar_t>(result.gate),
+                              .alpha = mutable_matrix<scalar_t>(result.scores)};
+  const ForwardPass<scalar_t> pass{.trunk = trunk, .saved = &saved, .own = mutable_matrix<scalar_t>(result.mutual)};
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
   for_each_item(trunk.num_tiles(), kernel.forward_scratch(trunk),
-                [&](int64_t tile, void* scratch) { kernel.mutual_forward_tile(trunk, tile, scratch); });
+                [&](int64_t tile, void* scratch) { kernel.mutual_forward_tile(pass, tile, scratch); });
   return result;
 }
 
 template <typename scalar_t>
-MutualBackward mutual_backward(const MutualInputs& inputs, const at::Tensor& gradient, const MutualForward& kept) {
-  Problem<scalar_t> problem = describe<scalar_t>(inputs);
-  Trunk<scalar_t>& trunk = problem.trunk;
-  Layer<scalar_t>& layer = problem.layers[0];
-  const auto options = inputs.streams.options();
-  const at::Tensor gate_argument = at::empty({trunk.rows, layer.gate_width}, options);
+MutualBackwardResults mutual_backward(const MutualBackwardArguments& arguments) {
+  const MutualSpec& unit = arguments.unit;
+  const Problem<scalar_t> problem = describe<scalar_t>(unit);
+  const Trunk<scalar_t>& trunk = problem.trunk;
+  const auto options = unit.streams.options();
+  const at::Tensor gate_preact = at::empty({trunk.rows, problem.layers[0].gate_width}, options);
   // Foreign streams receive nothing.
-  MutualBackward result{at::zeros(inputs.streams.sizes(), options), at::empty(inputs.gate_weight.sizes(), options),
-                        at::empty(inputs.gate_bias.sizes(), options)};
-  layer.alpha = data_of<scalar_t>(kept.scores);
-  layer.own = data_of<scalar_t>(kept.own);
-  layer.gate = data_of<scalar_t>(kept.gate);
-  layer.grad_gate_argument = data_of<scalar_t>(gate_argument);
-  layer.grad_gate_weight = data_of<scalar_t>(result.gate_weight);
-  layer.grad_gate_bias = data_of<scalar_t>(result.gate_bias);
-  trunk.grad_own = data_of<scalar_t>(gradient);
-  trunk.grad_x_local = data_of<scalar_t>(result.streams);
+  MutualBackwardResults result{at::zeros(unit.streams.sizes(), options), at::empty(unit.gate_weight.sizes(), options),
+                               at::empty(unit.gate_bias.sizes(), options)};
+  const Saved<const scalar_t> saved{.own = matrix<scalar_t>(arguments.own),
+                                    .gate = matrix<scalar_t>(arguments.gate),
+                                    .alpha = matrix<scalar_t>(arguments.scores)};
+  const LayerGradients<scalar_t> gradients{
+      .dz_gate = mutable_matrix<scalar_t>(gate_preact),
+      .gates = {mutable_matrix<scalar_t>(result.gate_weight).data, mutable_matrix<scalar_t>(result.gate_bias).data}};
+  const BackwardPass<scalar_t> pass{.trunk = trunk,
+                                    .saved = &saved,
+                                    .gradients = &gradients,
+                                    .grad_own = matrix<scalar_t>(arguments.gradient),
+                                    .grad_x_local = mutable_matrix<scalar_t>(result.streams)};
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
-  for_each_item(trunk.num_tiles(), kernel.backward_scratch(trunk),
-                [&](int64_t tile, void* scratch) { kernel.mutual_backward_tile(trunk, tile, scratch); });
-  std::vector<GradientItem> items;
-  for (int64_t k = 0; k < trunk.num_scenarios; ++k) {
-    add_gradient_items(items, GradientItem::Kind::kGate, 0, k, layer.width, kernel.gradient_item_rows);
-  }
-  for_each_item(static_cast<int64_t>(items.size()), kernel.gradient_scratch(trunk),
-                [&](int64_t item, void* scratch) { kernel.gradient_item(trunk, items[item], scratch); });
+  for_each_item(trunk.num_tiles(), kernel.backward_scratch(pass),
+                [&](int64_t tile, void* scratch) { kernel.mutual_backward_tile(pass, tile, scratch); });
+  run_gradient_items(pass, kernel, true);
   return result;
 }
 
 }  // namespace
 
-MutualForward mutual_forward_cpu(const MutualInputs& inputs) {
-  return inputs.streams.scalar_type() == at::kDouble ? mutual_forward<double>(inputs) : mutual_forward<float>(inputs);
+TrunkForwardResults trunk_forward_cpu(const TrunkForwardArguments& arguments) {
+  TORCH_CHECK_VALUE(!arguments.all_branches || arguments.trunk.mutual_layers.empty(),
+                    "all_branches excludes mutual layers");
+  return arguments.trunk.x_local.scalar_type() == at::kDouble ? trunk_forward<double>(arguments)
+                                                              : trunk_forward<float>(arguments);
 }
 
-MutualBackward mutual_backward_cpu(const MutualInputs& inputs, const at::Tensor& gradient, const MutualForward& kept) {
-  return inputs.streams.scalar_type() == at::kDouble ? mutual_backward<double>(inputs, gradient, kept)
-                                                     : mutual_backward<float>(inputs, gradient, kept);
+TrunkBackwardResults trunk_backward_cpu(const TrunkBackwardArguments& arguments) {
+  return arguments.trunk.x_local.scalar_type() == at::kDouble ? trunk_backward<double>(arguments)
+                                                              : trunk_backward<float>(arguments);
 }
 
-TrunkForward trunk_forward_cpu(const TrunkInputs& inputs, bool keep, bool recompute, bool all_branches) {
-  return inputs.x_local.scalar_type() == at::kDouble ? forward<double>(inputs, keep, recompute, all_branches)
-                                                     : forward<float>(inputs, keep, recompute, all_branches);
+MutualForwardResults mutual_forward_cpu(const MutualSpec& unit) {
+  return unit.streams.scalar_type() == at::kDouble ? mutual_forward<double>(unit) : mutual_forward<float>(unit);
 }
 
-TrunkBackward trunk_backward_cpu(const TrunkInputs& inputs, const at::Tensor& grad_own, const at::Tensor& grad_aux,
-                                 at::TensorList scores, at::TensorList kept, bool recompute, bool need_local,
-                                 bool need_global) {
-  return inputs.x_local.scalar_type() == at::kDouble
-             ? backward<double>(inputs, grad_own, grad_aux, scores, kept, recompute, need_local, need_global)
-             : backward<float>(inputs, grad_own, grad_aux, scores, kept, recompute, need_local, need_global);
-}
-
-std::vector<std::string> cpu_capabilities() {
-  std::vector<std::string> names;
-  for (const Capability* candidate : capabilities()) {
-    names.emplace_back(candidate->name);
-  }
-  return names;
+MutualBackwardResults mutual_backward_cpu(const MutualBackwardArguments& arguments) {
+  return arguments.unit.streams.scalar_type() == at::kDouble ? mutual_backward<double>(arguments)
+                                                             : mutual_backward<float>(arguments);
 }
 
 }  // namespace saml_kernels

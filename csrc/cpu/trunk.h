@@ -5,110 +5,157 @@
 // mutual layer and through the own branches after it, while its activations stay in cache.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
+#include "../activation.h"
+#include "matrix_view.h"
+
 namespace saml_kernels {
-
-enum class Activation : int64_t { kRelu, kLeakyRelu, kGelu, kSilu, kTanh, kIdentity };
-enum class Score : int64_t { kRatio, kSoftmax };
-
-// gelu and silu are not monotone, so their derivative needs the argument; the others' follows from the value.
-inline bool derivative_needs_argument(Activation activation) {
-  return activation == Activation::kGelu || activation == Activation::kSilu;
-}
 
 // A layer's weights (matrices, k1 + k2, n), one matrix a branch, one for the auxiliary layer; and, where enough tiles
 // read them to pay for it, the same laid out as the capability's products read them. How is the capability's affair.
 template <typename scalar_t>
 struct Weights {
-  int64_t matrices;
-  int64_t k1;  // rows that meet the first operand
-  int64_t k2;
-  int64_t n;
-  const scalar_t* data;
-  const scalar_t* bias;                  // (matrices, n)
-  scalar_t* panels;                      // null: not laid out
-  uint16_t* bfloat16_panels;             // bfloat16 parts; null: not laid out
-  uint16_t* transposed_bfloat16_panels;  // of the transpose, which backward reads
-  int64_t parts;                         // bfloat16 parts of a number: 1 is the rounded number, 3 are all of a float
+  int64_t matrices = 0;
+  int64_t k1 = 0;  // rows that meet the first operand
+  int64_t k2 = 0;
+  int64_t n = 0;
+  const scalar_t* data = nullptr;
+  const scalar_t* bias = nullptr;                  // (matrices, n)
+  scalar_t* panels = nullptr;                      // null: not laid out
+  uint16_t* bfloat16_panels = nullptr;             // bfloat16 parts; null: not laid out
+  uint16_t* transposed_bfloat16_panels = nullptr;  // of the transpose, which backward reads
+  int64_t parts = 1;                               // bfloat16 parts of a number: 1 rounds it, 3 are all of a float
 
   int64_t k() const { return k1 + k2; }
-  const scalar_t* matrix(int64_t i) const { return data + i * k() * n; }
+  MatrixView<const scalar_t> matrix(int64_t i) const { return {data + i * k() * n, k(), n, n}; }
 };
 
-// Layer l of the trunk. scalar_t is float or double.
-template <typename scalar_t>
-struct Layer {
-  int64_t in_width;    // d_{l-1}
-  int64_t aux_in;      // a_{l-1}
-  int64_t width;       // d_l
-  int64_t aux_width;   // a_l, 0 in a grouped MLP
-  int64_t gate_width;  // d_l, 1, or 0 without a mutual unit
-  Activation activation;
-
-  Weights<scalar_t> branch;   // W (M, d_{l-1} + a_l, d_l)
-  Weights<scalar_t> aux_net;  // Wa (a_{l-1}, a_l)
-  Weights<scalar_t> gates;    // U (M, d_l, gate_width)
-
-  // Kept by forward for backward, rows sorted; null where it is not kept.
-  scalar_t* own;           // V_t before the mutual unit (B, d_l)
-  scalar_t* own_argument;  // δ's argument (B, d_l)
-  scalar_t* mutual;        // M_t (B, d_l)
-  scalar_t* aux;           // A (B, a_l)
-  scalar_t* aux_argument;  // (B, a_l)
-  scalar_t* streams;       // V of all branches (B, M, d_l)
-  scalar_t* gate;          // g (B, gate_width)
-  scalar_t* alpha;         // own rows of α (B, M), needed whenever there is a mutual unit
-
-  // Written by the input gradients, read by the weight gradients, rows sorted.
-  scalar_t* grad_argument;       // dz (B, d_l)
-  scalar_t* grad_aux_argument;   // (B, a_l)
-  scalar_t* grad_gate_argument;  // (B, gate_width)
-
-  scalar_t* grad_weight;
-  scalar_t* grad_bias;
-  scalar_t* grad_aux_weight;
-  scalar_t* grad_aux_bias;
-  scalar_t* grad_gate_weight;
-  scalar_t* grad_gate_bias;
+struct LayerShape {
+  int64_t in_width = 0;    // d_{l-1}
+  int64_t aux_in = 0;      // a_{l-1}
+  int64_t width = 0;       // d_l
+  int64_t aux_width = 0;   // a_l, 0 in a grouped MLP
+  int64_t gate_width = 0;  // d_l, 1, or 0 without a mutual unit
+  Activation activation = Activation::kIdentity;
 
   bool has_mutual_unit() const { return gate_width > 0; }
 };
 
+// Layer l of the trunk. scalar_t is float or double.
+template <typename scalar_t>
+struct Layer : LayerShape {
+  Weights<scalar_t> branch;     // W (M, d_{l-1} + a_l, d_l)
+  Weights<scalar_t> auxiliary;  // Wa (a_{l-1}, a_l)
+  Weights<scalar_t> gates;      // U (M, d_l, gate_width)
+};
+
+// What forward saves of a layer for backward, which reads it as const. Rows sorted; without data where it is not saved.
+template <typename element_t>
+struct Saved {
+  MatrixView<element_t> own = {};         // V_t before the mutual unit (B, d_l)
+  MatrixView<element_t> own_preact = {};  // its pre-activation z (B, d_l)
+  MatrixView<element_t> mutual = {};      // M_t (B, d_l)
+  MatrixView<element_t> aux = {};         // A (B, a_l)
+  MatrixView<element_t> aux_preact = {};  // (B, a_l)
+  MatrixView<element_t> streams = {};     // V of all branches (B, M d_l)
+  MatrixView<element_t> gate = {};        // g (B, gate_width)
+  MatrixView<element_t> alpha = {};       // own rows of α (B, M), written whenever there is a mutual unit
+};
+
+// A matrix of Saved, whether this layer has it, and its shape: (B, width), or (B, branches, width) if branches is not
+// 0.
+template <typename element_t>
+struct SavedMatrix {
+  MatrixView<element_t>* view;
+  bool wanted;
+  int64_t branches;
+  int64_t width;
+};
+
+// The matrices that forward saves, in one order for both passes. alpha is not among them: it is a result.
+template <typename element_t>
+std::array<SavedMatrix<element_t>, 7> saved_matrices(Saved<element_t>& saved, const LayerShape& layer,
+                                                     int64_t num_scenarios, bool recompute) {
+  const bool auxiliary = layer.aux_width > 0, mutual = layer.has_mutual_unit();
+  const bool preact = needs_preact(layer.activation);
+  return {{{&saved.own, true, 0, layer.width},
+           {&saved.own_preact, preact, 0, layer.width},
+           {&saved.mutual, mutual, 0, layer.width},
+           {&saved.aux, auxiliary, 0, layer.aux_width},
+           {&saved.aux_preact, auxiliary && preact, 0, layer.aux_width},
+           {&saved.streams, mutual && !recompute, num_scenarios, layer.width},
+           {&saved.gate, mutual, 0, layer.gate_width}}};
+}
+
+template <typename scalar_t>
+struct ParameterGradient {
+  scalar_t* weight = nullptr;
+  scalar_t* bias = nullptr;
+};
+
+// What backward writes of a layer.
+template <typename scalar_t>
+struct LayerGradients {
+  // Of the pre-activations: written with the input gradients, read by the weight gradients. Rows sorted.
+  MatrixView<scalar_t> dz = {};       // (B, d_l)
+  MatrixView<scalar_t> dz_aux = {};   // (B, a_l)
+  MatrixView<scalar_t> dz_gate = {};  // (B, gate_width)
+
+  ParameterGradient<scalar_t> branch = {};
+  ParameterGradient<scalar_t> auxiliary = {};
+  ParameterGradient<scalar_t> gates = {};
+};
+
+// What both passes read.
 template <typename scalar_t>
 struct Trunk {
-  int64_t rows;
-  int64_t num_scenarios;
-  int64_t num_layers;
-  int64_t num_shared;  // layers that all branches run: up to and with the last mutual one, or all
-  int64_t tile_rows;
-  Score score;
-  double temperature;
-  bool per_branch_input;
-  bool all_branches;
-  bool own_bfloat16;      // products of own branches and auxiliary layers take bfloat16 factors
-  bool foreign_bfloat16;  // products of foreign branches do
+  int64_t rows = 0;
+  int64_t num_scenarios = 0;
+  int64_t num_layers = 0;
+  int64_t num_shared = 0;  // layers that all branches run: up to and with the last mutual one, or all
+  int64_t tile_rows = 0;
+  Score score = Score::kRatio;
+  double temperature = 0;
+  bool per_branch_input = false;
+  bool all_branches = false;
+  bool own_bfloat16 = false;      // products of own branches and auxiliary layers take bfloat16 factors
+  bool foreign_bfloat16 = false;  // products of foreign branches do
 
-  const int64_t* permutation;  // (B,)
-  const int64_t* offsets;      // (M + 1,)
-  const scalar_t* x_local;     // (B, D_l) or (B, M, D_l), rows sorted
-  const scalar_t* x_global;    // (B, D_g), rows sorted
-  Layer<scalar_t>* layers;
-
-  scalar_t* out_own;  // (B, d_L), or (B, M, d_L) if all layers are shared, in the caller's order
-  scalar_t* out_aux;  // (B, a_L), in the caller's order; null without auxiliary network
-
-  const scalar_t* grad_own;  // cotangents in the caller's order
-  const scalar_t* grad_aux;
-  scalar_t* grad_x_local;   // in the caller's order, null if not needed
-  scalar_t* grad_x_global;  // likewise
+  const int64_t* permutation = nullptr;     // (B,)
+  const int64_t* offsets = nullptr;         // (M + 1,)
+  MatrixView<const scalar_t> x_local = {};  // (B, D_l) or (B, M D_l), rows sorted; of the mutual unit alone its streams
+  MatrixView<const scalar_t> x_global = {};  // (B, D_g), rows sorted
+  const Layer<scalar_t>* layers = nullptr;
 
   int64_t num_tiles() const { return (rows + tile_rows - 1) / tile_rows; }
 };
 
+// Results stand in the caller's order of rows.
+template <typename scalar_t>
+struct ForwardPass {
+  const Trunk<scalar_t>& trunk;
+  const Saved<scalar_t>* saved;   // of every layer
+  MatrixView<scalar_t> own = {};  // (B, d_L), or (B, M d_L) of all branches
+  MatrixView<scalar_t> aux = {};  // (B, a_L)
+};
+
+// Cotangents and input gradients stand in the caller's order of rows.
+template <typename scalar_t>
+struct BackwardPass {
+  const Trunk<scalar_t>& trunk;
+  const Saved<const scalar_t>* saved;         // of every layer
+  const LayerGradients<scalar_t>* gradients;  // of every layer
+  MatrixView<const scalar_t> grad_own = {};
+  MatrixView<const scalar_t> grad_aux = {};
+  MatrixView<scalar_t> grad_x_local = {};  // without data if not needed
+  MatrixView<scalar_t> grad_x_global = {};
+};
+
 // A slice of the weight gradients that one thread computes: no two items write the same place.
 struct GradientItem {
-  enum class Kind : int64_t { kBranch, kAux, kGate };
+  enum class Kind : int64_t { kBranch, kAuxiliary, kGate };
   Kind kind;
   int64_t layer;
   int64_t scenario;
@@ -130,7 +177,8 @@ struct Layouts {
   bool transposed;   // the input gradients read transposed ones
 };
 
-// What one instruction set provides. Scratch is a block of scratch_bytes, aligned to 64.
+// What one instruction set provides. Scratch is a block of the bytes that the function before it asks for, aligned to
+// 64.
 template <typename scalar_t>
 struct TrunkKernels {
   Layouts layouts;
@@ -142,14 +190,14 @@ struct TrunkKernels {
   int64_t (*transposed_panels_size)(const Weights<scalar_t>&);
   void (*lay_out)(const PanelItem<scalar_t>& item);
   int64_t (*forward_scratch)(const Trunk<scalar_t>&);
-  void (*forward_tile)(const Trunk<scalar_t>&, int64_t tile, void* scratch);
-  int64_t (*backward_scratch)(const Trunk<scalar_t>&);
-  void (*backward_tile)(const Trunk<scalar_t>&, int64_t tile, void* scratch);
-  // The mutual unit alone: a trunk of one layer without products, whose streams are given.
-  void (*mutual_forward_tile)(const Trunk<scalar_t>&, int64_t tile, void* scratch);
-  void (*mutual_backward_tile)(const Trunk<scalar_t>&, int64_t tile, void* scratch);
-  int64_t (*gradient_scratch)(const Trunk<scalar_t>&);
-  void (*gradient_item)(const Trunk<scalar_t>&, const GradientItem& item, void* scratch);
+  void (*forward_tile)(const ForwardPass<scalar_t>&, int64_t tile, void* scratch);
+  int64_t (*backward_scratch)(const BackwardPass<scalar_t>&);
+  void (*backward_tile)(const BackwardPass<scalar_t>&, int64_t tile, void* scratch);
+  // The mutual unit alone: a trunk of one layer without products, whose streams are x_local.
+  void (*mutual_forward_tile)(const ForwardPass<scalar_t>&, int64_t tile, void* scratch);
+  void (*mutual_backward_tile)(const BackwardPass<scalar_t>&, int64_t tile, void* scratch);
+  int64_t (*gradient_scratch)();
+  void (*gradient_item)(const BackwardPass<scalar_t>&, const GradientItem& item, void* scratch);
 };
 
 struct Capability {

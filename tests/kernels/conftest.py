@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 import torch
+from cpp_runs import CAPABILITIES, VARIABLE
 
 # One profile for everybody bounds the time; CI also draws the same examples on every run.
 _bounded = hypothesis.settings(max_examples=60, deadline=None, print_blob=True)
@@ -22,6 +23,13 @@ def poisoned_empty() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=CAPABILITIES)
+def capability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The instruction set of the CPU kernels that the test runs on: each of this machine's."""
+    monkeypatch.setenv(VARIABLE, request.param)
+    return str(request.param)
 
 
 @pytest.fixture

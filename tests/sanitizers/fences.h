@@ -1,4 +1,4 @@
-// Appended to a copy of csrc/cpu/capability.h: every piece of scratch memory starts as NaN and ends at a fence that
+// Appended to a copy of csrc/cpu/kernels/tile.h: every piece of scratch memory starts as NaN and ends at a fence that
 // AddressSanitizer watches, so that a piece that is too small shows although its neighbour has room.
 
 template <typename scalar_t>

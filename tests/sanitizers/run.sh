@@ -19,9 +19,9 @@ common="-std=c++20 -O1 -g1 -Wall -Wextra -include sanitizer/asan_interface.h"
 
 # A copy, whose scratch memory has fences.
 cp -r "$sources" "$stage/csrc"
-cat "$root/tests/sanitizers/fences.h" >>"$stage/csrc/cpu/capability.h"
-cp "$root/tests/sanitizers/driver.cpp" "$stage/csrc/cpu/"
-kernels=$(cd "$stage/csrc/cpu" && echo capability_*.cpp)
+cat "$root/tests/sanitizers/fences.h" >>"$stage/csrc/cpu/kernels/tile.h"
+kernels=$(cd "$stage/csrc" && echo cpu/capability_*.cpp)
+driver="cpu/dispatch.cpp $root/tests/sanitizers/driver.cpp"
 
 torch=$("$python" - <<'END'
 import sysconfig, torch
@@ -44,16 +44,16 @@ compile() { # folder, flags, files
 }
 {
   compile memory "$memory $torch" ops.cpp cpu/trunk.cpp cpu/grouping.cpp
-  compile memory "$memory" ${kernels//capability_/cpu/capability_} cpu/driver.cpp
-  compile threads "$threads" ${kernels//capability_/cpu/capability_} cpu/driver.cpp
+  compile memory "$memory -Icpu" $kernels $driver
+  compile threads "$threads -Icpu" $kernels $driver
 } | tr '\n' '\0' | xargs -0 -P "$(nproc)" -I{} bash -c '{}'
 
 cd "$stage"
-$cxx $memory memory/capability_*.o memory/driver.o -o memory/driver -pthread
-$cxx $threads threads/capability_*.o threads/driver.o -o threads/driver -pthread
+$cxx $memory memory/capability_*.o memory/dispatch.o memory/driver.o -o memory/driver -pthread
+$cxx $threads threads/capability_*.o threads/dispatch.o threads/driver.o -o threads/driver -pthread
 cp -r "$root/saml_kernels" package && rm -f package/*.so
 mkdir python && mv package python/saml_kernels
-$cxx -shared $memory -fopenmp memory/ops.o memory/trunk.o memory/grouping.o memory/capability_*.o \
+$cxx -shared $memory -fopenmp memory/ops.o memory/trunk.o memory/grouping.o memory/dispatch.o memory/capability_*.o \
   -L"$library_path" -lc10 -ltorch_cpu -ltorch -ltorch_python -o python/saml_kernels/_C.so
 
 echo "== address, undefined behaviour: driver"
@@ -72,4 +72,5 @@ preload="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libubsan.so
 env LD_PRELOAD="$preload" PYTHONPATH="$stage/python" OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
   ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
   "$python" -P -m pytest -q -p no:cacheprovider -k "not compile" \
-  tests/kernels/test_cpp_backend.py tests/kernels/test_operators.py tests/kernels/test_grouping.py
+  tests/kernels/test_cpp_*.py tests/kernels/test_backend_choice.py tests/kernels/test_extension.py \
+  tests/kernels/test_operators.py tests/kernels/test_grouping.py

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from triton.compiler import ASTSource
 
 from saml_kernels import autograd
 from saml_kernels.autograd import Plan
-from saml_kernels.backends.triton import configs, engine, program, rounding, weights
+from saml_kernels.backends.triton import configs, engine
+from saml_kernels.backends.triton import launch as launching
 from saml_kernels.backends.triton.configs import Choice, Config
+from saml_kernels.backends.triton.stages import InputGradient, Layer, MutualOwnRow, QuantizedLayer
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
@@ -68,7 +70,10 @@ class Recorded:
 
     kernel: Any
     signature: tuple[tuple[str, Any], ...]
-    constants: tuple[tuple[str, Any], ...]
+    constants: tuple[tuple[tuple[int, ...], Any], ...] = field(compare=False)
+    """By place."""
+    identity: str = field(repr=False)
+    """Equal for equal constants."""
     divisible: tuple[tuple[int, ...], ...]
     """Places of arguments that are multiples of 16, as Triton's compiler names them."""
     warps: int
@@ -78,13 +83,16 @@ class Recorded:
     def name(self) -> str:
         return str(self.kernel.fn.__name__)
 
-    def constant(self, name: str) -> Any:
-        return dict(self.constants).get(name)
+    @property
+    def plan(self) -> Any:
+        """The description it is compiled for; None of a kernel that runs no stages."""
+        found = [value for _, value in self.constants if isinstance(value, launching.Launch | launching.WeightLaunch)]
+        return found[0] if found else None
 
     @property
-    def kinds(self) -> frozenset[int]:
+    def kinds(self) -> frozenset[type]:
         """Kinds of stages in it."""
-        return frozenset(getattr(self.constant("TABLES"), "kind", ()))
+        return frozenset(type(body.stage.value) for body in self.plan.bodies.value) if self.plan else frozenset()
 
 
 @dataclass(frozen=True)
@@ -95,56 +103,60 @@ class Report:
     spilled_bytes: int | None
     shared_memory: int
     tensor_core: bool
+    main_loop: tuple[int, int] | None = None
+    """Instructions of the shortest loop with products, and products among them; None where it is not disassembled."""
 
 
 @contextmanager
 def _recording(into: dict[Recorded, None], choice: Choice) -> Iterator[None]:
     """Records launches instead of making them; every call gets ``choice``."""
 
-    def record(kernel: Any, grid: Any, *arguments: Any, **options: Any) -> None:
+    def record(kernel: Any, grid: Any, *arguments: Any, device: Any, **options: Any) -> None:
         names = [parameter.name for parameter in kernel.params]
         free = {p.name for p in kernel.params if p.do_not_specialize}
         signature: list[tuple[str, Any]] = []
-        constants: list[tuple[str, Any]] = []
+        constants: list[tuple[tuple[int, ...], Any]] = []
         divisible: list[tuple[int, ...]] = []
         warps, stages = options.pop("num_warps"), options.pop("num_stages", 3)
         values = dict(zip(names, arguments, strict=False)) | options
         assert set(values) == set(names)
-        for index, name in enumerate(names):
-            value = values[name]
-            if kernel.params[index].is_constexpr:
-                signature.append((name, "constexpr"))
-                constants.append((name, value))
-            elif isinstance(value, torch.Tensor):
-                signature.append((name, "*" + TYPES[value.dtype]))
-                divisible.append((index,))
-            elif isinstance(value, tuple):
-                signature.append((name, tuple("*" + TYPES[tensor.dtype] for tensor in value)))
-                divisible += [(index, place) for place in range(len(value))]
-            else:
-                assert name in free, f"{name} would be compiled in where it is 1 or a multiple of 16"
-                signature.append((name, "fp32" if isinstance(value, float) else "i32"))
-        into[Recorded(kernel, tuple(signature), tuple(constants), tuple(divisible), warps, stages)] = None
 
-    modules = (program, weights, rounding)
-    before = [module.launch for module in modules]
-    replaced = configs.choice, configs.multiprocessors
+        def type_of(value: Any, place: tuple[int, ...]) -> Any:
+            """As Triton's launcher has it; the NamedTuples keep their names."""
+            if isinstance(value, torch.Tensor):
+                divisible.append(place)
+                return "*" + TYPES[value.dtype]
+            if isinstance(value, tuple):
+                types = [type_of(entry, (*place, number)) for number, entry in enumerate(value)]
+                return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
+            if value is None or kernel.params[place[0]].is_constexpr:
+                constants.append((place, value))
+                return "constexpr"
+            name = names[place[0]]
+            assert name in free, f"{name} would be compiled in where it is 1 or a multiple of 16"
+            return "fp32" if isinstance(value, float) else "i32"
+
+        for index, name in enumerate(names):
+            signature.append((name, type_of(values[name], (index,))))
+        identity = repr([(place, getattr(value, "cache_key", value)) for place, value in constants])
+        recorded = Recorded(kernel, tuple(signature), tuple(constants), identity, tuple(divisible), warps, stages)
+        into[recorded] = None
+
+    replaced = configs.choice, configs.multiprocessors, launching.start
     configs.choice = lambda *arguments, **options: choice
     configs.multiprocessors = lambda index: MULTIPROCESSORS
-    for module in modules:
-        module.launch = record
+    launching.start = record
     try:
         yield
     finally:
-        configs.choice, configs.multiprocessors = replaced
-        for module, launch in zip(modules, before, strict=True):
-            module.launch = launch
+        configs.choice, configs.multiprocessors, launching.start = replaced
 
 
 @dataclass(frozen=True)
 class Trunk:
-    """An architecture to compile for, D_l = D_g = 256."""
+    """An architecture to compile for, D_l = 256."""
 
+    global_dim: int = 256
     hidden_dims: tuple[int, ...] = (512, 256, 128)
     M: int = 8
     mutual_layers: tuple[int, ...] = (0,)
@@ -164,9 +176,8 @@ def recorded(
     rows, m = 4096, trunk.M
     found: dict[Recorded, None] = {}
     dims, widths = trunk.hidden_dims, (256, *trunk.hidden_dims)
-    gate_widths = [dims[layer] if trunk.gate == "vector" else 1 for layer in trunk.mutual_layers]
-    has_ragged_widths = configs.ragged((*dims, *gate_widths), dtype.itemsize)
-    chosen = configs.built_in(configs.Bucket.of(rows, m, max(dims)), dtype.itemsize, amd, has_ragged_widths)
+    aux_widths = (trunk.global_dim, *dims)
+    chosen = configs.built_in(configs.Bucket.of(rows, m, max(dims)), dtype.itemsize, amd)
     if config is not None:
         chosen = Choice(schedule, config, config, chosen.weights)
 
@@ -178,7 +189,7 @@ def recorded(
     lists = (
         [empty(m, i + (o if auxiliary else 0), o) for i, o in zip(widths, dims, strict=False)],
         [empty(m, o) for o in dims],
-        [empty(i, o) for i, o in zip(widths, dims, strict=False)] if auxiliary else [],
+        [empty(i, o) for i, o in zip(aux_widths, dims, strict=False)] if auxiliary else [],
         [empty(o) for o in dims] if auxiliary else [],
         [empty(m, d, width) for d, width in gates],
         [empty(m, width) for _, width in gates],
@@ -195,7 +206,7 @@ def recorded(
         schedule=schedule,
     )
     x_local = empty(rows, m, 256) if trunk.per_branch else empty(rows, 256)
-    x_global = empty(rows, 256 if auxiliary else 0)
+    x_global = empty(rows, trunk.global_dim if auxiliary else 0)
     scenario = torch.arange(rows) % m
     with _recording(found, chosen):
         own, aux, _, kept = engine.trunk_forward(x_local, x_global, scenario, lists, plan, True)
@@ -215,12 +226,10 @@ def assembled(ptx: str, arguments: list[str], blackwell: bool) -> str:
 @functools.cache
 def compile_for(launch: Recorded, chip: Chip) -> Report:
     """Compiles, and for NVIDIA asks ptxas about registers and spills."""
-    names = [name for name, _ in launch.signature]
-    constants = {(names.index(name),): value for name, value in launch.constants}
     source = ASTSource(
         fn=launch.kernel,
         signature=dict(launch.signature),
-        constexprs=constants,
+        constexprs=dict(launch.constants),
         attrs={place: [["tt.divisibility", 16]] for place in launch.divisible},
     )
     compiled = triton.compile(
@@ -253,7 +262,28 @@ def compile_for(launch: Recorded, chip: Chip) -> Report:
         sum(spills),
         compiled.metadata.shared,
         re.search(chip.tensor_core, assembly) is not None,
+        None if blackwell else main_loop(assembly),
     )
+
+
+PRODUCT = re.compile(r"\b([HIQ]GMMA|[HIQ]MMA|FFMA)\b")
+
+
+def main_loop(assembly: str) -> tuple[int, int] | None:
+    """(instructions, products) of the shortest loop of a disassembled kernel that has products."""
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    loops: list[tuple[int, int]] = []
+    for line in assembly.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
+            instructions.append(instruction[1])
+            jump = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", instruction[1])
+            if jump and jump[1] in labels:
+                body = instructions[labels[jump[1]] :]
+                loops.append((len(body), sum(PRODUCT.search(each) is not None for each in body)))
+    return min((loop for loop in loops if loop[1]), default=None)
 
 
 FP8 = torch.float8_e4m3fn
@@ -270,22 +300,35 @@ LISTED = (
 )
 
 
+def has_products(launch: Recorded) -> bool:
+    """Whether it multiplies matrices."""
+    return launch.name == "weight_gradient_kernel" or bool(launch.kinds & {Layer, InputGradient, QuantizedLayer})
+
+
+def type_of_factors(launch: Recorded) -> str:
+    """The type of what a launch multiplies."""
+    pointers = dict(launch.signature)["pointers"]
+    body = next(body for body in pointers if hasattr(body, "first") or hasattr(body, "rows"))
+    factor = body.first if hasattr(body, "first") else body.rows
+    return str(factor[0]) if isinstance(factor, tuple) else "*fp32"
+
+
 def unavailable(launch: Recorded, chip: Chip) -> bool:
     """Whether the chip has no units for the launch's types, which supports() refuses there."""
-    return ("rounded", "*fp8e4nv") in launch.signature and chip.name in ("sm_80", "gfx942")
+    return "*fp8e4nv" in str(launch.signature) and chip.name in ("sm_80", "gfx942")
 
 
 def title(launch: Recorded) -> str:
     """What sets launches of one trunk apart."""
-    if launch.name != "stage_kernel":
+    if launch.name != "persistent_kernel":
         return launch.name.removesuffix("_kernel")
-    if launch.constant("BACKWARD"):
+    if InputGradient in launch.kinds:
         return "chain"
-    if not launch.constant("PERSISTENT"):
-        return "foreign product" if 1 in launch.kinds else "product of all branches"
-    if launch.constant("STAGES") == 3 and len(launch.kinds) == 1:
+    if not launch.plan.persistent:
+        return "foreign product" if QuantizedLayer in launch.kinds else "product of all branches"
+    if launch.plan.stages == 3 and launch.kinds == {Layer}:
         return "auxiliary network"
-    return "forward" if 3 in launch.kinds and launch.constant("STAGES") > 6 else "part of the forward"
+    return "forward" if MutualOwnRow in launch.kinds and launch.plan.stages > 6 else "part of the forward"
 
 
 def listing() -> Iterator[tuple[str, Recorded, Recorded]]:
@@ -320,10 +363,11 @@ def cells(launch: Recorded, on_amd: Recorded) -> list[str]:
 
 
 def cell(report: Report) -> str:
-    """Registers, shared memory in KiB, and a mark for matrix instructions."""
+    """Registers, shared memory in KiB, instructions of the main loop, and a mark for matrix instructions."""
     mark = " ●" if report.tensor_core else ""
     spilled = f" **{report.spilled_bytes} spilled**" if report.spilled_bytes else ""
-    return f"{report.registers} / {report.shared_memory / 1024:.0f}{spilled}{mark}"
+    loop = f" / {report.main_loop[0]}" if report.main_loop and report.tensor_core else ""
+    return f"{report.registers} / {report.shared_memory / 1024:.0f}{loop}{spilled}{mark}"
 
 
 def documented_triton(page: str) -> str | None:

@@ -43,10 +43,7 @@ def check(aot, launch, chip):
     assert report.registers is not None
     assert 0 < report.registers <= 512
     assert report.shared_memory <= chip.shared_memory, (aot.title(launch), chip.name)
-    products = launch.name == "weight_gradient_kernel" or launch.kinds & {0, 1}
-    types = dict(launch.signature)
-    sixteen_bit = types["base"] in ("*bf16", "*fp16") if "base" in types else False
-    if products and sixteen_bit:
+    if aot.has_products(launch) and aot.type_of_factors(launch) != "*fp32":
         assert report.tensor_core, (aot.title(launch), chip.name)
     return report
 
@@ -84,6 +81,29 @@ def test_every_option_compiles(aot, chip):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "gelu", "silu", "tanh", "identity"])
+def test_no_option_spills_at_the_documented_shape(aot, activation, chip):
+    """With the built-in choice: every activation, score and gate."""
+    for score, gate in itertools.product(("ratio", "softmax"), ("vector", "scalar")):
+        trunk = aot.Trunk(activation=activation, score=score, gate=gate)
+        for launch in aot.recorded(torch.bfloat16, trunk, "persistent", amd=chip == "gfx942"):
+            check(aot, launch, aot.CHIPS[chip])
+
+
+def test_an_odd_width_costs_only_the_stages_that_read_it(aot):
+    """A scalar gate, or 70 global features: the other products keep their tiles, and the launch its shared memory."""
+    chip = aot.CHIPS["sm_90"]
+    (whole, *_) = aot.recorded(torch.bfloat16, aot.Trunk(), "persistent")
+    for trunk in (aot.Trunk(gate="scalar"), aot.Trunk(global_dim=70)):
+        (odd, *_) = aot.recorded(torch.bfloat16, trunk, "persistent")
+        report = check(aot, odd, chip)
+        assert report.shared_memory == aot.compile_for(whole, chip).shared_memory
+        tiles = {int(body.stage.tile.block_m) for body in odd.plan.bodies if hasattr(body.stage.tile.value, "block_m")}
+        assert tiles == {64, 128}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
 def test_every_configuration_compiles(aot, chip):
     """Of few rows, and what tuning may try; tuning passes by what does not fit a chip, so that may spill."""
     from saml_kernels.backends.triton import configs
@@ -100,13 +120,13 @@ def test_every_configuration_compiles(aot, chip):
 
 def check_direction(aot, launch, chip, config, chosen):
     """A configuration is held to what it is chosen for."""
-    wanted = chosen.backward if launch.constant("BACKWARD") else chosen.forward
-    if launch.name != "stage_kernel" or config == wanted:
+    wanted = chosen.backward if aot.title(launch) == "chain" else chosen.forward
+    if launch.name != "persistent_kernel" or config == wanted:
         check(aot, launch, aot.CHIPS[chip])
 
 
 def test_the_launches_are_those_of_the_documentation(aot):
     """Three kernels; distinct compilations, which the batch size does not multiply."""
     names = {launch.name for launch in aot.recorded(torch.bfloat16, aot.Trunk(foreign_dtype=torch.int8), "per_layer")}
-    assert names == {"stage_kernel", "weight_gradient_kernel", "round_weight_kernel"}
+    assert names == {"persistent_kernel", "weight_gradient_kernel", "quantize_weight_kernel"}
     assert len(aot.recorded(torch.bfloat16, aot.Trunk(), "persistent")) == 3

@@ -13,7 +13,7 @@ import torch
 from problems import ACTIVATIONS, FLOAT32_TOLERANCE, Case, assert_close, batched_oracle, errors, make, oracle
 
 import saml_kernels
-from saml_kernels import reference
+from saml_kernels import autograd, reference
 from saml_kernels.backends.triton import availability
 
 pytestmark = [
@@ -83,10 +83,10 @@ def test_both_forms_give_the_same_bits(options):
 
 def test_counters_are_zero_again():
     """Forward, chain and weights share one buffer; a launch must leave it as it found it."""
-    from saml_kernels.backends.triton import engine, program
+    from saml_kernels.backends.triton import launch
 
     counters = []
-    original = program.run
+    original = launch.run
 
     def record(*arguments, **options):
         original(*arguments, **options)
@@ -95,7 +95,7 @@ def test_counters_are_zero_again():
 
     problem = make(CASES[3]).to(torch.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.program, "run", record)
+        patch.setattr(launch, "run", record)
         run(problem)
     assert len(counters) == 2
     assert counters[0].data_ptr() == counters[1].data_ptr()
@@ -247,7 +247,7 @@ def test_strides_do_not_show():
 
 
 def launches(problem, **options):
-    from saml_kernels.backends.triton.launching import LAUNCHES
+    from saml_kernels.backends.triton.launch import LAUNCHES
 
     LAUNCHES.clear()
     problem.run(backend="triton", **options)
@@ -276,7 +276,7 @@ def test_launches_depend_on_neither_branches_nor_rows(M, B, hidden_dims, mutual_
 
 
 def test_launches_of_towers():
-    from saml_kernels.backends.triton.launching import LAUNCHES
+    from saml_kernels.backends.triton.launch import LAUNCHES
 
     x, scenario = torch.randn(9, 4, requires_grad=True), torch.arange(9) % 3
     weights, biases = [torch.randn(3, 4, 5), torch.randn(3, 5, 2)], [torch.randn(3, 5), torch.randn(3, 2)]
@@ -309,8 +309,8 @@ def test_foreign_int8(case, recompute):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
-def test_weights_are_rounded_as_the_reference_rounds_them(dtype):
-    from saml_kernels.backends.triton import rounding
+def test_weights_are_quantized_as_the_reference_rounds_them(dtype):
+    from saml_kernels.backends.triton import engine
 
     weight = torch.randn(3, 19, 37)
     if dtype == torch.float8_e4m3fn:
@@ -318,7 +318,7 @@ def test_weights_are_rounded_as_the_reference_rounds_them(dtype):
         weight = (64 * weight).to(dtype).float()
         weight[:, 0] = 448.0
     weight[1, :, 4] = 0
-    found, scale = rounding.round_weight(weight, dtype)
+    found, scale = engine.quantize_weight(weight, dtype)
     expected, expected_scale = reference.round_to(weight, dtype, dim=1)
     assert torch.equal(scale, expected_scale.squeeze(1))
     assert found.shape == (3, 37, 32)
@@ -384,12 +384,10 @@ def test_what_it_refuses_is_said():
         problem.run(backend="triton", schedule="persistant")
 
 
-def test_score_ids_are_those_of_the_other_engines():
-    from saml_kernels import autograd
-    from saml_kernels.backends.triton import functions
+def test_the_device_has_every_activation_and_the_constants_of_the_reference():
+    from saml_kernels.backends.triton.kernels import mutual
+    from saml_kernels.backends.triton.kernels.activations import DEVICE_ACTIVATIONS
 
-    names = ("RELU", "LEAKY_RELU", "GELU", "SILU", "TANH", "IDENTITY")
-    assert [getattr(functions, name).value for name in names] == [autograd.ACTIVATION_IDS[n.lower()] for n in names]
-    assert functions.RATIO.value == autograd.SCORE_IDS["ratio"]
-    assert functions.NORM_EPSILON.value == reference.NORM_EPSILON
-    assert functions.DEGENERATE_SUM.value == reference.DEGENERATE_SUM
+    assert set(DEVICE_ACTIVATIONS) == {*autograd.ACTIVATION_IDS, "sigmoid"}
+    assert mutual.NORM_EPSILON.value == reference.NORM_EPSILON
+    assert mutual.DEGENERATE_SUM.value == reference.DEGENERATE_SUM

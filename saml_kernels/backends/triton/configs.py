@@ -9,8 +9,9 @@ every configuration compiles for sm_80, sm_90, sm_100 and gfx942 without spills 
 import dataclasses
 import functools
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,16 @@ from typing import Any
 import torch
 
 from saml_kernels.backends.triton.availability import INTERPRETED
+from saml_kernels.backends.triton.stages import (
+    Layer,
+    ProductStage,
+    ProductTile,
+    QuantizedLayer,
+    RowsTile,
+    Stage,
+    Tile,
+    WeightGradient,
+)
 from saml_kernels.checks import OLD_SCHEDULES
 
 SCHEDULES = ("persistent", "per_layer")
@@ -27,28 +38,37 @@ SCENARIO_BUCKETS = (2, 4, 8, 16, 32)
 WIDTH_BUCKETS = (64, 256, 512)
 LAST_BUCKET = 2**62
 CACHE_VARIABLE = "SAML_KERNELS_TUNED"
+OLD_FIELDS = {
+    "rows": "block_m",
+    "columns": "block_n",
+    "depth": "block_k",
+    "warps": "num_warps",
+    "stages": "num_stages",
+}
+"""Fields of a Config as files of version 0.1 call them."""
 
 
 @dataclass(frozen=True)
 class Config:
     """How a list of stages runs."""
 
-    rows: int
-    """Of a tile: of a product's, and of what waits for each other."""
-    columns: int
-    depth: int
-    """Steps of k."""
-    warps: int
-    stages: int
-    """Of the software pipeline."""
+    block_m: int
+    """Rows of a product's tile, and of the tiles of rows that wait for each other."""
+    block_n: int
+    """Columns of a product's tile."""
+    block_k: int
+    """Steps of k that a product takes at a time."""
+    num_warps: int
+    num_stages: int
+    """Stages of the software pipeline."""
     programs: int = 1
-    """A multiprocessor, of a persistent launch."""
+    """Programs a multiprocessor, of a persistent launch."""
     item_rows: int = 32
-    """Of an item that is no product."""
+    """Rows of an item that is no product."""
     group_elements: int = 4096
-    """Of the (rows, M, columns) block in registers."""
+    """Elements of the (rows, M, columns) block in registers."""
     whole_elements: int = 8192
-    """Largest (M, d) that is read once."""
+    """Elements of the largest (M, d) that is read once."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +79,7 @@ class Choice:
     forward: Config
     backward: Config
     weights: Config
-    """``rows`` and ``columns`` are the weight's, ``depth`` runs over the batch."""
+    """``block_m`` and ``block_n`` are the weight's, ``block_k`` runs over the batch."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +104,14 @@ class Bucket:
 _SMALL = {2: Config(64, 64, 64, 4, 3, programs=2), 4: Config(32, 64, 32, 8, 3, programs=2)}
 _LARGE = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 _BACKWARD = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
-# Widths that are no multiple of a vector: element by element every place needs an address of its own, and large tiles
-# spill.
-_RAGGED = {2: Config(64, 64, 32, 8, 3), 4: Config(64, 64, 32, 8, 3)}
+RAGGED_TILE = 64, 64, 32
+"""BLOCK_M, BLOCK_N, BLOCK_K at most where a width is no multiple of a vector: there places need addresses of their own,
+and larger tiles spill."""
+ROWS_OF_ACTIVATION = {"gelu": 64}
+"""BLOCK_M at most of a layer whose epilogue takes so many registers that larger tiles spill."""
+NARROWEST = 16
+"""Columns and steps of k that matrix units want at least."""
+VECTOR_BYTES = 16
 _WEIGHTS = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 # Small tiles reach every edge with small tensors.
 _INTERPRETED = Config(16, 32, 16, 4, 1, item_rows=8, group_elements=512, whole_elements=256)
@@ -102,7 +127,7 @@ SCRATCH_BYTES = 2**29
 INTERPRETED_ROWS_PER_CHUNK = 32
 
 
-def built_in(bucket: Bucket, itemsize: int, amd: bool = False, ragged: bool = False) -> Choice:
+def built_in(bucket: Bucket, itemsize: int, amd: bool = False) -> Choice:
     """The choice where nothing was tuned."""
     schedule = "persistent" if bucket.rows <= PERSISTENT_ROWS else "per_layer"
     # Large tiles of the forward spill on AMD's chips, and beside the mutual unit of more than 32 scenarios.
@@ -110,14 +135,51 @@ def built_in(bucket: Bucket, itemsize: int, amd: bool = False, ragged: bool = Fa
     forward, backward = _BACKWARD if small else _LARGE, _BACKWARD
     if bucket.rows <= SMALL_ROWS:
         forward = backward = _SMALL
-    if ragged:
-        forward = backward = _RAGGED
     return Choice(schedule, forward[itemsize], backward[itemsize], _WEIGHTS[itemsize])
 
 
-def ragged(widths: Iterable[int], itemsize: int) -> bool:
-    """Whether some width is no multiple of a vector of 16 bytes."""
-    return any(width * itemsize % 16 for width in widths)
+def tile(stage: Stage, config: Config, dtype: torch.dtype, starts_at_vectors: bool, precision: str) -> Tile:
+    """How a stage is cut in a launch with a configuration.
+
+    A stage of odd widths, or with a tensor that does not start at a vector, gets small tiles; the others of its launch
+    do not. Quantised factors take as many bytes a step as others.
+    """
+    if not isinstance(stage, ProductStage):
+        return RowsTile(min(config.item_rows, config.block_m), config.group_elements, config.whole_elements)
+    if isinstance(stage, QuantizedLayer):
+        config = dataclasses.replace(config, block_k=config.block_k * dtype.itemsize // stage.itemsize)
+    return _product_tile(stage, config, dtype, starts_at_vectors, precision)
+
+
+def weight_tile(
+    stage: WeightGradient, config: Config, dtype: torch.dtype, starts_at_vectors: bool, precision: str
+) -> ProductTile:
+    """How a weight's gradient is cut: BLOCK_M by BLOCK_N of the weight, BLOCK_K rows of the batch at a time."""
+    return _product_tile(stage, config, dtype, starts_at_vectors, precision)
+
+
+def _product_tile(
+    stage: ProductStage, config: Config, dtype: torch.dtype, starts_at_vectors: bool, precision: str
+) -> ProductTile:
+    whole = VECTOR_BYTES // dtype.itemsize
+    vector = math.gcd(whole, *(stride or 0 for stride in stage.strides())) if starts_at_vectors else 1
+    block_m, block_n, block_k = config.block_m, config.block_n, config.block_k
+    if isinstance(stage, Layer):
+        block_m = min(block_m, ROWS_OF_ACTIVATION.get(stage.activation, block_m))
+    if vector < whole:
+        ragged_m, ragged_n, ragged_k = RAGGED_TILE
+        narrow = max(NARROWEST, 1 << (stage.columns - 1).bit_length())
+        block_m, block_n, block_k = min(block_m, ragged_m), min(block_n, ragged_n, narrow), min(block_k, ragged_k)
+    return ProductTile(
+        block_m,
+        block_n,
+        block_k,
+        vector=vector,
+        whole_vectors=vector == whole,
+        column_tiles=-(-stage.columns // block_n),
+        row_parts=config.block_m // block_m,
+        precision=precision,
+    )
 
 
 _forced: Choice | None = None
@@ -140,29 +202,25 @@ def choice(
     width: int,
     dtype: torch.dtype,
     device: torch.device,
-    *,
-    has_ragged_widths: bool = False,
 ) -> Choice:
     """For a call with so many rows, scenarios and so wide a layer."""
     if _forced is not None:
         return _forced
     if INTERPRETED:
         return Choice("persistent", _INTERPRETED, _INTERPRETED, _INTERPRETED)
-    return _choice(Bucket.of(rows, scenarios, width), dtype, device_name(device), has_ragged_widths)
+    return _choice(Bucket.of(rows, scenarios, width), dtype, device_name(device))
 
 
 @functools.cache
-def _choice(bucket: Bucket, dtype: torch.dtype, device: str, has_ragged_widths: bool) -> Choice:
+def _choice(bucket: Bucket, dtype: torch.dtype, device: str) -> Choice:
     found = tuned(cache_path()).get(key(device, dtype, bucket))
-    return (
-        built_in(bucket, dtype.itemsize, torch.version.hip is not None, has_ragged_widths) if found is None else found
-    )
+    return built_in(bucket, dtype.itemsize, torch.version.hip is not None) if found is None else found
 
 
 def candidates(itemsize: int) -> tuple[Config, ...]:
     """What tuning tries for forward and backward; all of them are compiled ahead of time in the tests."""
     if INTERPRETED:
-        return (_INTERPRETED, dataclasses.replace(_INTERPRETED, columns=16))
+        return (_INTERPRETED, dataclasses.replace(_INTERPRETED, block_n=16))
     if itemsize == 4:
         return (_SMALL[4], _LARGE[4])
     return (_SMALL[2], _BACKWARD[2], _LARGE[2], Config(128, 256, 64, 8, 3), Config(64, 128, 64, 4, 3, programs=2))
@@ -227,11 +285,15 @@ def tuned(path: Path) -> dict[str, Choice]:
 
 
 def _parse(entry: dict[str, Any]) -> Choice:
-    if "form" in entry:  # As files of version 0.1 call it.
+    if "form" in entry:
         entry = {**entry, "schedule": OLD_SCHEDULES.get(entry["form"], entry["form"])}
     if entry["schedule"] not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {entry['schedule']!r}")
-    return Choice(entry["schedule"], *(Config(**entry[name]) for name in ("forward", "backward", "weights")))
+    return Choice(entry["schedule"], *(_parse_config(entry[name]) for name in ("forward", "backward", "weights")))
+
+
+def _parse_config(numbers: dict[str, int]) -> Config:
+    return Config(**{OLD_FIELDS.get(name, name): number for name, number in numbers.items()})
 
 
 def save(path: Path, choices: dict[str, Choice]) -> None:

@@ -192,5 +192,5 @@ def describe(choice: Choice, stage: str) -> str:
     """A configuration of a choice, and of a forward the schedule too, for a person."""
     config: Config = getattr(choice, stage)
     schedule = f"{choice.schedule} " if stage == "forward" else ""
-    tiles = f"{config.rows}x{config.columns}x{config.depth}"
-    return f"{schedule}{tiles}, {config.warps} warps, {config.stages} stages, {config.programs} programs"
+    tiles = f"{config.block_m}x{config.block_n}x{config.block_k}"
+    return f"{schedule}{tiles}, {config.num_warps} warps, {config.num_stages} stages, {config.programs} programs"

@@ -1,0 +1,94 @@
+// What every capability file consists of: the kernels, compiled for one instruction set. The file that includes it
+// defines
+//
+//     SAML_CAPABILITY         the name of its Capability
+//     SAML_CAPABILITY_NAME    its name for users
+//     SAML_TARGET             the instruction sets, as the compiler spells them; undefined: those of any processor
+//     SAML_VECTOR_BYTES       the width of a vector
+//     SAML_HAS_BFLOAT16_DOT   1: vectors multiply pairs of bfloat16
+//     SAML_HAS_TILES          1: there is a tile unit
+
+#include "trunk.h"
+
+#if !defined(SAML_TARGET) || defined(__x86_64__)
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#if SAML_HAS_BFLOAT16_DOT
+#include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC's own intrinsics start from a variable they leave uninitialised on purpose (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#endif
+
+// Only this project's code follows: inline functions of the library, shared with the rest of the program by the
+// linker, must not be compiled for an instruction set that the machine may lack.
+#ifdef SAML_TARGET
+#define SAML_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define SAML_PUSH_TARGET(target_) \
+  SAML_PRAGMA(clang attribute push(__attribute__((target(target_))), apply_to = function))
+#else
+#define SAML_PUSH_TARGET(target_) SAML_PRAGMA(GCC target(target_))
+#endif
+SAML_PUSH_TARGET(SAML_TARGET)
+#endif
+
+namespace saml_kernels {
+namespace {
+
+// Each builds on those before it.
+// clang-format off
+#include "kernels/vector.h"
+#include "kernels/tile.h"
+#include "kernels/gemm_float.h"
+#include "kernels/gemm_bfloat16.h"
+#include "kernels/gemm_amx.h"
+#include "kernels/linear.h"
+#include "kernels/mutual.h"
+#include "kernels/trunk_forward.h"
+#include "kernels/trunk_backward.h"
+#include "kernels/weight_gradient.h"
+// clang-format on
+
+template <typename scalar_t>
+constexpr TrunkKernels<scalar_t> kTrunkKernels = {
+    .layouts = {.bfloat16 = kHasBfloat16Panels<scalar_t>,
+                .float_parts = kHasTiles<scalar_t>,
+                .transposed = kHasTiles<scalar_t>},
+    .row_multiple = kHasTiles<scalar_t> ? 32 : 12,
+    .gradient_item_rows = kGradientItemRows<scalar_t>,
+    .panels_size = &panels_size<scalar_t>,
+    .bfloat16_panels_size = &bfloat16_panels_size<scalar_t>,
+    .transposed_panels_size = &transposed_panels_size<scalar_t>,
+    .lay_out = &lay_out<scalar_t>,
+    .forward_scratch = &forward_scratch<scalar_t>,
+    .forward_tile = &forward_tile<scalar_t>,
+    .backward_scratch = &backward_scratch<scalar_t>,
+    .backward_tile = &backward_tile<scalar_t>,
+    .mutual_forward_tile = &mutual_forward_tile<scalar_t>,
+    .mutual_backward_tile = &mutual_backward_tile<scalar_t>,
+    .gradient_scratch = &gradient_scratch<scalar_t>,
+    .gradient_item = &gradient_item<scalar_t>,
+};
+
+}  // namespace
+
+const Capability SAML_CAPABILITY = {SAML_CAPABILITY_NAME, kTrunkKernels<float>, kTrunkKernels<double>};
+
+}  // namespace saml_kernels
+
+#if defined(SAML_TARGET) && defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif

@@ -1,0 +1,165 @@
+// A linear layer and its input gradient, by the fastest way this capability has. Included once per capability, after
+// the gemm files. Its weight gradient is in weight_gradient.h.
+//
+//     prepare_rows     lays rows of [A1 ; A2] out, once for all matrices they meet
+//     linear           Z  = bias + [A1 ; A2] W_i
+//     linear_dgrad     dA = [dA +] dZ W_iᵀ
+//     activate_rows    V  = δ(Z)
+//
+// Rows are numbered within the tile of rows at hand: matrices are given whole, and the rows of them that are meant.
+
+template <typename scalar_t>
+constexpr bool kHasTiles = SAML_HAS_TILES != 0 && std::is_same_v<scalar_t, float>;
+
+// Products of bfloat16 factors read panels of their own.
+template <typename scalar_t>
+constexpr bool kHasBfloat16Panels = SAML_HAS_BFLOAT16_DOT != 0 && std::is_same_v<scalar_t, float>;
+
+template <typename scalar_t>
+struct ProductScratch {
+  scalar_t* panel = nullptr;
+  scalar_t* rounded = nullptr;
+  scalar_t* transposed = nullptr;
+  uint16_t* tiles = nullptr;  // of the rows prepared last
+
+  ProductScratch() = default;
+  // For up to that many rows, and products over at most k terms.
+  ProductScratch(int64_t rows, int64_t k, bool backward, Scratch<scalar_t>& scratch) {
+    // Twice, as the kernel without a bfloat16 instruction packs a panel before it is packed again.
+    panel = scratch.take(2 * (k + 2) * kPanel<scalar_t>);
+    rounded = scratch.take(rows * (k + 2));
+    if (backward) {
+      transposed = scratch.take(k * round_up(rows, kPanel<scalar_t>));
+    }
+    if constexpr (kHasTiles<scalar_t>) {
+      tiles = scratch.template take<uint16_t>(round_up(rows, 32) * round_up(k, 32) * kFloatParts);
+    }
+  }
+};
+
+template <typename scalar_t>
+int64_t panels_size(const Weights<scalar_t>& weights) {
+  return weights.k() * round_up(weights.n, kPanel<scalar_t>);
+}
+
+template <typename scalar_t>
+int64_t bfloat16_panels_size(const Weights<scalar_t>& weights) {
+  if constexpr (kHasTiles<scalar_t>) {
+    return tiles_size(weights.n, weights.k(), weights.parts);
+  }
+  return (round_up(weights.k1, 2) + round_up(weights.k2, 2)) * round_up(weights.n, kPanel<scalar_t>);
+}
+
+template <typename scalar_t>
+int64_t transposed_panels_size(const Weights<scalar_t>& weights) {
+  return tiles_size(weights.k(), weights.n, weights.parts);
+}
+
+template <typename element_t>
+inline element_t* matrix_of(element_t* first, int64_t i, int64_t size) {
+  return first == nullptr ? nullptr : first + i * size;
+}
+
+template <typename scalar_t>
+void lay_out(const PanelItem<scalar_t>& item) {
+  const Weights<scalar_t>& weights = *item.weights;
+  const ConstMatrix<scalar_t> matrix = weights.matrix(item.matrix);
+  if (weights.panels != nullptr) {
+    pack_panels(matrix, weights.panels + item.matrix * panels_size(weights));
+  }
+  if constexpr (kHasBfloat16Panels<scalar_t>) {
+    uint16_t* panels = matrix_of(weights.bfloat16_panels, item.matrix, bfloat16_panels_size(weights));
+    if constexpr (kHasTiles<scalar_t>) {
+      uint16_t* transposed =
+          matrix_of(weights.transposed_bfloat16_panels, item.matrix, transposed_panels_size(weights));
+      if (panels != nullptr) {
+        lay_out_columns<false>(Concatenated<scalar_t>{matrix}, 0, weights.n, weights.parts, panels);
+      }
+      if (transposed != nullptr) {
+        lay_out_right_transposed(Concatenated<scalar_t>{matrix}, weights.parts, transposed);
+      }
+    } else if (panels != nullptr) {
+      pack_all_pairs(matrix, weights.k1, panels);
+    }
+  }
+}
+
+// Rows of [A1 ; A2], for the products with matrices of these weights that follow.
+template <typename scalar_t>
+inline void prepare_rows(Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
+                         ProductScratch<scalar_t>& scratch) {
+  if constexpr (kHasTiles<scalar_t>) {
+    if (weights.bfloat16_panels != nullptr) {
+      lay_out_left(a, rows, weights.parts, scratch.tiles);
+    }
+  }
+}
+
+// Rows of Z = bias + [A1 ; A2] W_i, of factors rounded to bfloat16 if asked. These rows, or more, have been prepared.
+template <typename scalar_t>
+inline void linear(bool bfloat16, Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
+                   int64_t i, Matrix<scalar_t> z, ProductScratch<scalar_t>& scratch) {
+  if (rows.size() == 0) {
+    return;
+  }
+  const scalar_t* bias = weights.bias + i * weights.n;
+  const uint16_t* bfloat16_panels = matrix_of(weights.bfloat16_panels, i, bfloat16_panels_size(weights));
+  if constexpr (kHasTiles<scalar_t>) {
+    if (bfloat16_panels != nullptr) {
+      const TileFactors factors{scratch.tiles, bfloat16_panels, tiles_of(weights.k(), kTileDepth), weights.parts};
+      multiply_tiles(factors, bfloat16 ? 1 : weights.parts, rows, Sums::kFromBias, bias, z);
+      return;
+    }
+  }
+  const Concatenated<scalar_t> factor = a.row_range(rows.begin, rows.end);
+  const Matrix<scalar_t> target = z.row_range(rows.begin, rows.end);
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    if (bfloat16) {
+      multiply_bfloat16(factor, weights.matrix(i), bfloat16_panels, bias, target, scratch.panel, scratch.rounded);
+      return;
+    }
+  }
+  const scalar_t* panels = matrix_of(weights.panels, i, panels_size(weights));
+  multiply(factor, weights.matrix(i), panels, bias, target, scratch.panel);
+}
+
+// Rows of dA = [dA +] dZ W_iᵀ, from column `begin` on; what stands before it is nobody's.
+template <typename scalar_t>
+inline void linear_dgrad(Range rows, ConstMatrix<scalar_t> dz, const Weights<scalar_t>& weights, int64_t i,
+                         int64_t begin, Matrix<scalar_t> da, bool accumulate, ProductScratch<scalar_t>& scratch) {
+  if (rows.size() == 0) {
+    return;
+  }
+  if constexpr (kHasTiles<scalar_t>) {
+    if (weights.transposed_bfloat16_panels != nullptr) {
+      lay_out_left(Concatenated<scalar_t>{dz}, rows, weights.parts, scratch.tiles);
+      TileFactors factors{scratch.tiles, weights.transposed_bfloat16_panels + i * transposed_panels_size(weights),
+                          tiles_of(weights.n, kTileDepth), weights.parts};
+      // From the beginning of a tile.
+      const int64_t start = begin / kTileSide * kTileSide;
+      factors.right += start / kTileSide * factors.side_stride();
+      multiply_tiles(factors, weights.parts, rows, accumulate ? Sums::kAccumulate : Sums::kFromBias, nullptr,
+                     da.columns(start, weights.k() - start));
+      return;
+    }
+  }
+  multiply_transposed(dz.row_range(rows.begin, rows.end), weights.matrix(i).row_range(begin, weights.k()),
+                      da.row_range(rows.begin, rows.end).columns(begin, weights.k() - begin), accumulate,
+                      scratch.transposed);
+}
+
+template <typename scalar_t>
+inline void activate_rows(Activation activation, ConstMatrix<scalar_t> z, MatrixView<scalar_t> v) {
+  for (int64_t r = 0; r < v.rows; ++r) {
+    activate(activation, z.row(r), v.row(r), v.cols);
+  }
+}
+
+// dZ = dV ∘ δ'(Z), from V, or from Z where δ needs it and else has none.
+template <typename scalar_t>
+inline void activate_rows_backward(Activation activation, ConstMatrix<scalar_t> v, ConstMatrix<scalar_t> z,
+                                   ConstMatrix<scalar_t> dv, MatrixView<scalar_t> dz) {
+  for (int64_t r = 0; r < dz.rows; ++r) {
+    activate_backward(activation, v.row(r), z.row(r), dv.row(r), dz.row(r), dz.cols);
+  }
+}

@@ -1,0 +1,286 @@
+// The mutual unit, forward and backward. Included once per capability, after linear.h.
+//
+//     c_ij = ⟨V_i, V_j⟩ / (n_i n_j),  n_i = max(‖V_i‖, ε)
+//     α_ij = softmax over j ≠ i of  c_ij / Σ_{j≠i} c_ij,  or of  c_ij / τ
+//     g_i  = sigmoid(V_i U_i + u_i)
+//     M_i  = V_i + g_i ∘ Σ_{j≠i} α_ij V_j
+
+constexpr double kNormEpsilon = 1e-8;
+constexpr double kDegenerateSum = 1e-6;
+
+// α over j ≠ own from the cosines, 0 at own. α may take the place of the cosines.
+template <typename scalar_t, typename alpha_t>
+inline void score_weights(const Trunk<scalar_t>& trunk, const double* cosine, int64_t own, alpha_t* alpha) {
+  const int64_t m = trunk.num_scenarios;
+  double total = 0;
+  for (int64_t j = 0; j < m; ++j) {
+    total += j == own ? 0.0 : cosine[j];
+  }
+  const double factor = trunk.score == Score::kSoftmax     ? 1 / trunk.temperature
+                        : std::abs(total) < kDegenerateSum ? 0.0
+                                                           : 1 / total;
+  double largest = -std::numeric_limits<double>::infinity();
+  for (int64_t j = 0; j < m; ++j) {
+    largest = j == own ? largest : std::max(largest, cosine[j] * factor);
+  }
+  double normaliser = 0;
+  for (int64_t j = 0; j < m; ++j) {
+    normaliser += j == own ? 0.0 : std::exp(cosine[j] * factor - largest);
+  }
+  for (int64_t j = 0; j < m; ++j) {
+    alpha[j] = j == own ? alpha_t(0) : alpha_t(std::exp(cosine[j] * factor - largest) / normaliser);
+  }
+}
+
+// Σ_j α_j V_j over all branches, streams of one row (M, d).
+template <typename scalar_t>
+inline void mix_streams(int64_t m, int64_t d, const scalar_t* streams, const scalar_t* alpha, scalar_t* mix) {
+  std::fill_n(mix, d, scalar_t(0));
+  for (int64_t j = 0; j < m; ++j) {
+    const scalar_t weight = alpha[j];
+    if (weight == 0) {
+      continue;
+    }
+    const scalar_t* v = streams + j * d;
+    for (int64_t i = 0; i < d; ++i) {
+      mix[i] += weight * v[i];
+    }
+  }
+}
+
+template <typename scalar_t>
+inline double clamped_norm(const scalar_t* v, int64_t d) {
+  return std::max(std::sqrt(dot(v, v, d)), kNormEpsilon);
+}
+
+// V + g ∘ mix for one row; a scalar gate has one value.
+template <typename scalar_t>
+inline void add_gated(int64_t d, const scalar_t* v, const scalar_t* gate, int64_t gate_width, const scalar_t* mix,
+                      scalar_t* out) {
+  if (gate_width == 1) {
+    for (int64_t i = 0; i < d; ++i) {
+      out[i] = v[i] + gate[0] * mix[i];
+    }
+    return;
+  }
+  for (int64_t i = 0; i < d; ++i) {
+    out[i] = v[i] + gate[i] * mix[i];
+  }
+}
+
+template <typename scalar_t>
+struct MutualScratch {
+  scalar_t* gate;   // of a tile's rows; of all branches where a unit needs its whole table
+  scalar_t* mix;    // Σ_j α_j V_j of a row
+  double* row;      // a row's cosines and norms
+  scalar_t* alpha;  // a foreign row of α
+  ProductScratch<scalar_t>& product;
+
+  MutualScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest, ProductScratch<scalar_t>& products,
+                Scratch<scalar_t>& scratch)
+      : product(products) {
+    const int64_t m = trunk.num_scenarios, branches = widest.tables ? m : 1;
+    gate = scratch.take(trunk.tile_rows * widest.stream * branches);
+    mix = scratch.take(widest.stream);
+    row = scratch.template take<double>(m * branches + m);
+    alpha = scratch.take(m);
+  }
+};
+
+// g of branch k.
+template <typename scalar_t>
+void gates(bool bfloat16, Range rows, ConstMatrix<scalar_t> v, const Layer<scalar_t>& layer, int64_t k,
+           Matrix<scalar_t> gate, ProductScratch<scalar_t>& scratch) {
+  const Concatenated<scalar_t> input{v};
+  prepare_rows(rows, input, layer.gates, scratch);
+  linear(bfloat16, rows, input, layer.gates, k, gate, scratch);
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    scalar_t* g = gate.row(r);
+    for (int64_t i = 0; i < layer.gate_width; ++i) {
+      g[i] = sigmoid(g[i]);
+    }
+  }
+}
+
+// The own row t of the table: α_t, g_t and M_t of a tile's rows, from the streams of all branches.
+template <typename scalar_t>
+void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, ConstMatrix<scalar_t> streams,
+                    Matrix<scalar_t> alpha, Matrix<scalar_t> gate, Matrix<scalar_t> out,
+                    MutualScratch<scalar_t>& scratch) {
+  const Trunk<scalar_t>& trunk = tile.trunk();
+  const int64_t m = trunk.num_scenarios, d = layer.width;
+  tile.for_each_segment([&](Segment s) {
+    const ConstMatrix<scalar_t> own = streams.columns(s.scenario * d, d);
+    gates(trunk.own_bfloat16, s.rows, own, layer, s.scenario, gate, scratch.product);
+    for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
+      const scalar_t* v = streams.row(r);
+      double* cosine = scratch.row;
+      const double own_norm = clamped_norm(v + s.scenario * d, d);
+      for (int64_t j = 0; j < m; ++j) {
+        cosine[j] =
+            j == s.scenario ? 0.0 : dot(v + s.scenario * d, v + j * d, d) / (own_norm * clamped_norm(v + j * d, d));
+      }
+      score_weights(trunk, cosine, s.scenario, alpha.row(r));
+      mix_streams(m, d, v, alpha.row(r), scratch.mix);
+      add_gated(d, own.row(r), gate.row(r), layer.gate_width, scratch.mix, out.row(r));
+    }
+  });
+}
+
+// The whole table: M_i of every branch into out, the own one from own.
+template <typename scalar_t>
+void mutual_table(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, ConstMatrix<scalar_t> streams,
+                  ConstMatrix<scalar_t> own, Matrix<scalar_t> out, MutualScratch<scalar_t>& scratch) {
+  const Trunk<scalar_t>& trunk = tile.trunk();
+  const int64_t m = trunk.num_scenarios, d = layer.width, width = layer.gate_width;
+  const Matrix<scalar_t> gate = tile.in(scratch.gate, m * width);
+  for (int64_t k = 0; k < m; ++k) {
+    gates(trunk.foreign_bfloat16, tile.all(), streams.columns(k * d, d), layer, k, gate.columns(k * width, width),
+          scratch.product);
+  }
+  double* cosine = scratch.row;
+  double* norm = cosine + m * m;
+  scalar_t* alpha = scratch.alpha;
+  tile.for_each_segment([&](Segment s) {
+    for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
+      const scalar_t* v = streams.row(r);
+      for (int64_t i = 0; i < m; ++i) {
+        norm[i] = clamped_norm(v + i * d, d);
+        for (int64_t j = 0; j < i; ++j) {
+          cosine[i * m + j] = cosine[j * m + i] = dot(v + i * d, v + j * d, d) / (norm[i] * norm[j]);
+        }
+        cosine[i * m + i] = 0;
+      }
+      for (int64_t i = 0; i < m; ++i) {
+        if (i == s.scenario) {
+          std::copy_n(own.row(r), d, out.row(r) + i * d);
+          continue;
+        }
+        score_weights(trunk, cosine + i * m, i, alpha);
+        mix_streams(m, d, v, alpha, scratch.mix);
+        add_gated(d, v + i * d, gate.row(r) + i * width, width, scratch.mix, out.row(r) + i * d);
+      }
+    }
+  });
+}
+
+template <typename scalar_t>
+struct MutualBackwardScratch {
+  scalar_t* mix;     // Σ_j α_j V_j of a row
+  scalar_t* scaled;  // G of a row
+  double* row;       // c, n, p and dc of a row
+  ProductScratch<scalar_t>& product;
+
+  MutualBackwardScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest,
+                        ProductScratch<scalar_t>& products, Scratch<scalar_t>& scratch)
+      : product(products) {
+    mix = scratch.take(widest.stream);
+    scaled = scratch.take(widest.stream);
+    row = scratch.template take<double>(4 * trunk.num_scenarios);
+  }
+};
+
+// A row as the mutual unit's backward reads and writes it.
+template <typename scalar_t>
+struct MutualRow {
+  const scalar_t* streams;  // V_1 .. V_M
+  const scalar_t* alpha;
+  const scalar_t* gate;
+  scalar_t* d_own;    // dM, which becomes dV_t but for dz_g U_tᵀ
+  scalar_t* dz_gate;  // receives dz_g
+};
+
+// Backward of the own row t; foreign streams are constants. Sums run over j ≠ t, V̂_j = V_j / n_j, mix = Σ α_j V_j:
+//
+//     G    = dM ∘ g              dz_g = dM ∘ mix ∘ g ∘ (1 − g), of a scalar gate summed over d
+//     p_j  = ⟨G, V_j⟩            p̄ = Σ α_j p_j
+//     dc_j = r_j / S − Σ_k r_k c_k / S²,  r_j = α_j (p_j − p̄),  S = Σ c_j        ratio; 0 where |S| < 1e−6
+//     dc_j = α_j (p_j − p̄) / τ                                                   softmax
+//     dV_t = dM + dz_g U_tᵀ + (Σ_j dc_j V̂_j − [‖V_t‖ > ε] (Σ_j dc_j c_j / n_t) V_t) / n_t
+template <typename scalar_t>
+void mutual_backward_row(const Trunk<scalar_t>& trunk, const Layer<scalar_t>& layer, int64_t t,
+                         const MutualRow<scalar_t>& row, MutualBackwardScratch<scalar_t>& scratch) {
+  const auto [streams, alpha, gate, d_own, dz_gate] = row;
+  const int64_t m = trunk.num_scenarios, d = layer.width;
+  const scalar_t* own = streams + t * d;
+  double* c = scratch.row;
+  double* n = c + m;
+  double* p = n + m;
+  double* dc = p + m;
+  scalar_t* scaled = scratch.scaled;
+
+  mix_streams(m, d, streams, alpha, scratch.mix);
+  const bool scalar_gate = layer.gate_width == 1;
+  for (int64_t i = 0; i < d; ++i) {
+    scaled[i] = d_own[i] * gate[scalar_gate ? 0 : i];
+  }
+  if (scalar_gate) {
+    dz_gate[0] = static_cast<scalar_t>(dot(d_own, scratch.mix, d)) * gate[0] * (1 - gate[0]);
+  } else {
+    for (int64_t i = 0; i < d; ++i) {
+      dz_gate[i] = d_own[i] * scratch.mix[i] * gate[i] * (1 - gate[i]);
+    }
+  }
+
+  const double raw_norm = std::sqrt(dot(own, own, d));
+  const double n_t = std::max(raw_norm, kNormEpsilon);
+  double sum_c = 0, mean_p = 0;
+  for (int64_t j = 0; j < m; ++j) {
+    if (j == t) {
+      continue;
+    }
+    const scalar_t* v = streams + j * d;
+    n[j] = clamped_norm(v, d);
+    c[j] = dot(own, v, d) / (n_t * n[j]);
+    p[j] = dot(scaled, v, d);
+    sum_c += c[j];
+    mean_p += alpha[j] * p[j];
+  }
+  const bool ratio = trunk.score == Score::kRatio;
+  if (ratio && std::abs(sum_c) < kDegenerateSum) {
+    return;
+  }
+  const double factor = ratio ? 1 / sum_c : 1 / trunk.temperature;
+  double shared = 0;  // Σ_k r_k c_k / S²
+  for (int64_t j = 0; j < m; ++j) {
+    if (j != t) {
+      dc[j] = alpha[j] * (p[j] - mean_p) * factor;
+      shared += dc[j] * c[j];
+    }
+  }
+  shared = ratio ? shared * factor : 0.0;
+  double along = 0;  // Σ_j dc_j c_j
+  for (int64_t j = 0; j < m; ++j) {
+    if (j == t) {
+      continue;
+    }
+    dc[j] -= shared;
+    along += dc[j] * c[j];
+    const scalar_t weight = static_cast<scalar_t>(dc[j] / (n[j] * n_t));
+    const scalar_t* v = streams + j * d;
+    for (int64_t i = 0; i < d; ++i) {
+      d_own[i] += weight * v[i];
+    }
+  }
+  if (raw_norm > kNormEpsilon) {
+    const scalar_t weight = static_cast<scalar_t>(along / (n_t * n_t));
+    for (int64_t i = 0; i < d; ++i) {
+      d_own[i] -= weight * own[i];
+    }
+  }
+}
+
+// The same of a tile's rows, with dz_g U_tᵀ: dM becomes dV_t.
+template <typename scalar_t>
+void mutual_backward(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, const Saved<const scalar_t>& saved,
+                     ConstMatrix<scalar_t> streams, Matrix<scalar_t> d_own, Matrix<scalar_t> dz_gate,
+                     MutualBackwardScratch<scalar_t>& scratch) {
+  const ConstMatrix<scalar_t> alpha = tile.of(saved.alpha), gate = tile.of(saved.gate);
+  tile.for_each_segment([&](Segment s) {
+    for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
+      mutual_backward_row(tile.trunk(), layer, s.scenario,
+                          {streams.row(r), alpha.row(r), gate.row(r), d_own.row(r), dz_gate.row(r)}, scratch);
+    }
+    linear_dgrad(s.rows, dz_gate, layer.gates, s.scenario, 0, d_own, true, scratch.product);
+  });
+}

@@ -1,0 +1,121 @@
+// A tile of rows: its place among all rows, its runs of one scenario, its scratch memory. Included once per capability.
+
+inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+
+// Hands out 64-byte aligned pieces of one block; with a null block it only counts.
+template <typename scalar_t>
+class Scratch {
+ public:
+  explicit Scratch(void* block) : block_(static_cast<char*>(block)) {}
+
+  template <typename element_t = scalar_t>
+  element_t* take(int64_t count) {
+    char* piece = block_ == nullptr ? nullptr : block_ + bytes_;
+    bytes_ += round_up(std::max<int64_t>(count, 1) * static_cast<int64_t>(sizeof(element_t)), 64);
+    return reinterpret_cast<element_t*>(piece);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* block_;
+  int64_t bytes_ = 0;
+};
+
+// Rows begin .. end of a tile.
+struct Range {
+  int64_t begin;
+  int64_t end;
+
+  int64_t size() const { return end - begin; }
+};
+
+// A run of rows of one scenario inside a tile.
+struct Segment {
+  int64_t scenario;
+  Range rows;
+};
+
+template <typename scalar_t>
+class Tile {
+ public:
+  Tile(const Trunk<scalar_t>& trunk, int64_t number)
+      : trunk_(trunk), begin_(number * trunk.tile_rows), end_(std::min(begin_ + trunk.tile_rows, trunk.rows)) {}
+
+  const Trunk<scalar_t>& trunk() const { return trunk_; }
+  int64_t rows() const { return end_ - begin_; }
+  Range all() const { return {0, rows()}; }
+
+  // These rows of a matrix of all sorted rows.
+  template <typename element_t>
+  MatrixView<element_t> of(const MatrixView<element_t>& matrix) const {
+    return matrix.row_range(begin_, end_);
+  }
+
+  // A scratch buffer as a matrix of these rows.
+  Matrix<scalar_t> in(scalar_t* buffer, int64_t width) const { return {buffer, rows(), width, width}; }
+
+  // These rows of what is saved, or the scratch buffer where it is not.
+  Matrix<scalar_t> of(Matrix<scalar_t> saved, scalar_t* otherwise, int64_t width) const {
+    return saved.data != nullptr ? of(saved) : in(otherwise, width);
+  }
+
+  // Rows of scenario k, none if they lie elsewhere.
+  Range of_scenario(int64_t k) const {
+    return {std::clamp(trunk_.offsets[k], begin_, end_) - begin_,
+            std::clamp(trunk_.offsets[k + 1], begin_, end_) - begin_};
+  }
+
+  // Calls function(segment) for the scenarios that have rows here.
+  template <typename Function>
+  void for_each_segment(Function function) const {
+    const int64_t* offsets = trunk_.offsets;
+    int64_t k = std::upper_bound(offsets, offsets + trunk_.num_scenarios + 1, begin_) - offsets - 1;
+    for (; k < trunk_.num_scenarios && offsets[k] < end_; ++k) {
+      const Range rows = of_scenario(k);
+      if (rows.size() > 0) {
+        function(Segment{k, rows});
+      }
+    }
+  }
+
+  // Where row r of the tile stands in the caller's order.
+  int64_t callers_row(int64_t r) const { return trunk_.permutation[begin_ + r]; }
+
+  void gather(ConstMatrix<scalar_t> callers, Matrix<scalar_t> sorted) const {
+    for (int64_t r = 0; r < rows(); ++r) {
+      std::copy_n(callers.row(callers_row(r)), callers.cols, sorted.row(r));
+    }
+  }
+  void scatter(ConstMatrix<scalar_t> sorted, Matrix<scalar_t> callers) const {
+    for (int64_t r = 0; r < rows(); ++r) {
+      std::copy_n(sorted.row(r), callers.cols, callers.row(callers_row(r)));
+    }
+  }
+
+ private:
+  const Trunk<scalar_t>& trunk_;
+  int64_t begin_;
+  int64_t end_;
+};
+
+template <typename scalar_t>
+struct Widest {
+  int64_t width = 1;   // of any stream, branch or auxiliary, inputs included
+  int64_t stream = 1;  // of a branch
+  int64_t shared = 0;  // of a branch in the layers that all branches run
+  int64_t factor = 1;  // k of any product
+  int64_t tables = 0;  // 1 if a mutual unit needs its whole table
+
+  explicit Widest(const Trunk<scalar_t>& trunk) {
+    for (int64_t l = 0; l < trunk.num_layers; ++l) {
+      const Layer<scalar_t>& layer = trunk.layers[l];
+      width = std::max({width, layer.in_width, layer.aux_in, layer.width, layer.aux_width});
+      stream = std::max({stream, layer.in_width, layer.width});
+      factor = std::max({factor, layer.in_width + layer.aux_width, layer.aux_in, layer.width, layer.gate_width});
+      if (l < trunk.num_shared) {
+        shared = std::max(shared, layer.width);
+        tables |= layer.has_mutual_unit() && l + 1 < trunk.num_shared;
+      }
+    }
+  }
+};

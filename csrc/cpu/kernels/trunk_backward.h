@@ -1,0 +1,167 @@
+// Backward of the trunk through the own branch t of every row, a tile of rows at a time: the input gradients and those
+// of the pre-activations, from which weight_gradient.h computes the parameters'. Included once per capability, after
+// trunk_forward.h.
+//
+// From the last layer to the first, dV_t^l and dA^l given by the layer above or the cotangents:
+//
+//     dM_t^l becomes dV_t^l                          at a mutual layer (mutual.h)
+//     dz^l   = dV_t^l ∘ δ'(z^l)
+//     [dV_t^{l−1} ; dA^l +] = dz^l W_t^lᵀ            A^l feeds layer l + 1 of its network and layer l of the branch
+//     dz_a^l = dA^l ∘ δ'(z_a^l)
+//     dA^{l−1} = dz_a^l Wa^lᵀ
+
+template <typename scalar_t>
+struct BackwardScratch {
+  Widest<scalar_t> widest;
+  ProductScratch<scalar_t> product;
+  scalar_t* inputs[2];
+  scalar_t* aux[2];
+  MutualBackwardScratch<scalar_t> mutual;
+
+  BackwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
+      : widest(trunk),
+        product(trunk.tile_rows, widest.factor, true, scratch),
+        inputs{scratch.take(trunk.tile_rows * std::max(widest.factor, widest.width)),
+               scratch.take(trunk.tile_rows * std::max(widest.factor, widest.width))},
+        aux{scratch.take(trunk.tile_rows * widest.width), scratch.take(trunk.tile_rows * widest.width)},
+        mutual(trunk, widest, product, scratch) {}
+};
+
+// The streams of the mutual layers of one tile, computed again where forward did not save them.
+template <typename scalar_t>
+class TileStreams {
+ public:
+  TileStreams(const BackwardPass<scalar_t>& pass, Scratch<scalar_t>& scratch)
+      : pass_(pass), forward_scratch_(pass.trunk, scratch) {
+    for (int64_t l = 0; l < pass.trunk.num_shared; ++l) {
+      const Layer<scalar_t>& layer = pass.trunk.layers[l];
+      const bool again = layer.has_mutual_unit() && pass.saved[l].streams.data == nullptr;
+      const int64_t size = pass.trunk.tile_rows * pass.trunk.num_scenarios * layer.width;
+      again_.push_back(again ? scratch.take(size) : nullptr);
+      any_again_ |= again;
+    }
+  }
+
+  void recompute(const Tile<scalar_t>& tile) {
+    if (!any_again_) {
+      return;
+    }
+    const Trunk<scalar_t>& trunk = pass_.trunk;
+    TileLayers<scalar_t> layers(tile, forward_scratch_);
+    ConstMatrix<scalar_t> streams;
+    for (int64_t l = 0; l < trunk.num_shared; ++l) {
+      const Layer<scalar_t>& layer = trunk.layers[l];
+      const Matrix<scalar_t> out =
+          again_[l] != nullptr ? tile.in(again_[l], trunk.num_scenarios * layer.width) : layers.next_streams(l);
+      layers.all_branches(l, streams, tile.of(pass_.saved[l].aux), {}, out);
+      streams = out;
+      if (layer.has_mutual_unit() && l + 1 < trunk.num_shared) {
+        streams = layers.mutual_all(l, streams, tile.of(pass_.saved[l].mutual));
+      }
+    }
+  }
+
+  ConstMatrix<scalar_t> of_layer(int64_t l, const Tile<scalar_t>& tile) const {
+    return again_[l] != nullptr ? tile.in(again_[l], pass_.trunk.num_scenarios * pass_.trunk.layers[l].width)
+                                : tile.of(pass_.saved[l].streams);
+  }
+
+ private:
+  const BackwardPass<scalar_t>& pass_;
+  ForwardScratch<scalar_t> forward_scratch_;
+  std::vector<scalar_t*> again_;  // of every shared layer; null where its streams are not computed again
+  bool any_again_ = false;
+};
+
+template <typename scalar_t>
+int64_t backward_scratch(const BackwardPass<scalar_t>& pass) {
+  Scratch<scalar_t> scratch(nullptr);
+  BackwardScratch<scalar_t>(pass.trunk, scratch);
+  TileStreams<scalar_t>(pass, scratch);
+  return scratch.bytes();
+}
+
+// The own stream's gradient into the caller's of x_local, whose foreign views receive nothing.
+template <typename scalar_t>
+void scatter_own(const Tile<scalar_t>& tile, Matrix<scalar_t> d_own, Matrix<scalar_t> grad_x_local) {
+  const int64_t d = d_own.cols;
+  tile.for_each_segment([&](Segment s) {
+    const Matrix<scalar_t> view = grad_x_local.columns(tile.trunk().per_branch_input ? s.scenario * d : 0, d);
+    for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
+      std::copy_n(d_own.row(r), d, view.row(tile.callers_row(r)));
+    }
+  });
+}
+
+template <typename scalar_t>
+void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* block) {
+  [[maybe_unused]] const TileRegisters registers;
+  const Trunk<scalar_t>& trunk = pass.trunk;
+  const Tile<scalar_t> tile(trunk, number);
+  Scratch<scalar_t> pieces(block);
+  BackwardScratch<scalar_t> scratch(trunk, pieces);
+  TileStreams<scalar_t> all_streams(pass, pieces);
+  all_streams.recompute(tile);
+
+  Matrix<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
+  Matrix<scalar_t> d_aux = tile.in(scratch.aux[0], pass.grad_aux.cols);
+  tile.gather(pass.grad_own, d_own);
+  tile.gather(pass.grad_aux, d_aux);
+
+  int64_t turn = 1;
+  for (int64_t l = trunk.num_layers - 1; l >= 0; --l, turn ^= 1) {
+    const Layer<scalar_t>& layer = trunk.layers[l];
+    const Saved<const scalar_t>& saved = pass.saved[l];
+    const LayerGradients<scalar_t>& gradients = pass.gradients[l];
+    const int64_t in = layer.in_width, a = layer.aux_width;
+
+    if (layer.has_mutual_unit()) {
+      mutual_backward(tile, layer, saved, all_streams.of_layer(l, tile), d_own, tile.of(gradients.dz_gate),
+                      scratch.mutual);
+    }
+    const Matrix<scalar_t> dz = tile.of(gradients.dz);
+    activate_rows_backward(layer.activation, tile.of(saved.own), tile.of(saved.own_preact), d_own, dz);
+    // At the first layer x_l may not want its part.
+    const int64_t first = l == 0 && pass.grad_x_local.data == nullptr ? in : 0;
+    const Matrix<scalar_t> d_in = tile.in(scratch.inputs[turn], in + a);
+    tile.for_each_segment(
+        [&](Segment s) { linear_dgrad(s.rows, dz, layer.branch, s.scenario, first, d_in, false, scratch.product); });
+    d_own = d_in.columns(0, in);
+    if (a == 0) {
+      continue;
+    }
+    for (int64_t r = 0; r < tile.rows(); ++r) {
+      scalar_t* d_a = d_aux.row(r);
+      for (int64_t i = 0; i < a; ++i) {
+        d_a[i] += d_in.row(r)[in + i];
+      }
+    }
+    const Matrix<scalar_t> dz_aux = tile.of(gradients.dz_aux);
+    activate_rows_backward(layer.activation, tile.of(saved.aux), tile.of(saved.aux_preact), d_aux, dz_aux);
+    if (l > 0 || pass.grad_x_global.data != nullptr) {
+      d_aux = tile.in(scratch.aux[turn], layer.aux_in);
+      linear_dgrad(tile.all(), dz_aux, layer.auxiliary, 0, 0, d_aux, false, scratch.product);
+    }
+  }
+
+  if (pass.grad_x_local.data != nullptr) {
+    scatter_own(tile, d_own, pass.grad_x_local);
+  }
+  if (pass.grad_x_global.data != nullptr) {
+    tile.scatter(d_aux, pass.grad_x_global);
+  }
+}
+
+template <typename scalar_t>
+void mutual_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* block) {
+  [[maybe_unused]] const TileRegisters registers;
+  const Trunk<scalar_t>& trunk = pass.trunk;
+  const Tile<scalar_t> tile(trunk, number);
+  Scratch<scalar_t> pieces(block);
+  BackwardScratch<scalar_t> scratch(trunk, pieces);
+  const Matrix<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
+  tile.gather(pass.grad_own, d_own);
+  mutual_backward(tile, trunk.layers[0], pass.saved[0], tile.of(trunk.x_local), d_own,
+                  tile.of(pass.gradients[0].dz_gate), scratch.mutual);
+  scatter_own(tile, d_own, pass.grad_x_local);
+}

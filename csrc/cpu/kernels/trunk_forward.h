@@ -1,0 +1,195 @@
+// Forward of the trunk, a tile of rows at a time. Included once per capability, after mutual.h.
+//
+//     A^l   = δ(A^{l−1} Wa^l + ba^l)
+//     V_k^l = δ([V_k^{l−1} ; A^l] W_k^l + b_k^l)        and after a mutual layer M_k^l in its place
+
+template <typename scalar_t>
+struct ForwardScratch {
+  Widest<scalar_t> widest;
+  ProductScratch<scalar_t> product;
+  scalar_t* aux[2];
+  scalar_t* own[2];
+  scalar_t* streams[2];
+  MutualScratch<scalar_t> mutual;
+
+  ForwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
+      : widest(trunk),
+        product(trunk.tile_rows, widest.factor, false, scratch),
+        aux{scratch.take(trunk.tile_rows * widest.width), scratch.take(trunk.tile_rows * widest.width)},
+        own{scratch.take(trunk.tile_rows * widest.stream), scratch.take(trunk.tile_rows * widest.stream)},
+        streams{scratch.take(trunk.tile_rows * trunk.num_scenarios * widest.shared),
+                scratch.take(trunk.tile_rows * trunk.num_scenarios * widest.shared)},
+        mutual(trunk, widest, product, scratch) {}
+};
+
+// The layers, on one tile. Forward runs all of them; backward with recomputation only those of the streams.
+template <typename scalar_t>
+class TileLayers {
+ public:
+  using View = MatrixView<scalar_t>;
+  using ConstView = MatrixView<const scalar_t>;
+
+  TileLayers(const Tile<scalar_t>& tile, ForwardScratch<scalar_t>& scratch)
+      : trunk_(tile.trunk()), tile_(tile), scratch_(scratch) {}
+
+  // Of the streams of all branches (rows, M d) the own ones.
+  void copy_own(ConstView streams, View own) const {
+    tile_.for_each_segment([&](Segment s) {
+      for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
+        std::copy_n(streams.row(r) + s.scenario * own.cols, own.cols, own.row(r));
+      }
+    });
+  }
+
+  // The next streams of all branches.
+  View next_streams(int64_t l) {
+    return tile_.in(scratch_.streams[turn_++ % 2], trunk_.num_scenarios * trunk_.layers[l].width);
+  }
+
+  // A^l.
+  ConstView auxiliary(int64_t l, ConstView previous, const Saved<scalar_t>& saved) {
+    const Layer<scalar_t>& layer = trunk_.layers[l];
+    const View out = tile_.of(saved.aux, scratch_.aux[l % 2], layer.aux_width);
+    const View z = saved.aux_preact.data != nullptr ? tile_.of(saved.aux_preact) : out;
+    const Concatenated<scalar_t> input{previous};
+    prepare_rows(tile_.all(), input, layer.auxiliary, scratch_.product);
+    linear(trunk_.own_bfloat16, tile_.all(), input, layer.auxiliary, 0, z, scratch_.product);
+    activate_rows(layer.activation, z, out);
+    return out;
+  }
+
+  // V^l of all branches into out: foreign rows in the foreign precision, own rows in the own.
+  void all_branches(int64_t l, ConstView previous, ConstView aux, View own_preact, View out) {
+    const Layer<scalar_t>& layer = trunk_.layers[l];
+    const int64_t d = layer.width;
+    const bool one_input = l == 0 && !trunk_.per_branch_input;
+    for (int64_t k = 0; k < trunk_.num_scenarios; ++k) {
+      const Concatenated<scalar_t> input{stream_input(l, k, previous), aux};
+      const View z = out.columns(k * d, d);
+      if (k == 0 || !one_input) {
+        prepare_rows(tile_.all(), input, layer.branch, scratch_.product);
+      }
+      const auto branch = [&](bool bfloat16, Range rows) {
+        linear(bfloat16, rows, input, layer.branch, k, z, scratch_.product);
+      };
+      if (trunk_.foreign_bfloat16 == trunk_.own_bfloat16) {
+        branch(trunk_.own_bfloat16, tile_.all());
+        continue;
+      }
+      const Range own = tile_.of_scenario(k);
+      branch(trunk_.foreign_bfloat16, {0, own.begin});
+      branch(trunk_.own_bfloat16, own);
+      branch(trunk_.foreign_bfloat16, {own.end, tile_.rows()});
+    }
+    if (own_preact.data != nullptr) {
+      copy_own(out, own_preact);
+    }
+    activate_rows(layer.activation, out, out);
+  }
+
+  // V_t^l of the own branches only.
+  ConstView own_branch(int64_t l, ConstView previous, ConstView aux, const Saved<scalar_t>& saved) {
+    const Layer<scalar_t>& layer = trunk_.layers[l];
+    const View out = tile_.of(saved.own, scratch_.own[l % 2], layer.width);
+    const View z = saved.own_preact.data != nullptr ? tile_.of(saved.own_preact) : out;
+    tile_.for_each_segment([&](Segment s) {
+      const Concatenated<scalar_t> input{l > 0 ? previous : stream_input(l, s.scenario, previous), aux};
+      prepare_rows(s.rows, input, layer.branch, scratch_.product);
+      linear(trunk_.own_bfloat16, s.rows, input, layer.branch, s.scenario, z, scratch_.product);
+    });
+    activate_rows(layer.activation, z, out);
+    return out;
+  }
+
+  // M_t^l.
+  ConstView mutual_own(int64_t l, ConstView streams, const Saved<scalar_t>& saved) {
+    const Layer<scalar_t>& layer = trunk_.layers[l];
+    const View out = tile_.of(saved.mutual, scratch_.own[l % 2], layer.width);
+    const View gate = tile_.of(saved.gate, scratch_.mutual.gate, layer.gate_width);
+    mutual_own_row(tile_, layer, streams, tile_.of(saved.alpha), gate, out, scratch_.mutual);
+    return out;
+  }
+
+  // M^l of all branches, of which own is M_t^l.
+  ConstView mutual_all(int64_t l, ConstView streams, ConstView own) {
+    const View out = next_streams(l);
+    mutual_table(tile_, trunk_.layers[l], streams, own, out, scratch_.mutual);
+    return out;
+  }
+
+ private:
+  // V_k^{l-1}: x_l, or out of the streams of the layer before.
+  ConstView stream_input(int64_t l, int64_t k, ConstView previous) const {
+    const int64_t width = trunk_.layers[l].in_width;
+    if (l > 0) {
+      return previous.columns(k * width, width);
+    }
+    return tile_.of(trunk_.x_local).columns(trunk_.per_branch_input ? k * width : 0, width);
+  }
+
+  const Trunk<scalar_t>& trunk_;
+  const Tile<scalar_t>& tile_;
+  ForwardScratch<scalar_t>& scratch_;
+  int64_t turn_ = 0;
+};
+
+template <typename scalar_t>
+int64_t forward_scratch(const Trunk<scalar_t>& trunk) {
+  Scratch<scalar_t> scratch(nullptr);
+  ForwardScratch<scalar_t>(trunk, scratch);
+  return scratch.bytes();
+}
+
+template <typename scalar_t>
+void forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void* block) {
+  [[maybe_unused]] const TileRegisters registers;
+  const Trunk<scalar_t>& trunk = pass.trunk;
+  const Tile<scalar_t> tile(trunk, number);
+  Scratch<scalar_t> pieces(block);
+  ForwardScratch<scalar_t> scratch(trunk, pieces);
+  TileLayers<scalar_t> layers(tile, scratch);
+
+  ConstMatrix<scalar_t> aux, streams, own;
+  if (trunk.layers[0].aux_width > 0) {
+    aux = tile.of(trunk.x_global);
+  }
+  for (int64_t l = 0; l < trunk.num_layers; ++l) {
+    const Layer<scalar_t>& layer = trunk.layers[l];
+    const Saved<scalar_t>& saved = pass.saved[l];
+    if (layer.aux_width > 0) {
+      aux = layers.auxiliary(l, aux, saved);
+    }
+    if (l >= trunk.num_shared) {
+      own = layers.own_branch(l, own, aux, saved);
+      continue;
+    }
+    const Matrix<scalar_t> out = saved.streams.data != nullptr ? tile.of(saved.streams) : layers.next_streams(l);
+    layers.all_branches(l, streams, aux, tile.of(saved.own_preact), out);
+    streams = out;
+    if (saved.own.data != nullptr) {
+      layers.copy_own(streams, tile.of(saved.own));
+    }
+    if (layer.has_mutual_unit()) {
+      own = layers.mutual_own(l, streams, saved);
+      if (l + 1 < trunk.num_shared) {
+        streams = layers.mutual_all(l, streams, own);
+      }
+    }
+  }
+  tile.scatter(trunk.all_branches ? streams : own, pass.own);
+  tile.scatter(aux, pass.aux);
+}
+
+// The mutual unit alone, on streams that are given; its scratch is that of forward_tile.
+template <typename scalar_t>
+void mutual_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void* block) {
+  [[maybe_unused]] const TileRegisters registers;
+  const Trunk<scalar_t>& trunk = pass.trunk;
+  const Tile<scalar_t> tile(trunk, number);
+  Scratch<scalar_t> pieces(block);
+  ForwardScratch<scalar_t> scratch(trunk, pieces);
+  TileLayers<scalar_t> layers(tile, scratch);
+  const ConstMatrix<scalar_t> streams = tile.of(trunk.x_local);
+  layers.copy_own(streams, tile.of(pass.saved[0].own));
+  tile.scatter(layers.mutual_own(0, streams, pass.saved[0]), pass.own);
+}

@@ -1,0 +1,1 @@
+"""Device code: the scheduler (persistent), and one module for each kind of work."""

@@ -1,0 +1,122 @@
+"""Sorted rows in tiles of one scenario: scenario k's rows are offsets[k] to offsets[k + 1].
+
+Tiles are numbered scenario by scenario; there are at most cdiv(rows, BLOCK_M) + M of them, and tile u ends at row
+(u + 1) · BLOCK_M at most. Rows count from ``batch.row0``, and ``batch.rows`` of them are there.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class Batch(NamedTuple):
+    """What a launch reads of the batch."""
+
+    permutation: Any
+    """(B,) int64: where each sorted row stands in the caller's order, from row0 on."""
+    offsets: Any
+    """(M + 1,) int64, of the whole batch."""
+    rows: Any
+    row0: Any
+    inverse_temperature: Any
+
+
+@triton.constexpr_function
+def padded(count: int, least: int = 1, most: int = 2**30) -> int:
+    """The next power of two, as Triton's ranges want it."""
+    return int(min(max(triton.next_power_of_2(count), least), most))
+
+
+@triton.jit
+def scenario_bounds(batch, M: tl.constexpr):
+    """(k, first row, end) of all scenarios, as far as they are among the rows."""
+    k = tl.arange(0, padded(M))
+    start = tl.load(batch.offsets + k, mask=k < M, other=0) - batch.row0
+    stop = tl.load(batch.offsets + k + 1, mask=k < M, other=0) - batch.row0
+    start = tl.minimum(tl.maximum(start, 0), batch.rows)
+    stop = tl.minimum(tl.maximum(stop, 0), batch.rows)
+    return k, start, stop
+
+
+@triton.jit
+def number_of_tiles(batch, M: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Tiles of one scenario, of all scenarios together."""
+    _, start, stop = scenario_bounds(batch, M)
+    return tl.sum((stop - start + (BLOCK_M - 1)) // BLOCK_M, 0).to(tl.int32)
+
+
+@triton.jit
+def scenario_tile(batch, tile, M: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(scenario, first row, end of the scenario's rows) of a tile. Past the last one the tile is empty."""
+    k, start, stop = scenario_bounds(batch, M)
+    count = (stop - start + (BLOCK_M - 1)) // BLOCK_M
+    end = tl.cumsum(count, 0)
+    scenario = tl.sum((end <= tile).to(tl.int32), 0)
+    here = k == scenario
+    first = tl.sum(tl.where(here, start + (tile - (end - count)) * BLOCK_M, 0), 0)
+    last = tl.sum(tl.where(here, stop, 0), 0)
+    return tl.minimum(scenario, M - 1), first, last
+
+
+@triton.jit
+def tile_of_row(batch, row, M: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The number of the tile, as scenario_tile counts them, that holds a row."""
+    k, start, stop = scenario_bounds(batch, M)
+    passed = (stop <= row) & (k < M)
+    before = tl.sum(tl.where(passed, (stop - start + (BLOCK_M - 1)) // BLOCK_M, 0), 0)
+    here = (start <= row) & (row < stop)
+    return (before + tl.sum(tl.where(here, (row - start) // BLOCK_M, 0), 0)).to(tl.int32)
+
+
+@triton.jit
+def scenario_of(batch, row, M: tl.constexpr):
+    """The scenario of each of the sorted rows ``row``, which count from the whole batch's first."""
+    k = tl.arange(0, padded(M))
+    stop = tl.load(batch.offsets + k + 1, mask=k < M, other=0)
+    passed = (row[:, None] >= stop[None, :]) & (k < M)[None, :]
+    return tl.minimum(tl.sum(passed.to(tl.int32), 1), M - 1)
+
+
+class Chunk(NamedTuple):
+    """Some rows of one scenario whose sum one program takes."""
+
+    scenario: Any
+    """-1 past the last chunk."""
+    first: Any
+    end: Any
+    part: Any
+    """Number of the chunk among the scenario's."""
+    parts: Any
+    slot: Any
+    """Place of its sum, where the scenario has several chunks."""
+
+
+@triton.jit
+def chunk_of_scenario(batch, number, chunk, by_scenario, M: tl.constexpr):
+    """The chunk ``number``: a scenario has max(1, cdiv(its rows, chunk)), numbered scenario by scenario.
+
+    Chunks of scenarios with several have slots of their own, those of one scenario in a row. Without ``by_scenario``
+    all rows are scenario 0's.
+    """
+    k = tl.arange(0, padded(M))
+    start = tl.load(batch.offsets + k, mask=k < M, other=0)
+    stop = tl.load(batch.offsets + k + 1, mask=k < M, other=0)
+    present = k < M
+    if by_scenario == 0:
+        start = tl.where(k == 0, 0, start)
+        stop = tl.where(k == 0, batch.rows, stop)
+        present = k < 1
+    parts = tl.where(present, tl.maximum((stop - start + chunk - 1) // chunk, 1), 0)
+    end = tl.cumsum(parts, 0)
+    slots = tl.where(parts > 1, parts, 0)
+    first_slot = tl.cumsum(slots, 0) - slots
+    scenario = tl.sum((end <= number).to(tl.int32), 0)
+    here = k == scenario
+    part = number - tl.sum(tl.where(here, end - parts, 0), 0)
+    begin = tl.sum(tl.where(here, start, 0), 0) + part * chunk
+    last = tl.sum(tl.where(here, stop, 0), 0)
+    count = tl.sum(tl.where(here, parts, 0), 0)
+    slot = tl.sum(tl.where(here, first_slot, 0), 0) + part
+    scenario = tl.where(count > 0, scenario, -1)
+    return Chunk(scenario, begin, tl.minimum(last, begin + chunk), part, count, slot)

@@ -1,0 +1,83 @@
+"""Which backend runs on the CPU, and why another one does not."""
+
+import pytest
+import torch
+from cpp_runs import CPP_ONLY, SEVERAL_TILES
+from problems import Case, make
+
+import saml_kernels
+from saml_kernels.backends import cpp, reference
+
+pytestmark = CPP_ONLY
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Which backend's functions ran, in order."""
+    seen = []
+    for backend in (cpp, reference):
+        name = backend.__name__.rpartition(".")[2]
+        for operation in ("multi_branch", "mutual_unit"):
+            function = getattr(backend, operation)
+
+            def spy(*arguments, _function=function, _name=name, **options):
+                seen.append(_name)
+                return _function(*arguments, **options)
+
+            monkeypatch.setattr(backend, operation, spy)
+    return seen
+
+
+def test_auto_prefers_the_extension(calls):
+    make(Case()).run(backend="auto")
+    assert calls == ["cpp"]
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "why"),
+    [
+        ({"stop_gradient": False}, torch.float32, "stop_gradient=False needs the reference"),
+        ({"foreign_dtype": torch.int8}, torch.float32, "foreign_dtype .* got torch.int8"),
+        ({"foreign_dtype": torch.float8_e4m3fn}, torch.float32, "foreign_dtype .* got torch.float8_e4m3fn"),
+        ({"foreign_dtype": torch.bfloat16}, torch.float64, "foreign_dtype .* float64"),
+    ],
+    ids=str,
+)
+def test_what_it_refuses_the_reference_runs(options, dtype, why, calls):
+    problem = make(Case()).to(dtype)
+    with pytest.raises(saml_kernels.BackendUnavailable, match=f"backend 'cpp' cannot run multi_branch: .*{why}"):
+        problem.run(backend="cpp", **options)
+    assert calls == []
+    out = problem.run(backend="auto", **options)
+    assert calls == ["reference"]
+    assert torch.equal(out.own, problem.run(backend="reference", **options).own)
+
+
+def test_the_mutual_unit_without_stop_gradient_goes_to_the_reference(calls):
+    v, scenario, weight, bias = torch.randn(6, 3, 4), torch.arange(6) % 3, torch.randn(3, 4, 4), torch.randn(3, 4)
+    with pytest.raises(saml_kernels.BackendUnavailable, match="stop_gradient=False needs the reference"):
+        saml_kernels.mutual_unit(v, scenario, weight, bias, stop_gradient=False, backend="cpp")
+    saml_kernels.mutual_unit(v, scenario, weight, bias, stop_gradient=False)
+    saml_kernels.mutual_unit(v, scenario, weight, bias)
+    assert calls == ["reference", "cpp"]
+
+
+def test_other_devices_are_refused():
+    problem = make(Case()).to(torch.float32, "meta")
+    with pytest.raises(saml_kernels.BackendUnavailable, match="multi_branch kernel for meta"):
+        problem.run(backend="cpp")
+
+
+@pytest.mark.parametrize("options", [{}, {"foreign_dtype": torch.bfloat16}], ids=["full", "bfloat16"])
+def test_autocast(options, calls):
+    problem = make(SEVERAL_TILES[0]).to(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        leaves = problem.leaves()
+        out = leaves.run(**options)
+    assert calls == ["cpp"]
+    low = problem.to(torch.bfloat16)
+    assert out.own.dtype == torch.bfloat16
+    assert torch.equal(out.own, low.run(backend="cpp", **options).own)
+    gradient = torch.autograd.grad(out.own.float().sum(), leaves.x_local)[0]
+    assert gradient.dtype == torch.float32
+    assert gradient.isfinite().all()

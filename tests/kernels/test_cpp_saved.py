@@ -1,0 +1,45 @@
+"""What the compiled CPU kernels allocate, and save for backward."""
+
+import pytest
+import torch
+from cpp_runs import CPP_ONLY, SEVERAL_TILES
+from problems import Case, make
+
+pytestmark = CPP_ONLY
+
+
+def bytes_allocated(function):
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    return sum(max(event.self_device_memory_usage, event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+
+
+def test_streams_of_all_branches_are_kept_for_backward_only():
+    B, M, d = 500, 16, 64
+    case = Case(M=M, B=B, hidden_dims=(d, 4), aux_dims=(4, 4))
+    problem = make(case).to(torch.float32).leaves()
+    streams = B * M * d * 4
+
+    def forward(**options):
+        return problem.run(backend="cpp", **options)
+
+    with torch.no_grad():
+        assert bytes_allocated(forward) < streams / 2
+    with torch.inference_mode():
+        assert bytes_allocated(forward) < streams / 2
+    assert bytes_allocated(lambda: forward(recompute=True)) < streams / 2
+    assert bytes_allocated(lambda: forward(recompute=False)) > streams
+    out = forward(recompute=True).own.sum()
+    assert bytes_allocated(out.backward) < streams / 2
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_inference(mode):
+    problem = make(SEVERAL_TILES[1]).to(torch.float32).leaves()
+    trained = problem.run(backend="cpp", return_scores=True)
+    with mode():
+        out = problem.run(backend="cpp", return_scores=True)
+    assert trained.own.requires_grad
+    assert not out.own.requires_grad
+    for a, b in zip((out.own, out.aux, *out.scores[:2]), (trained.own, trained.aux, *trained.scores[:2]), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,78 @@
+"""The compiled CPU kernels give the same bits on any number of threads, in threads and in forked processes."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from cpp_runs import CPP_ONLY, SEVERAL_TILES, assert_identical, run
+from problems import make
+from torch.utils.data import DataLoader, Dataset
+
+pytestmark = CPP_ONLY
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", SEVERAL_TILES, ids=str)
+def test_results_are_the_same_bits(case, dtype, keep_num_threads):
+    """Whatever the number of threads, from run to run, and with the streams computed again."""
+    problem = make(case).to(dtype)
+    torch.set_num_threads(1)
+    once = run(problem, recompute=False)
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        for recompute in (False, True):
+            assert_identical(run(problem, recompute=recompute), once)
+
+
+NUM_THREADS = """
+import os
+import torch
+from saml_kernels import extension
+torch.set_num_threads(3)
+streams, weight = torch.randn(500, 2, 8), torch.randn(2, 8, 8)
+permutation, offsets = torch.arange(500), torch.tensor([0, 250, 500])
+before = len(os.listdir("/proc/self/task"))
+torch.ops.saml_kernels.mutual_forward(streams, permutation, offsets, weight, weight[0], 0, 1.0, False)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to count threads")
+def test_the_threads_of_torch_are_used():
+    """An extension compiled without OpenMP runs at::parallel_for on one thread, silently."""
+    result = subprocess.run([sys.executable, "-c", NUM_THREADS], capture_output=True, text=True, check=True)
+    assert int(result.stdout) == 2
+
+
+def test_calls_from_several_python_threads():
+    inputs = [make(case).to(torch.float32) for case in SEVERAL_TILES]
+    alone = [run(problem) for problem in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, inputs * 4))
+    for out, ref in zip(together, alone * 4, strict=True):
+        assert_identical(out, ref)
+
+
+class Outputs(Dataset):
+    def __init__(self, problem):
+        self.problem = problem
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return run(self.problem)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_inside_a_forked_data_loader_worker(keep_num_threads):
+    torch.set_num_threads(2)
+    problem = make(SEVERAL_TILES[0]).to(torch.float32)
+    here = run(problem)
+    loader = DataLoader(Outputs(problem), batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=60)
+    (there,) = loader
+    assert_identical(there, here)
