@@ -30,7 +30,7 @@ PUBLIC: Final = "all_towers"
 PRODUCT: Final = "product"
 QUIET_SHARE: Final = 0.05
 """Processor time of others, as a share of all, above which figures are not to be kept."""
-DIGITS: Final = 8
+DIGITS: Final = 7
 LINE: Final = 360
 Record = dict[str, Any]
 
@@ -160,7 +160,7 @@ def commit() -> str | None:
         return None
 
 
-def quiet_cells(path: Path, record: Record, same: Sequence[str]) -> list[Record]:
+def quiet_cells(path: Path, record: Record, same: Sequence[str] = ()) -> list[Record]:
     """Those of an earlier run that need not be measured again; what ``same`` names must be as it was then."""
     if not path.exists():
         raise click.BadParameter(f"there is no earlier run {path}", param_hint="--again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,36 +13,31 @@ from click.testing import CliRunner
 pytest.importorskip("matplotlib", reason="the extra saml-kernels[bench] is not installed")
 
 import figures
-from workload import Cell
+import records
+import workload
+from saml_kernels.testing.problem import PASSES
 
 ROOT = Path(__file__).parents[1]
-TINY = Cell(B=37, M=3, local_dim=5, global_dim=6, hidden_dims=(7, 4))
 
 
 # One cell as trunk.py writes it, the rounds made up: `grouped` is the best peer, all_towers was screened out.
-def fake_cell(B: int, M: int) -> dict[str, Any]:
-    def contender(name: str, peer: bool, failure: str | None = None, peak: int | None = 3 * 2**20) -> dict[str, Any]:
-        implementation, *rest = name.split(", ")
-        return {
-            "name": name,
-            "implementation": implementation,
-            "peer": peer,
-            "compiled": "compiled" in rest,
-            "dtype": "float32",
-            "foreign_dtype": "bfloat16" if "foreign bfloat16" in rest else None,
-            "gate": {"errors": {"own": 2e-7, "aux": 1e-7}, "bounds": {}, "distance": None, "failure": failure},
-            "memory": None if failure else {"peak_bytes": peak, "failure": None},
-        }
+SECONDS = {
+    "grouped": [0.4, 0.4, 0.8],
+    "loop_gather": [0.9, 0.9, 0.9],
+    "cpp": [0.2, 0.1, 0.4],
+    "cpp, foreign bfloat16": [0.1, 0.1, 0.2],
+    "product torch.mm float32": [0.2, 0.2, 0.2],
+    "product oneDNN float32": [0.1, 0.1, 0.1],
+}
 
-    seconds = {
-        "grouped": [0.4, 0.4, 0.8],
-        "loop_gather": [0.9, 0.9, 0.9],
-        "cpp": [0.2, 0.1, 0.4],
-        "cpp, foreign bfloat16": [0.1, 0.1, 0.2],
-        "product torch.mm float32": [0.2, 0.2, 0.2],
-        "product oneDNN float32": [0.1, 0.1, 0.1],
-    }
-    timed = {"seconds": seconds, "screened_out": {"all_towers": 3.0}, "others": 0.02}
+
+def fake_cell(B: int, M: int) -> dict[str, Any]:
+    def contender(name: str, peer: bool, failure: str | None = None) -> dict[str, Any]:
+        found = {"failure": failure} if failure else {"error": 2e-7, "peak_bytes": 3 * 2**20}
+        return {"name": name, "peer": peer, "dtype": "float32", **found}
+
+    peers_of = {name: ["grouped", "loop_gather"] for name in SECONDS if not name.startswith("product")}
+    rows = [row for kind in PASSES for row in records.rows(kind, SECONDS, peers_of, {"all_towers": 3.0})]
     return {
         "B": B,
         "M": M,
@@ -51,7 +45,6 @@ def fake_cell(B: int, M: int) -> dict[str, Any]:
         "global_dim": 4,
         "hidden_dims": [4, 2],
         "distribution": "uniform",
-        "operations": {"forward": 3_000_000_000, "backward": 1, "layer_one": 2_000_000_000, "step": 3_000_000_001},
         "contenders": [
             contender("all_towers", True),
             contender("grouped", True),
@@ -64,7 +57,8 @@ def fake_cell(B: int, M: int) -> dict[str, Any]:
             {"name": f"product {library} float32", "library": library, "dtype": "float32"}
             for library in ("torch.mm", "oneDNN")
         ],
-        "passes": {"forward": timed, "step": copy.deepcopy(timed)},
+        "others": dict.fromkeys(PASSES, 0.02),
+        "rows": rows,
     }
 
 
@@ -82,11 +76,14 @@ def record() -> dict[str, Any]:
         "threads": 2,
         "seed": 0,
         "protocol": {},
+        "columns": list(records.Row._fields),
         "cells": [fake_cell(B, M) for B in (64, 4096) for M in (2, 8)],
     }
 
 
-def test_headline_table(record: dict[str, Any]) -> None:
+def test_headline_table(record: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = workload.Operations(forward=3_000_000_000, backward=1, layer_one=2_000_000_000)
+    monkeypatch.setattr(workload, "operations", lambda cell: counted)
     record["cells"] = record["cells"][:1]
     lines = figures.headline_table(record).splitlines()
     split = [[entry.strip("* ") for entry in line.split("|")[1:-1]] for line in lines[2:]]
@@ -102,12 +99,12 @@ def test_headline_table(record: dict[str, Any]) -> None:
 
 
 def test_machine_table(record: dict[str, Any]) -> None:
-    record["cells"][1]["passes"]["step"]["others"] = 0.034
+    record["cells"][1]["others"]["step"] = 0.034
     table = figures.machine_table(record)
     assert "| processor time of others | at most 3.4 % |" in table
     assert "| commit | unknown |" in table
     assert "| threads | 2 used, 2 of 2 cores |" in table
-    record["cells"][0]["passes"]["step"]["others"] = None
+    record["cells"][0]["others"]["step"] = None
     assert "| processor time of others | not known |" in figures.machine_table(record)
 
 
@@ -126,8 +123,10 @@ def test_overhead_table(record: dict[str, Any]) -> None:
 
 
 def test_screened_out_peers_are_never_the_best_and_keep_their_single_time(record: dict[str, Any]) -> None:
+    rows = record["cells"][0]["rows"]
+    place = next(i for i, row in enumerate(rows) if (row.contender, row.measured) == ("all_towers", "step"))
+    rows[place] = rows[place]._replace(median=1e-9)
     cell = figures.cells(record)[0]
-    cell.data["passes"]["step"]["screened_out"]["all_towers"] = 1e-9
     assert cell.best_peer("float32", "step") == "grouped"
     assert cell.median("all_towers", "step") == 1e-9
     assert cell.speed_up("all_towers", "step") is None
@@ -169,4 +168,15 @@ def test_page_shows_the_results() -> None:
     results = ROOT / "benchmarks" / "results"
     assert figures.render_page(page, results) == page, "run: python benchmarks/figures.py"
     assert set(figures.TABLES) == {part.split(" ")[0] for part in page.split("<!-- table:")[1:]}
-    assert {f"figures/{name}.svg" for name in figures.FIGURES} <= {part.split(")")[0] for part in page.split("](")[1:]}
+    shown = {part.split(")")[0] for part in page.split("](")[1:]}
+    assert {f"figures/{name}.svg" for name in figures.FIGURES if name != "front_page"} <= shown
+    assert "docs/figures/front_page.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_results_are_summaries() -> None:
+    """No file of rounds, whose numbers nobody reads one by one."""
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert sum(file.stat().st_size for file in files) < 250_000
+    for file in files:
+        if file.stem.startswith(("trunk_", "models")):
+            assert records.cells(json.loads(file.read_text(encoding="utf-8")))

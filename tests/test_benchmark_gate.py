@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("matplotlib", reason="the extra saml-kernels[bench] is not installed")
-
-from gate import Gate, relative_errors
-
-import workload
-from contenders import EAGER_PEERS, LOW_PRECISION_PEERS, REFERENCE, Contender
+from contenders import EAGER_PEERS, LOW_PRECISION_PEERS, REFERENCE, Contender, of_problem
 from peers import PEERS
+from saml_kernels.testing import accuracy
+from saml_kernels.testing.accuracy import (
+    KINK_MARGIN,
+    Gate,
+    Verdict,
+    kink_margin,
+    reference_results,
+    relative_errors,
+    without_kinks,
+)
+from saml_kernels.testing.problem import Problem, make
 from workload import Cell
 
-ROOT = Path(__file__).parents[1]
 TINY = Cell(B=37, M=3, local_dim=5, global_dim=6, hidden_dims=(7, 4))
+
+
+def judge(problem: Problem, contender: Contender) -> Verdict:
+    plain = Contender("all_towers").function()
+    return Gate(problem, plain).judge(contender.function(), contender.dtype, contender.foreign_dtype)
 
 
 @pytest.mark.parametrize("contender", [*EAGER_PEERS, REFERENCE], ids=lambda contender: contender.name)
 @pytest.mark.parametrize("cell", [TINY, Cell(3, 8, 4, 4, (5, 4))], ids=str)
 def test_gate_passes_float32(cell: Cell, contender: Contender) -> None:
-    verdict = Gate(workload.make(cell)).judge(contender, contender.function())
+    verdict = judge(without_kinks(make(cell.case())), contender)
     assert verdict.failure is None
     # own and aux twice, two inputs, 2 · (weights and biases of branches and auxiliary network), gate and its bias
     assert len(verdict.errors) == 4 + 2 + 2 * 4 + 2
@@ -34,15 +43,14 @@ def test_gate_passes_float32(cell: Cell, contender: Contender) -> None:
 
 
 def test_gate_bounds_low_precision_by_the_plain_formulation() -> None:
-    contender = LOW_PRECISION_PEERS[0]
-    verdict = Gate(workload.make(Cell(512, 4, 32, 32, (32, 16)))).judge(contender, contender.function())
+    verdict = judge(make(Cell(512, 4, 32, 32, (32, 16)).case()), LOW_PRECISION_PEERS[0])
     assert verdict.failure is None
     assert 1e-3 < verdict.bounds["own"] < 2e-2
 
 
 def test_gate_reports_the_distance_of_rounded_foreign_streams() -> None:
     contender = Contender("reference", foreign_dtype=torch.bfloat16)
-    verdict = Gate(workload.make(TINY)).judge(contender, contender.function())
+    verdict = judge(without_kinks(make(TINY.case()), [torch.bfloat16]), contender)
     assert verdict.failure is None
     assert verdict.distance is not None
     assert 1e-5 < verdict.distance < 1e-2
@@ -61,29 +69,32 @@ def test_gate_stops_wrong_outputs_and_wrong_gradients(change: Callable[..., Any]
     def function(*arguments: Any) -> tuple[Tensor, Tensor]:
         return change(*PEERS["grouped"].function(*arguments))
 
-    verdict = Gate(workload.make(TINY)).judge(Contender("grouped"), function)
+    verdict = Gate(make(TINY.case())).judge(of_problem(function), torch.float32)
     assert verdict.failure is not None
     assert verdict.failure.startswith("wrong: relative error of ")
 
 
 def test_gate_records_why_a_contender_does_not_run() -> None:
-    def function(*arguments: Any) -> tuple[Tensor, Tensor]:
+    def function(problem: Problem) -> tuple[Tensor, Tensor]:
         raise RuntimeError("cannot compile\nlong trace")
 
-    assert Gate(workload.make(TINY)).judge(Contender("grouped"), function).failure == "RuntimeError: cannot compile"
+    assert Gate(make(TINY.case())).judge(function, torch.float32).failure == "RuntimeError: cannot compile"
 
 
 def test_chunks_of_the_reference_agree_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = workload.make(TINY)
-    whole = workload.reference(problem)
-    monkeypatch.setattr(workload, "REFERENCE_ROWS", 5)
-    assert max(relative_errors(workload.reference(problem), whole).values()) < 1e-13
+    problem = make(TINY.case())
+    whole = reference_results(problem)
+    monkeypatch.setattr(accuracy, "REFERENCE_ROWS", 5)
+    assert max(relative_errors(reference_results(problem), whole).values()) < 1e-13
 
 
-def test_no_row_lies_near_a_kink() -> None:
-    cell = Cell(2000, 3, 16, 16, (32, 16))
-    before = workload.relu_margin(workload.make(cell, avoid_kinks=False))
-    after = workload.relu_margin(workload.make(cell))
-    assert before.min() < workload.KINK_MARGIN <= after.min()
+def test_no_gradient_passes_a_row_near_a_kink() -> None:
+    problem = make(Cell(2000, 3, 16, 16, (32, 16)).case())
+    margin = kink_margin(problem)
+    near = margin < KINK_MARGIN
+    assert 0 < near.sum() < 200
     # The margin is that of the inputs of the very relus whose gradient is taken.
-    assert float(after.max()) < 1.0
+    assert float(margin.max()) < 1.0
+    for before, after in zip(problem.cotangents, without_kinks(problem).cotangents, strict=True):
+        assert not after[near].any()
+        assert torch.equal(after[~near], before[~near])

@@ -14,11 +14,8 @@ from click.testing import CliRunner
 pytest.importorskip("matplotlib", reason="the extra saml-kernels[bench] is not installed")
 
 import models
-import workload
-from workload import Cell
-
-ROOT = Path(__file__).parents[1]
-TINY = Cell(B=37, M=3, local_dim=5, global_dim=6, hidden_dims=(7, 4))
+import records
+from saml_kernels.layers import ScoreMixture
 
 
 def test_layers_against_plain_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,17 +27,16 @@ def test_layers_against_plain_pytorch(tmp_path: Path, monkeypatch: pytest.Monkey
     assert CliRunner().invoke(models.main, arguments, catch_exceptions=False).exit_code == 0
     record = json.loads(out.read_text())
     assert len(record["cells"]) == 2 * len(models.KINDS)
-    for cell in record["cells"]:
-        assert set(cell["errors"]) == {"grouped", "grouped, compiled", "all_towers", "cpp"}
-        assert all(error <= 1e-5 for error in cell["errors"].values())
+    for cell in records.cells(record):
+        assert set(cell.contenders) == {"grouped", "grouped, compiled", "all_towers", "cpp"}
+        assert all(entry["error"] <= 1e-5 for entry in cell.contenders.values())
     table = models.table(record)
     assert table.count("| forward") == table.count("| step") == 2 * len(models.KINDS)
 
     # Again measures what is missing and what was disturbed, and keeps the rest.
     quiet, disturbed, *_ = record["cells"]
     for cell, share in ((quiet, 0.0), (disturbed, 0.5)):
-        for timed in cell["passes"].values():
-            timed["others"] = share
+        cell["others"] = dict.fromkeys(cell["others"], share)
     out.write_text(json.dumps(record | {"cells": [quiet, disturbed]}))
     measured = []
     monkeypatch.setattr(models, "measure", lambda cell, *_: measured.append(cell) or record["cells"][2])
@@ -51,28 +47,30 @@ def test_layers_against_plain_pytorch(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_layer_without_a_correct_contender_is_an_error() -> None:
     cell = models.Cell("towers (GroupedMLP)", 4, 2, 3, (5,))
-    functions = dict.fromkeys(("grouped", "cpp"), lambda x: x)
-    assert set(models.admitted(cell, functions, {"grouped": 1e-6, "cpp": 1e-6})) == {"grouped", "cpp"}
+    assert models.admitted(cell, {"grouped": 1e-6, "all_towers": 2e-5, "cpp": 1e-6}) == ["grouped", "cpp"]
     with pytest.raises(click.ClickException, match=r"no plain formulation .*: grouped 2\.0e-05, cpp 1\.0e-06"):
-        models.admitted(cell, functions, {"grouped": 2e-5, "cpp": 1e-6})
+        models.admitted(cell, {"grouped": 2e-5, "cpp": 1e-6})
     with pytest.raises(click.ClickException, match="the layer itself is outside"):
-        models.admitted(cell, functions, {"grouped": 1e-6, "cpp": math.nan})
+        models.admitted(cell, {"grouped": 1e-6, "cpp": math.nan})
 
 
-def test_rows_at_a_kink_are_replaced() -> None:
-    cell = models.Cell("towers (GroupedMLP)", 50, 2, 3, (5, 4))
-    kind = models.KINDS[cell.layer]
+@pytest.mark.parametrize("name", models.KINDS)
+def test_rows_at_a_kink_are_found(name: str) -> None:
+    kind = models.KINDS[name]
     torch.manual_seed(0)
-    layer = kind.make(cell, "reference").double()
+    layer = kind.make(models.Cell(name, 50, 2, 3, (5, 4)), "reference").double()
     x, scenario = torch.randn(50, 3, dtype=torch.float64), torch.randint(2, (50,))
     with torch.no_grad():
+        weights, biases = kind.parameters(layer)
         # Row 7 has a ReLU input of exactly 0 in the second layer.
         k = int(scenario[7])
-        first = (x[7] @ layer.weights[0][k] + layer.biases[0][k]).relu()
-        layer.biases[1][k, 2] = -(first @ layer.weights[1][k, :, 2])
-        margin = models.relu_margin(layer, kind, x, scenario)
-    assert margin[7] < 1e-12
-    assert (margin < workload.KINK_MARGIN).sum() < 5
+        first = (x[7] @ weights[0][k] + biases[0][k]).relu()
+        shift = first @ weights[1][k, :, 2] + biases[1][k, 2]
+        own = layer.networks if isinstance(layer, ScoreMixture) else layer
+        own.biases[1][k, 2] -= shift
+        near = models.near_kink(layer, kind, x, scenario)
+    assert near[7]
+    assert near.sum() < 5
 
 
 def test_layers_page_shows_the_results() -> None:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("matplotlib", reason="the extra saml-kernels[bench] is not installed")
-
-from gate import Gate, evaluate, relative_errors
-
 import contenders
 import workload
-from contenders import Contender
+from contenders import Contender, of_problem
 from peers import PEERS
 from peers.permutation import _TakeRows
+from saml_kernels.testing.accuracy import Gate, reference_results, relative_errors, without_kinks
+from saml_kernels.testing.problem import make
 from workload import Cell
 
-ROOT = Path(__file__).parents[1]
 TINY = Cell(B=37, M=3, local_dim=5, global_dim=6, hidden_dims=(7, 4))
 
 
@@ -41,8 +37,9 @@ FLOAT64_PEERS = [name for name in PEERS if name not in ("grouped_onednn", "group
     ids=str,
 )
 def test_peers_compute_the_reference_in_float64(name: str, cell: Cell) -> None:
-    problem = workload.make(cell)
-    errors = relative_errors(evaluate(PEERS[name].function, problem.to(torch.float64)), workload.reference(problem))
+    problem = make(cell.case())
+    results = problem.leaves().results(of_problem(PEERS[name].function))
+    errors = relative_errors(results, reference_results(problem))
     assert max(errors.values()) < 1e-12, errors
 
 
@@ -51,8 +48,8 @@ def test_peers_compute_the_reference_in_float64(name: str, cell: Cell) -> None:
     "cell", [Cell(37, 3, 8, 4, (12, 4)), Cell(3, 8, 4, 4, (8, 4)), Cell(40, 4, 4, 8, (8, 12, 4), "zipf")], ids=str
 )
 def test_grouped_mm_computes_the_reference(cell: Cell) -> None:
-    contender = Contender("grouped_mm")
-    verdict = Gate(workload.make(cell)).judge(contender, contender.function())
+    problem = without_kinks(make(cell.case()))
+    verdict = Gate(problem).judge(Contender("grouped_mm").function(), torch.float32)
     assert verdict.failure is None
 
 

@@ -10,15 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("matplotlib", reason="the extra saml-kernels[bench] is not installed")
-
-import timing
-
 import memory
 from contenders import CPP_LOW_PRECISION, Contender
+from saml_kernels.testing import timing
+from saml_kernels.testing.problem import Problem
 from workload import Cell
 
-ROOT = Path(__file__).parents[1]
 TINY = Cell(B=37, M=3, local_dim=5, global_dim=6, hidden_dims=(7, 4))
 
 
@@ -68,7 +65,8 @@ def test_peak_memory_counts_what_a_step_allocates(monkeypatch: pytest.MonkeyPatc
     def step(*_: Any) -> Callable[[], object]:
         return lambda: torch.ones(mebibytes * 2**20, dtype=torch.int8).numel()
 
-    monkeypatch.setattr(memory, "step_call", step)
+    monkeypatch.setattr(memory.Contender, "function", lambda self: None)
+    monkeypatch.setattr(Problem, "call", step)
     threads = torch.get_num_threads()
     measured = memory.measure(memory.request(Contender("grouped"), TINY, seed=0, threads=threads))
     assert measured == pytest.approx(mebibytes * 2**20, rel=0.1)
