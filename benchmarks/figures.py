@@ -79,7 +79,7 @@ def _contender_table(cell: Cell) -> str:
 def _milliseconds(row: Row | None) -> str:
     if row is None or row.p20 is None or row.p80 is None:
         return "–"
-    return f"{digits(row.median * 1e3)} ({digits(row.p20 * 1e3)}–{digits(row.p80 * 1e3)})"
+    return f"{pages.digits(row.median * 1e3)} ({pages.digits(row.p20 * 1e3)}–{pages.digits(row.p80 * 1e3)})"
 
 
 def times(row: Row | None) -> str:
@@ -106,11 +106,6 @@ def shapes(cell: Cell) -> workload.Cell:
     """Of a record's cell."""
     names = ("B", "M", "local_dim", "global_dim", "distribution")
     return workload.Cell(**{name: cell.data[name] for name in names}, hidden_dims=tuple(cell.data["hidden_dims"]))
-
-
-def digits(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def speed_up_table(record: Record) -> str:
@@ -143,7 +138,7 @@ def overhead_table(record: Record) -> str:
         for name, entry in cell.contenders.items():
             values = [cell.median(name, kind) for kind in PASSES]
             missing = entry.get("failure") or "–"
-            lines.append([name, *[missing if value is None else digits(value * 1e6) for value in values]])
+            lines.append([name, *[missing if value is None else pages.digits(value * 1e6) for value in values]])
         parts.append(f"{title(cell)}\n\n{markdown(['contender', 'forward, µs', 'step, µs'], lines)}")
     return "\n\n".join(parts)
 

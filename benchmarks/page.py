@@ -22,6 +22,11 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
+def digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def fill(page: str, texts: Mapping[str, str]) -> str:
     """The page with what stands between ``<!-- NAME -->`` and ``<!-- end -->`` replaced; no number is typed by hand."""
     for name, text in texts.items():

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 pytest.importorskip("matplotlib", reason="the extra saml-kernels[bench] is not installed")
 
 import figures
+import front_page
+import page as page_tools
 import records
 import workload
 from saml_kernels.testing.problem import PASSES
@@ -171,6 +173,23 @@ def test_page_shows_the_results() -> None:
     shown = {part.split(")")[0] for part in page.split("](")[1:]}
     assert {f"figures/{name}.svg" for name in figures.FIGURES if name != "front_page"} <= shown
     assert "docs/figures/front_page.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_front_page_and_prose_quote_the_headline() -> None:
+    record = figures.load(ROOT / "benchmarks" / "results", "headline")
+    assert record is not None
+    cell = records.cells(record)[0]
+    rows = [cell.rows[name, kind] for name in ("cpp", "cpp, foreign bfloat16") for kind in PASSES]
+    own_forward, own_step, foreign_forward, foreign_step = (f"{row.public:.1f}×" for row in rows)
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert f"it is {own_forward} and {own_step}, bfloat16 foreign streams {foreign_forward} and {foreign_step}." in page
+    drawn = front_page.figure(record)
+    panels = [[text.get_text() for text in panel.texts] for panel in drawn.axes]
+    for texts, row, factor in zip(panels, rows[:2], (own_forward, own_step), strict=True):
+        assert texts[0].endswith(factor)
+        assert texts[1].endswith(f"{row.ratio:.1f}×")
+        assert texts[2] == f"{page_tools.digits(row.median * 1e3)} ms"
+    assert all("on a CPU" in panel.get_title(loc="left") for panel in drawn.axes)
 
 
 def test_results_are_summaries() -> None:
