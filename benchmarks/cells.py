@@ -30,7 +30,10 @@ WARM_UPS = 2
 class Host:
     """Where a cell is measured: the CPU."""
 
-    device = "cpu"
+    @property
+    def device(self) -> str:
+        """As torch names it."""
+        return "cpu"
 
     @property
     def clock(self) -> timing.Clock:
@@ -53,7 +56,7 @@ class Host:
         """Memory that the graphs of one cell share: they are never replayed at the same time."""
         return None
 
-    def capture(self, call: Call, pool: Any, warm_ups: int) -> tuple[Call, Any]:
+    def capture(self, call: Call, pool: Any, warm_ups: int) -> tuple[Any, Any]:
         """(replay, the results that a replay fills) of ``call`` as a CUDA graph; elsewhere the call again."""
         return call, call()
 

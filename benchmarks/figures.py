@@ -97,15 +97,9 @@ def _rate(cell: Cell, name: str) -> tuple[str, str]:
     seconds = cell.median(name, "forward")
     if seconds is None or not known:
         return "–", "–"
-    operations = workload.operations(shapes(cell))
+    operations = workload.operations(cell.shapes)
     rate = operations.forward / seconds
     return f"{rate / 1e9:.0f}", f"{rate * min(known) / operations.layer_one:.0%}".replace("%", " %")
-
-
-def shapes(cell: Cell) -> workload.Cell:
-    """Of a record's cell."""
-    names = ("B", "M", "local_dim", "global_dim", "distribution")
-    return workload.Cell(**{name: cell.data[name] for name in names}, hidden_dims=tuple(cell.data["hidden_dims"]))
 
 
 def speed_up_table(record: Record) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import click
 import torch
 
+import workload
 from saml_kernels import doctor
 from saml_kernels.testing import timing
 from saml_kernels.testing.accuracy import Verdict
@@ -97,6 +98,12 @@ class Cell:
     @property
     def name(self) -> str:
         return f"B={self.B} M={self.M}"
+
+    @property
+    def shapes(self) -> workload.Cell:
+        """Of a cell of the trunk."""
+        names = ("B", "M", "local_dim", "global_dim", "distribution")
+        return workload.Cell(**{n: self.data[n] for n in names}, hidden_dims=tuple(self.data["hidden_dims"]))
 
     def timed(self, name: str, measured: str) -> Row | None:
         """None for a contender without a figure, or one that was screened out."""
