@@ -242,31 +242,6 @@ def test_a_failing_section_is_recorded(tmp_path: Path, monkeypatch: pytest.Monke
     assert (part["status"], part["reason"], part["cells"]) == ("failed", "RuntimeError: misaligned address", [1])
 
 
-STAGES = """
-import sys, time
-from on_gpu.sections import Run, stages
-from on_gpu.target import Target
-found = {}
-stages(Run(Target(True), False), time.monotonic() + 500, found.update)
-(cell,) = found["cells"]
-assert "failure" not in cell, cell
-print(*(f"{row.measured}:{row.contender}" for row in cell["rows"]), sep=",")
-assert all(row.median > 0 for row in cell["rows"])
-"""
-
-
-@pytest.mark.interpreter
-def test_every_stage_is_timed_alone() -> None:
-    """In Triton's interpreter, whose times mean nothing: which launches there are."""
-    job = checks.Job("stages", [sys.executable, "-c", STAGES], {"TRITON_INTERPRET": "1"})
-    outcome = checks.finish(checks.start(job), time.monotonic() + 500)
-    assert outcome["passed"], outcome["tail"]
-    timed = outcome["tail"].split("\n")[-2].split(",")
-    assert timed[:3] == ["forward:persistent", "forward:per_layer", "forward:A0 Layer"]
-    assert {"forward:M0 MutualOwnRow", "backward:persistent", "backward:B0 MutualBackward"} <= set(timed)
-    assert sum(name.startswith("weights:") for name in timed) > 4
-
-
 def test_sections_share_the_time_that_is_left() -> None:
     everything = list(gpu.MEASURED)
     shares = [gpu.share(name, everything[index + 1 :], 100.0) for index, name in enumerate(everything)]
