@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,12 +67,16 @@ def test_peak_memory_counts_what_a_step_allocates(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(memory.Contender, "function", lambda self: None)
     monkeypatch.setattr(Problem, "call", step)
     threads = torch.get_num_threads()
-    measured = memory.measure(memory.request(Contender("grouped"), TINY, seed=0, threads=threads))
+    measured = memory.measure(Contender("grouped"), TINY, 0, threads)
     assert measured == pytest.approx(mebibytes * 2**20, rel=0.1)
 
 
-def test_requests_survive_json() -> None:
-    asked = json.loads(memory.request(CPP_LOW_PRECISION, TINY, seed=3, threads=2))
-    assert asked["contender"]["dtype"] == "bfloat16"
-    assert asked["contender"]["foreign_dtype"] is None
-    assert asked["cell"]["hidden_dims"] == [7, 4]
+@pytest.mark.skipif(memory.unavailable() is not None, reason=str(memory.unavailable()))
+def test_peak_memory_of_a_process_of_its_own() -> None:
+    cell = Cell(512, 4, 32, 32, (64, 32))
+    streams = cell.B * cell.M * 64 * 4
+    found = memory.peak(Contender("grouped"), cell, seed=0)
+    assert streams < found["peak_bytes"] < 100 * streams
+    low = memory.peak(CPP_LOW_PRECISION, TINY, seed=3)
+    assert low["peak_bytes"] > 0
+    assert memory.peak(Contender("nobody"), TINY, seed=0)["peak_failure"].startswith("ValueError: ")

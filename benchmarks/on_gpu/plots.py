@@ -1,6 +1,6 @@
 """gpu_*.svg from a record."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,9 +10,13 @@ from matplotlib.figure import Figure
 import page as pages
 from cells import GRAPH
 from on_gpu import floors
+from records import Cell
 from saml_kernels.testing.problem import PASSES
 
 Record = dict[str, Any]
+
+
+Line = Sequence[tuple[float, float | None]]
 
 
 def speed_up(record: Record) -> Figure | None:
@@ -20,19 +24,15 @@ def speed_up(record: Record) -> Figure | None:
     points = floors.timed(record, "grid")
     if not points:
         return None
-    figure, axes = pages.panels(1, len(PASSES), 3.6)
-    scenarios = sorted({point.M for point in points})
-    for panel, kind in zip(axes[0], PASSES, strict=True):
-        for M, colour, marker in zip(scenarios, pages.shades(len(scenarios)), pages.MARKERS, strict=False):
-            found = [(point.B, floors.row(point, kind)) for point in points if point.M == M]
-            ratios = [(B, row and row.ratio) for B, row in found]
-            pages.line(panel, ratios, color=colour, marker=marker, label=f"M = {M}")
+
+    def lines(kind: str) -> dict[str, Line]:
+        found = [(point.M, point.B, floors.row(point, kind)) for point in points]
+        scenarios = sorted({point.M for point in points})
+        return {f"M = {M}": [(B, row and row.ratio) for m, B, row in found if m == M] for M in scenarios}
+
+    figure, axes = _against_rows(points, lines, "speed-up over the best peer")
+    for panel in axes:
         panel.axhline(1, color="0.4", lw=1, ls="--")
-        panel.set_title(kind)
-        panel.set_ylim(bottom=0)
-        pages.powers_of_two(panel, [point.B for point in points], "rows in the batch, B")
-    axes[0][0].set_ylabel("speed-up over the best peer")
-    pages.legend(figure, axes[0][0], 5)
     return figure
 
 
@@ -42,17 +42,29 @@ def roofline(record: Record) -> Figure | None:
     if not points or not ceilings:
         return None
     same = [point for point in points if point.M == points[0].M]
+
+    def lines(kind: str) -> dict[str, Line]:
+        return {
+            f"schedule {schedule}": [(point.B, floors.fraction(point, kind, ceilings, schedule)) for point in same]
+            for schedule in ("auto", "persistent", "per_layer")
+        }
+
+    return _against_rows(same, lines, f"fraction of the roofline, M = {same[0].M}")[0]
+
+
+def _against_rows(points: Sequence[Cell], lines: Callable[[str], dict[str, Line]], label: str) -> tuple[Figure, Any]:
+    """A panel a pass with lines over B, and the panels."""
     figure, axes = pages.panels(1, len(PASSES), 3.6)
     for panel, kind in zip(axes[0], PASSES, strict=True):
-        for schedule, marker in zip(("auto", "persistent", "per_layer"), pages.MARKERS, strict=False):
-            line = [(point.B, floors.fraction(point, kind, ceilings, schedule)) for point in same]
-            pages.line(panel, line, marker=marker, label=f"schedule {schedule}")
-        panel.set_title(f"{kind}, M = {same[0].M}")
-        panel.set_ylim(0, 1)
-        pages.powers_of_two(panel, [point.B for point in same], "rows in the batch, B")
-    axes[0][0].set_ylabel("fraction of the roofline")
+        found = lines(kind)
+        for (name, line), colour, marker in zip(found.items(), pages.shades(len(found)), pages.MARKERS, strict=False):
+            pages.line(panel, line, color=colour, marker=marker, label=name)
+        panel.set_title(kind)
+        panel.set_ylim(bottom=0)
+        pages.powers_of_two(panel, [point.B for point in points], "rows in the batch, B")
+    axes[0][0].set_ylabel(label)
     pages.legend(figure, axes[0][0], 5)
-    return figure
+    return figure, axes[0]
 
 
 def times(record: Record) -> Figure | None:
