@@ -2,18 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
-import saml_kernels
-from peers import PEERS, Trunk
-from saml_kernels import TrunkParams
-from workload import Cell, Problem
-
-PASSES: Final = ("forward", "step")
+from peers import PEERS
+from saml_kernels.testing.problem import Problem, Trunk, backend
+from workload import Cell
 
 
 @dataclass(frozen=True)
@@ -44,14 +39,17 @@ class Contender:
         return ", ".join(parts)
 
     def function(self, *, dynamic: bool = False) -> Trunk:
-        """The implementation as peers.Trunk; compiling happens at its first calls, for any shapes if ``dynamic``."""
-        if self.is_peer:
-            function = PEERS[self.implementation].function
-        else:
-            options: dict[str, Any] = {"backend": self.implementation, "foreign_dtype": self.foreign_dtype}
-            options |= {"schedule": self.schedule} if self.schedule != "auto" else {}
-            function = partial(_multi_branch, **options)
-        return torch.compile(function, dynamic=dynamic) if self.compiled else function
+        """The implementation; compiling happens at its first calls, for any shapes if ``dynamic``."""
+        if not self.is_peer:
+            return backend(self.implementation, foreign_dtype=self.foreign_dtype, schedule=self.schedule)
+        peer = PEERS[self.implementation].function
+        return of_problem(torch.compile(peer, dynamic=dynamic) if self.compiled else peer)
+
+    def record(self) -> dict[str, Any]:
+        """Who it is, for a result file."""
+        fields = {name: short(value) for name in ("dtype", "foreign_dtype") if (value := getattr(self, name))}
+        fields |= {"schedule": self.schedule} if self.schedule != "auto" else {}
+        return {"name": self.name, "peer": self.is_peer, **fields}
 
     def bytes_needed(self, cell: Cell) -> int:
         """A rough upper bound of a training step's memory, to leave out what would exhaust it."""
@@ -59,15 +57,13 @@ class Contender:
         return copies * cell.B * cell.M * cell.hidden_dims[0] * self.dtype.itemsize
 
 
-def _multi_branch(
-    x_local: Tensor,
-    x_global: Tensor,
-    scenario: Tensor,
-    params: TrunkParams,
-    **options: Any,
-) -> tuple[Tensor, Tensor]:
-    output = saml_kernels.multi_branch(x_local, x_global, scenario, params, **options)
-    return output.own, output.aux
+def of_problem(peer: Callable[..., Any]) -> Trunk:
+    """A peers.Trunk as a function of the problem."""
+
+    def function(problem: Problem) -> Any:
+        return peer(problem.x_local, problem.x_global, problem.scenario, problem.params)
+
+    return function
 
 
 EAGER_PEERS: Final = tuple(Contender(name) for name, peer in PEERS.items() if "cpu" in peer.devices)
@@ -86,33 +82,6 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def forward_call(function: Trunk, problem: Problem) -> Callable[[], object]:
-    """Inference: no graph is kept."""
-
-    def call() -> object:
-        with torch.inference_mode():
-            return function(problem.x_local, problem.x_global, problem.scenario, problem.params)
-
-    return call
-
-
-def step_call(function: Trunk, problem: Problem) -> Callable[[], object]:
-    """Forward and backward of own and aux into fresh .grad of inputs and parameters, as a training step does it."""
-    leaves = [tensor for _, tensor in problem.named()]
-
-    def call() -> object:
-        for leaf in leaves:
-            leaf.grad = None
-        outputs = function(problem.x_local, problem.x_global, problem.scenario, problem.params)
-        torch.autograd.backward(outputs, problem.cotangents)
-        return outputs
-
-    return call
-
-
-CALLS: Final = {"forward": forward_call, "step": step_call}
-
-
 @dataclass(frozen=True)
 class Product:
     """One matrix product of layer 1's size, all branches: the rate against which the trunk's is held."""
@@ -124,6 +93,10 @@ class Product:
     @property
     def name(self) -> str:
         return f"product {self.library} {short(self.dtype)}"
+
+    def record(self) -> dict[str, str]:
+        """Which one it is, for a result file."""
+        return {"name": self.name, "library": self.library, "dtype": short(self.dtype)}
 
     def call(self, cell: Cell) -> Callable[[], object]:
         """x (B, D_l + a_1) times w (D_l + a_1, M·d_1)."""

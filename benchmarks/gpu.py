@@ -4,8 +4,9 @@
     python benchmarks/gpu.py --dry-run --out FOLDER     the same motions on the CPU, for no figure at all
 
 Installs nothing and needs no network: torch, triton, nvcc, ninja, pytest, matplotlib and click are the machine's own.
-docs/benchmarks.md says what is measured. The record is written after every step, so that nothing is lost when time runs
-out.
+docs/benchmarks.md says what is measured. The record is written after every step, and a section's own file after every
+cell, so that nothing is lost when time runs out. A record of the same device, commit and versions is continued, so that
+sections may be measured in several commands.
 """
 
 import datetime
@@ -13,9 +14,11 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -41,7 +44,9 @@ BUILD_SHARE: Final = 0.25
 CHECKS_SHARE: Final = 0.25
 """Of the total, at most; what is not used is left to the measurements."""
 GRACE_SECONDS: Final = 20.0
-"""A section looks at the clock between cells; this much past its limit it is ended."""
+"""A section looks at the clock between cells; this much past its limit it is ended, with all it started."""
+LEAST_SECONDS: Final = 1.0
+"""With less a section is not begun."""
 PLOT_SECONDS: Final = 8.0
 MEASURED: Final = tuple(name for name in SECTIONS if name != "warm")
 PROTECTED: Final = (HERE / "results", ROOT / "docs")
@@ -84,7 +89,9 @@ def main(
     results, figures = folders(dry_run, out)
     record = describe(target, budget, commit)
     keeper = Keeper(results / "gpu.json", record)
-    keeper.save()
+    keeper.go_on()
+    # What ends this process ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     warming = [] if dry_run or not compiled else _warm(start + (BUILD_SHARE + CHECKS_SHARE) * budget)
     if with_build:
@@ -112,7 +119,7 @@ def main(
         _say(f"wrote {path}")
     _say(f"wrote {keeper.path}")
     click.echo(summary.text(record))
-    if not summary.passed(record):
+    if summary.failures(record):
         sys.exit(1)
 
 
@@ -149,9 +156,19 @@ def describe(target: Target, budget: float, commit: str | None) -> Record:
 class Keeper:
     """Writes the record whenever it has grown."""
 
+    SAME: Final = ("dry_run", "commit", "device", "versions")
+
     def __init__(self, path: Path, record: Record) -> None:
         self.path = path
         self.record = record
+
+    def go_on(self) -> None:
+        """Takes over checks and sections of an earlier command that measured the same code on the same machine."""
+        if self.path.exists() and self.record["commit"] is not None:
+            earlier = json.loads(self.path.read_text(encoding="utf-8"))
+            if all(earlier[name] == self.record[name] for name in self.SAME):
+                self.record |= {name: earlier[name] for name in ("checks", "sections")}
+        self.save()
 
     def save(self) -> None:
         records.write(self.path, self.record)
@@ -163,7 +180,7 @@ def _warm(deadline: float) -> list[checks.Running]:
     seconds = deadline - time.monotonic()
     jobs = []
     for name in GPU_PEERS:
-        request = Request(str(folder / f"{name}.json"), ["warm"], seconds, False, True, name)
+        request = Request(str(folder / f"{name}.json"), "warm", seconds, False, True, name)
         jobs.append(checks.Job(f"compiling {name}", request.command()))
     return [checks.start(job) for job in jobs]
 
@@ -188,51 +205,34 @@ def _check(record: Record, dry_run: bool, deadline: float) -> None:
         record["checks"][job.name] = checks.finish(checks.start(job) if dry_run else running[index], deadline)
 
 
-def _measure(keeper: Keeper, wanted: list[str], end: float, dry_run: bool, compiled: bool) -> None:
-    """Every wanted section, in as few processes as errors and limits allow."""
-    remaining = list(wanted)
-    with tempfile.TemporaryDirectory() as folder:
-        while remaining:
-            file = Path(folder) / f"{len(remaining)}.json"
-            request = Request(str(file), remaining, max(1.0, end - time.monotonic()), dry_run, compiled)
-            _say("measuring " + ", ".join(remaining))
-            running = checks.start(checks.Job("measure", request.command()))
-            seen: float = 0
-            while True:
-                ended = running.process.poll() is not None
-                if file.exists() and (changed := file.stat().st_mtime) != seen:
-                    seen = changed
-                    keeper.record["sections"] |= json.loads(file.read_text(encoding="utf-8"))
-                    keeper.save()
-                if ended or _overdue(keeper.record, remaining):
-                    break
-                time.sleep(0.2)
-            outcome = checks.finish(running, time.monotonic())
-            sections = keeper.record["sections"]
-            begun = [name for name in remaining if name in sections]
-            if not begun:
-                # It did not come as far as the first section, and would not again.
-                sections[remaining[0]] = {"status": "failed", "reason": f"no process: {outcome['tail'][-500:]}"}
-                begun = remaining[:1]
-            for name in begun:
-                if sections[name]["status"] == "running":
-                    sections[name]["status"] = "out of time" if not ended else "failed"
-                    sections[name] |= {"reason": outcome["tail"][-500:]} if ended else {}
-                _say(f"  {name}: {sections[name]['status']}")
+def _measure(keeper: Keeper, wanted: Sequence[str], end: float, dry_run: bool, compiled: bool) -> None:
+    """Every wanted section, each in a process of its own; what one has found so far lies beside the record."""
+    for index, name in enumerate(wanted):
+        seconds = share(name, wanted[index + 1 :], end - time.monotonic())
+        if seconds < LEAST_SECONDS:
+            keeper.record["sections"][name] = {"status": "not begun", "reason": "no time was left"}
             keeper.save()
-            remaining = [name for name in remaining if name not in begun]
+            continue
+        _say(f"{name}, {seconds:.0f} s")
+        file = keeper.path.with_name(f"gpu.{name}.json")
+        request = Request(str(file), name, seconds, dry_run, compiled)
+        running = checks.start(checks.Job(name, request.command()))
+        outcome = checks.finish(running, time.monotonic() + seconds + GRACE_SECONDS)
+        part = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"status": "running"}
+        if part["status"] == "running":
+            timed_out = outcome["status"] == "out of time"
+            part["status"] = "out of time" if timed_out else "failed"
+            part["reason"] = f"ended with {outcome['status']}: {outcome['tail'][-500:]}"
+        keeper.record["sections"][name] = part | {"limit_seconds": round(seconds, 1)}
+        keeper.save()
+        file.unlink(missing_ok=True)
+        _say(f"  {name}: {part['status']} {part.get('reason', '')}")
 
 
-def _overdue(record: Record, names: list[str]) -> bool:
-    """A section has run past its limit and grace."""
-    now = time.monotonic()
-    for name in names:
-        part = record["sections"].get(name, {})
-        if part.get("status") == "running":
-            begun = part.setdefault("seen", now)
-            if now - begun > part["limit_seconds"] + GRACE_SECONDS:
-                return True
-    return False
+def share(name: str, later: Sequence[str], seconds: float) -> float:
+    """Seconds of section ``name``, of those left for it and the ``later`` ones: by weight."""
+    weights = [SECTIONS[section][1] for section in (name, *later)]
+    return seconds * weights[0] / sum(weights)
 
 
 def _say(text: str) -> None:

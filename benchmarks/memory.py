@@ -8,24 +8,23 @@ outside torch's allocator (matrix libraries, kernels), and the gradients.
 glibc keeps freed blocks below a threshold that grows at run time, which blurs the mark by tens of MB. The process
 therefore runs with a fixed threshold (ENVIRONMENT); its results then agree with the sum over the allocations that
 torch.profiler records to 0.3 MB for the eager peers, which allocate through torch alone.
-
-    python benchmarks/memory.py REQUEST     REQUEST as written by request(); prints the bytes
 """
 
 import ctypes
 import gc
-import json
 import os
 import re
-import subprocess
-import sys
-from dataclasses import asdict
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
-import workload
-from contenders import Contender, short, step_call
+from contenders import Contender
+from saml_kernels.testing.accuracy import one_line
+from saml_kernels.testing.problem import make
 from workload import Cell
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -37,45 +36,24 @@ def unavailable() -> str | None:
     return None if os.access("/proc/self/clear_refs", os.W_OK) else "needs Linux's /proc/self/clear_refs"
 
 
-def request(contender: Contender, cell: Cell, seed: int, threads: int) -> str:
-    """What the measuring process has to know, as JSON."""
-    fields = asdict(contender)
-    fields["dtype"] = short(contender.dtype)
-    fields["foreign_dtype"] = short(contender.foreign_dtype) if contender.foreign_dtype else None
-    return json.dumps({"contender": fields, "cell": asdict(cell), "seed": seed, "threads": threads})
+def peak(contender: Contender, cell: Cell, seed: int) -> dict[str, Any]:
+    """``peak_bytes`` from a fresh process; without them ``peak_failure``."""
+    if (reason := unavailable()) is not None:
+        return {"peak_failure": reason}
+    # The allocator reads the environment when the process starts.
+    with patch.dict(os.environ, ENVIRONMENT), ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return {"peak_bytes": pool.submit(measure, contender, cell, seed, torch.get_num_threads()).result()}
+        except Exception as error:  # Out of memory has many faces, one of them a killed process.
+            return {"peak_failure": one_line(error)}
 
 
-def peak_bytes(contender: Contender, cell: Cell, seed: int, threads: int) -> int:
-    """Measured in a fresh process. Raises subprocess.CalledProcessError, with its stderr, where that one fails."""
-    process = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), request(contender, cell, seed, threads)],
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(process.stdout.split()[-1])
-
-
-def measure(text: str) -> int:
+def measure(contender: Contender, cell: Cell, seed: int, threads: int) -> int:
     """Bytes, in this process."""
-    asked = json.loads(text)
-    fields = asked["contender"]
-    contender = Contender(
-        fields["implementation"],
-        fields["compiled"],
-        getattr(torch, fields["dtype"]),
-        getattr(torch, fields["foreign_dtype"]) if fields["foreign_dtype"] else None,
-        fields["schedule"],
-    )
-    cell = Cell(**asked["cell"] | {"hidden_dims": tuple(asked["cell"]["hidden_dims"])})
-    torch.set_num_threads(asked["threads"])
-    problem = workload.make(cell, asked["seed"], avoid_kinks=False).to(contender.dtype)
-    step = step_call(contender.function(), problem)
+    torch.set_num_threads(threads)
+    step = make(cell.case(seed)).to(contender.dtype).leaves().call("step", contender.function())
     for _ in range(WARM_UP_STEPS):
         step()
-    for _, tensor in problem.named():
-        tensor.grad = None
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _resident("VmRSS")
@@ -90,7 +68,3 @@ def _resident(field: str) -> int:
     if match is None:
         raise RuntimeError(f"/proc/self/status has no {field}")
     return int(match[1]) * 1024
-
-
-if __name__ == "__main__":
-    print(measure(sys.argv[1]))

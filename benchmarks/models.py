@@ -10,12 +10,11 @@ scenario's rows ("grouped", eager and compiled), all towers on all rows as batch
 outputs and gradients before anything is timed, then interleaved rounds, medians, ratio to the best peer.
 """
 
-import datetime
 import json
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -24,19 +23,19 @@ import click
 import torch
 from torch import Tensor, nn
 
+import page as pages
 import records
-import timing
-from gate import FLOAT32_BOUND, relative_error
-from saml_kernels import doctor
+from records import PRODUCT, PUBLIC, QUIET_SHARE, Record
 from saml_kernels.layers import STARMLP, GroupedMLP, ScoreMixture
-from timing import Protocol
-from trunk import QUIET_SHARE
-from workload import KINK_MARGIN
+from saml_kernels.testing import timing
+from saml_kernels.testing.accuracy import FLOAT32_BOUND, KINK_MARGIN, relative_error, tower_kink_margin
+from saml_kernels.testing.problem import PASSES
+from saml_kernels.testing.timing import Protocol
+from trunk import compiled_code_only
 
-HERE: Final = Path(__file__).resolve().parent
-RESULTS: Final = HERE / "results" / "models.json"
-PAGE: Final = HERE.parent / "docs" / "layers.md"
-BETWEEN: Final = re.compile(r"(?<=<!-- models -->\n).*?(?=<!-- end -->)", re.DOTALL)
+RESULTS: Final = records.RESULTS / "models.json"
+PAGE: Final = pages.DOCS / "layers.md"
+OURS: Final = "cpp"
 SCENARIOS: Final = (8, 32)
 SHAPES: Final = ((256, (512, 256, 128)), (128, (128, 64, 32)))
 """Width of x and of the hidden layers; a layer of width 1 follows. The paper's, and narrow ones."""
@@ -69,8 +68,8 @@ class Kind:
     make: Callable[[Cell, str], nn.Module]
     plain: Callable[[Any, Tensor, Tensor, Towers], Tensor]
     """With one way to run towers."""
-    own_parameters: Callable[[Any, int], Parameters]
-    """The tower that serves a scenario."""
+    parameters: Callable[[Any], Parameters]
+    """Weights and biases of all towers."""
     forward_towers: Callable[[int], int]
     """How many towers a row runs through, of M."""
 
@@ -102,14 +101,14 @@ def all_towers(x: Tensor, scenario: Tensor, parameters: Parameters) -> Tensor:
     return every_tower(x, parameters)[torch.arange(len(x)), scenario]
 
 
-def _towers(layer: Any, x: Tensor, scenario: Tensor, towers: Towers) -> Tensor:
-    return towers(x, scenario, (list(layer.weights), list(layer.biases)))
+def _own(layer: Any) -> Parameters:
+    return list(layer.weights), list(layer.biases)
 
 
-def _star(layer: Any, x: Tensor, scenario: Tensor, towers: Towers) -> Tensor:
+def _star(layer: Any) -> Parameters:
     weights = [own * shared for own, shared in zip(layer.weights, layer.shared_weights, strict=True)]
     biases = [own + shared for own, shared in zip(layer.biases, layer.shared_biases, strict=True)]
-    return towers(x, scenario, (weights, biases))
+    return weights, biases
 
 
 def _mixture(layer: Any, x: Tensor, scenario: Tensor, towers: Towers) -> Tensor:
@@ -117,7 +116,7 @@ def _mixture(layer: Any, x: Tensor, scenario: Tensor, towers: Towers) -> Tensor:
 
     The logit is 2 artanh Σ W_j tanh(s_j / 2): torch.logit of a mixture near 1/2 misses the gate (1.7e−5 at M = 32).
     """
-    parameters = list(layer.networks.weights), list(layer.networks.biases)
+    parameters = _own(layer.networks)
     with torch.no_grad():
         logits = every_tower(x, parameters).squeeze(2)
     if torch.is_grad_enabled():
@@ -125,76 +124,46 @@ def _mixture(layer: Any, x: Tensor, scenario: Tensor, towers: Towers) -> Tensor:
     return 2 * torch.atanh((torch.softmax(layer.gate(x), 1) * torch.tanh(logits / 2)).sum(1))
 
 
-def _own_tower(layer: Any, k: int) -> Parameters:
-    return [weight[k] for weight in layer.weights], [bias[k] for bias in layer.biases]
+def _mlp(layer: Any) -> Callable[[Cell, str], nn.Module]:
+    """A layer of towers that end in a logit."""
 
+    def make(cell: Cell, backend: str) -> nn.Module:
+        module: nn.Module = layer(
+            cell.M, cell.in_dim, (*cell.hidden_dims, 1), output_activation="identity", backend=backend
+        )
+        return module
 
-def _own_star(layer: Any, k: int) -> Parameters:
-    weights, biases = _own_tower(layer, k)
-    return (
-        [own * shared for own, shared in zip(weights, layer.shared_weights, strict=True)],
-        [own + shared for own, shared in zip(biases, layer.shared_biases, strict=True)],
-    )
+    return make
 
 
 KINDS: Final = {
     "towers (GroupedMLP)": Kind(
-        lambda cell, backend: GroupedMLP(
-            cell.M, cell.in_dim, (*cell.hidden_dims, 1), output_activation="identity", backend=backend
-        ),
-        _towers,
-        _own_tower,
-        lambda _: 1,
+        _mlp(GroupedMLP), lambda layer, x, scenario, towers: towers(x, scenario, _own(layer)), _own, lambda _: 1
     ),
     "STAR (STARMLP)": Kind(
-        lambda cell, backend: STARMLP(
-            cell.M, cell.in_dim, (*cell.hidden_dims, 1), output_activation="identity", backend=backend
-        ),
-        _star,
-        _own_star,
-        lambda _: 1,
+        _mlp(STARMLP), lambda layer, x, scenario, towers: towers(x, scenario, _star(layer)), _star, lambda _: 1
     ),
     "HMoE (ScoreMixture)": Kind(
         lambda cell, backend: ScoreMixture(cell.M, cell.in_dim, cell.hidden_dims, backend=backend),
         _mixture,
-        lambda layer, k: _own_tower(layer.networks, k),
+        lambda layer: _own(layer.networks),
         lambda M: M,
     ),
 }
 
 
-def relu_margin(layer: nn.Module, kind: Kind, x: Tensor, scenario: Tensor) -> Tensor:
-    """(B,) the smallest |z| under a relu that a row's gradient passes, for a float64 layer: see workload.make."""
-    margin = torch.full(scenario.shape, torch.inf, dtype=torch.float64)
-    for k in range(int(scenario.max()) + 1):
-        rows = (scenario == k).nonzero().squeeze(1)
-        stream = x[rows]
-        for weight, bias in list(zip(*kind.own_parameters(layer, k), strict=True))[:-1]:
-            stream = stream @ weight + bias
-            margin[rows] = margin[rows].minimum(stream.abs().amin(1))
-            stream = stream.relu()
-    return margin
+def near_kink(exact: nn.Module, kind: Kind, x: Tensor, scenario: Tensor) -> Tensor:
+    """(B,) rows whose gradient rounding would decide, for a float64 layer."""
+    weights, biases = kind.parameters(exact)
+    return tower_kink_margin(x, scenario, weights[:-1], biases[:-1]) < KINK_MARGIN
 
 
-def make_batch(layer: nn.Module, kind: Kind, cell: Cell) -> tuple[Tensor, Tensor]:
-    """x (B, in_dim) float32 and scenario (B,); rows whose gradient rounding would decide are copies of others."""
-    x, scenario = torch.randn(cell.B, cell.in_dim), torch.randint(cell.M, (cell.B,))
-    with torch.no_grad():
-        near_kink = relu_margin(layer, kind, x.double(), scenario) < KINK_MARGIN
-    index = torch.arange(cell.B)
-    safe = index[~near_kink]
-    if len(safe) == 0:
-        raise click.ClickException(f"{cell}: every row has a ReLU input within {KINK_MARGIN} of 0")
-    index[near_kink] = safe[torch.arange(cell.B - len(safe)) % len(safe)]
-    return x[index], scenario[index]
-
-
-def measure(cell: Cell, protocol: Protocol, wait: float) -> dict[str, Any]:
-    """Errors and seconds of all contenders for one layer."""
+def measure(cell: Cell, protocol: Protocol, wait: float) -> Record:
+    """Errors and times of all contenders for one layer."""
     kind = KINDS[cell.layer]
     torch.manual_seed(0)
     torch.compiler.reset()
-    layer, exact = kind.make(cell, "cpp"), kind.make(cell, "reference").double()
+    layer, exact = kind.make(cell, OURS), kind.make(cell, "reference").double()
     if isinstance(layer, STARMLP):
         # Scenarios start alike, at W_t = 1, where a contender that mixed them up would pass the gate.
         with torch.no_grad():
@@ -202,65 +171,69 @@ def measure(cell: Cell, protocol: Protocol, wait: float) -> dict[str, Any]:
                 weight.add_(0.3 * torch.randn_like(weight))
                 bias.add_(0.03 * torch.randn_like(bias))
     exact.load_state_dict(layer.state_dict())
-    x, scenario = make_batch(exact, kind, cell)
+    x, scenario = torch.randn(cell.B, cell.in_dim), torch.randint(cell.M, (cell.B,))
+    wide = x.double().requires_grad_()
+    out = exact(wide, scenario)
+    near = near_kink(exact, kind, x, scenario)
+    cotangent = torch.randn(out.shape).masked_fill(near.view(-1, *[1] * (out.dim() - 1)), 0.0)
+    reference = [out, out, *torch.autograd.grad(out, [wide, *exact.parameters()], cotangent.double())]
     x.requires_grad_()
+    leaves = [x, *layer.parameters()]
     functions: dict[str, Function] = {
         "grouped": lambda x: kind.plain(layer, x, scenario, grouped),
-        "all_towers": lambda x: kind.plain(layer, x, scenario, all_towers),
-        "cpp": lambda x: layer(x, scenario),
+        PUBLIC: lambda x: kind.plain(layer, x, scenario, all_towers),
+        OURS: lambda x: layer(x, scenario),
     }
     functions["grouped, compiled"] = torch.compile(functions["grouped"], dynamic=False)
-    leaves = [x, *layer.parameters()]
 
-    wide = x.detach().double().requires_grad_()
-    out = exact(wide, scenario)
-    cotangent = torch.randn(out.shape)
-    reference = [out, out, *torch.autograd.grad(out, [wide, *exact.parameters()], cotangent.double())]
+    def forward(function: Function) -> Tensor:
+        with torch.inference_mode():
+            return function(x)
 
-    def forward(function: Function) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            with torch.inference_mode():
-                return function(x)
-
-        return call
-
-    def step(function: Function) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(function(x), leaves, cotangent)
-
-    errors: dict[str, float] = {}
-    for name, function in functions.items():
+    def step(function: Function) -> tuple[Tensor, ...]:
         trained = function(x)
-        results = [forward(function)(), trained, *torch.autograd.grad(trained, leaves, cotangent)]
-        errors[name] = max(
-            relative_error(result.detach(), expected.detach())
-            for result, expected in zip(results, reference, strict=True)
-        )
-    passed = admitted(cell, functions, errors)
+        return trained, *torch.autograd.grad(trained, leaves, cotangent)
 
+    errors = {
+        name: max(map(relative_error, (forward(function), *step(function)), reference))
+        for name, function in functions.items()
+    }
+    peers = [name for name in admitted(cell, errors) if name != OURS]
     towers = kind.forward_towers(cell.M)
-    product = torch.randn(cell.B, cell.in_dim), torch.randn(cell.in_dim, towers * cell.hidden_dims[0])
-    passes = {}
-    for name, make in (("forward", forward), ("step", step)):
-        calls: dict[str, Callable[[], object]] = {key: make(function) for key, function in passed.items()}
-        calls["product"] = lambda: torch.mm(*product)
+    a, b = torch.randn(cell.B, cell.in_dim), torch.randn(cell.in_dim, towers * cell.hidden_dims[0])
+    rows: list[records.Row] = []
+    shares: dict[str, float | None] = {}
+    for name, run in zip(PASSES, (forward, step), strict=True):
+        calls: dict[str, Callable[[], object]] = {key: partial(run, functions[key]) for key in (*peers, OURS)}
+        calls[PRODUCT] = partial(torch.mm, a, b)
         for call in calls.values():
             call()
         until_quiet(wait)
         with timing.Others() as others:
             seconds = timing.interleave(calls, protocol)
-        passes[name] = {"seconds": seconds, "others": others.share}
+        rows += records.rows(name, seconds, dict.fromkeys((*peers, OURS), peers))
+        shares[name] = others.share
         if (others.share or 0) > QUIET_SHARE:
             click.echo(f"  {name}: others had {others.share:.0%} of the processor time: run it with --again", err=True)
-    operations = {"forward": towers * cell.tower, "step": (towers + 2) * cell.tower}
-    size = 2 * product[0].numel() * product[1].shape[1]
-    return asdict(cell) | {"errors": errors, "operations": operations | {"product": size}, "passes": passes}
+    return {
+        "operations": {
+            "forward": towers * cell.tower,
+            "step": (towers + 2) * cell.tower,
+            PRODUCT: 2 * cell.B * cell.in_dim * b.shape[1],
+        },
+        "contenders": [
+            {"name": name, "peer": name != OURS, "dtype": "float32", "error": error} for name, error in errors.items()
+        ],
+        "others": shares,
+        "rows": rows,
+    }
 
 
-def admitted(cell: Cell, functions: Mapping[str, Function], errors: Mapping[str, float]) -> dict[str, Function]:
+def admitted(cell: Cell, errors: Mapping[str, float]) -> list[str]:
     """The contenders within the gate's bound. Raises ClickException without the layer, or without any peer of it."""
-    passed = {name: function for name, function in functions.items() if errors[name] <= FLOAT32_BOUND}
+    passed = [name for name, error in errors.items() if error <= FLOAT32_BOUND]
     listed = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    if "cpp" not in passed:
+    if OURS not in passed:
         raise click.ClickException(f"{cell}: the layer itself is outside the bound of {FLOAT32_BOUND}: {listed}")
     if len(passed) == 1:
         raise click.ClickException(f"{cell}: no plain formulation is within the bound of {FLOAT32_BOUND}: {listed}")
@@ -277,64 +250,59 @@ def until_quiet(wait: float) -> None:
             return
 
 
-def table(record: dict[str, Any]) -> str:
+HEAD: Final = (
+    "layer",
+    "M",
+    "pass",
+    "best plain, ms",
+    "fused, ms",
+    "×",
+    "all_towers ÷ fused",
+    "GFLOP/s",
+    "of a product",
+)
+
+
+def table(record: Record) -> str:
     """Times of the layers and of their best peers, ratios and rates, in Markdown: a part for each shape."""
-    lines: list[str] = []
-    shape: tuple[Any, ...] = ()
-    for cell in record["cells"]:
-        if shape != (shape := (cell["B"], cell["in_dim"], *cell["hidden_dims"])):
-            lines += [
-                "",
-                f"B = {cell['B']}, x of width {cell['in_dim']}, widths {(*cell['hidden_dims'], 1)}, float32",
-                "",
-                "| layer | M | pass | best plain, ms | fused, ms | × | all_towers ÷ fused | GFLOP/s | of a product |",
-                "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-            ]
-        for name, timed in cell["passes"].items():
-            seconds = timed["seconds"]
-            peers = {peer: values for peer, values in seconds.items() if peer not in ("cpp", "product")}
-            best = timing.fastest(peers)
-            own, ratio = timing.summary(seconds["cpp"]), timing.ratio(seconds[best], seconds["cpp"])
-            public = timing.ratio(seconds["all_towers"], seconds["cpp"]).median if "all_towers" in peers else None
-            share = timing.ratio(seconds["product"], seconds["cpp"]).median
-            share *= cell["operations"][name] / cell["operations"]["product"]
-            mark = "\\*" if (timed["others"] or 0) > QUIET_SHARE else ""
-            lines.append(
-                f"| {cell['layer']} | {cell['M']} | {name}{mark} | "
-                f"{timing.summary(seconds[best]).median * 1e3:.1f} ({best}) | {own.median * 1e3:.1f} | "
-                f"{ratio.median:.2f} ({ratio.p20:.2f}–{ratio.p80:.2f}) | "
-                f"{'–' if public is None else f'{public:.1f}'} | "
-                f"{cell['operations'][name] / own.median / 1e9:.0f} | {share:.0%} |"
-            )
+    parts: dict[str, list[Sequence[str]]] = {}
+    for cell in records.cells(record):
+        widths = (*cell.data["hidden_dims"], 1)
+        title = f"B = {cell.B}, x of width {cell.data['in_dim']}, widths {widths}, float32"
+        parts.setdefault(title, []).extend(_line(cell, name) for name in PASSES)
     machine = record["machine"]
-    most = max((timed["others"] or 0) for cell in record["cells"] for timed in cell["passes"].values())
-    lines += [
-        "",
+    most = max((share or 0) for cell in record["cells"] for share in cell["others"].values())
+    note = (
         f"{machine['processor']}, {machine['cpu capability']}, {record['threads']} threads, torch {machine['torch']}; "
-        f"{record['started'][:10]}. Processor time of others: at most {most:.1%}.",
-    ]
-    return "\n".join(lines).lstrip("\n") + "\n"
+        f"{record['started'][:10]}. Processor time of others: at most {most:.1%}."
+    )
+    tables = [f"{title}\n\n{pages.markdown(HEAD, lines)}" for title, lines in parts.items()]
+    return "\n\n".join([*tables, note]) + "\n"
 
 
-def render(record: dict[str, Any], page: str) -> str:
+def _line(cell: records.Cell, name: str) -> Sequence[str]:
+    """One layer and pass."""
+    best, own = cell.best_peer("float32", name), cell.timed(OURS, name)
+    if best is None or own is None or own.product is None:
+        raise click.ClickException(f"{cell.name} lacks {name} of a layer, of a peer or of the product")
+    operations = cell.data["operations"]
+    disturbed = (cell.data["others"][name] or 0) > QUIET_SHARE
+    return (
+        cell.data["layer"],
+        str(cell.M),
+        name + ("\\*" if disturbed else ""),
+        f"{(cell.median(best, name) or 0) * 1e3:.1f} ({best})",
+        f"{own.median * 1e3:.1f}",
+        f"{own.ratio:.2f} ({own.ratio_p20:.2f}–{own.ratio_p80:.2f})",
+        "–" if own.public is None else f"{own.public:.1f}",
+        f"{operations[name] / own.median / 1e9:.0f}",
+        f"{own.product * operations[name] / operations[PRODUCT]:.0%}",
+    )
+
+
+def render(record: Record, page: str) -> str:
     """The page with the record's table in its place."""
-    return BETWEEN.sub(lambda _: table(record), page)
-
-
-def _undisturbed(path: Path, record: dict[str, Any]) -> dict[Cell, dict[str, Any]]:
-    """Those of an earlier run on the same machine that need not be measured again."""
-    if not path.exists():
-        return {}
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    for what in ("machine", "threads"):
-        # As it would be read back: JSON has lists only.
-        if earlier[what] != json.loads(json.dumps(record[what])):
-            raise click.BadParameter(f"{what} of {path} differs: {earlier[what]}", param_hint="--again")
-    return {
-        Cell(cell["layer"], cell["B"], cell["M"], cell["in_dim"], tuple(cell["hidden_dims"])): cell
-        for cell in earlier["cells"]
-        if all((timed["others"] or 0) <= QUIET_SHARE for timed in cell["passes"].values())
-    }
+    return pages.fill(page, {"models": table(record)})
 
 
 @click.command(help=__doc__)
@@ -346,28 +314,12 @@ def _undisturbed(path: Path, record: dict[str, Any]) -> dict[Cell, dict[str, Any
 @click.option("--render", "only_render", is_flag=True, help="Only the table, from the results")
 def main(rows: int, budget: float, out: Path, again: bool, wait: float, only_render: bool) -> None:
     if not only_render:
-        # Compiled code must be the code that is timed: beyond the limit dynamo would go on uncompiled.
-        torch._dynamo.config.fail_on_recompile_limit_hit = True
-        torch._dynamo.config.recompile_limit = 64
-        record: dict[str, Any] = {
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": records.commit(),
-            "machine": doctor.machine(),
-            "threads": torch.get_num_threads(),
-            "protocol": asdict(Protocol(budget=budget)),
-            "cells": [],
-        }
-        earlier = _undisturbed(out, record) if again else {}
+        compiled_code_only()
+        protocol = Protocol(budget=budget)
+        record: Record = {**records.head(), "protocol": asdict(protocol), "cells": []}
+        kept = records.quiet_cells(out, record) if again and out.exists() else []
         wanted = [Cell(layer, rows, m, *shape) for shape in SHAPES for layer in KINDS for m in SCENARIOS]
-        for index, cell in enumerate(wanted, start=1):
-            if cell in earlier:
-                record["cells"].append(earlier[cell])
-                continue
-            click.echo(f"[{index}/{len(wanted)}] {cell}", err=True)
-            record["cells"].append(measure(cell, Protocol(budget=budget), wait))
-            # What is known already of later cells stays, should this run end here.
-            later = [earlier[after] for after in wanted[index:] if after in earlier]
-            records.write(out, record | {"cells": record["cells"] + later})
+        records.measure_cells(out, record, wanted, kept, lambda cell: measure(cell, protocol, wait))
     record = json.loads(out.read_text(encoding="utf-8"))
     click.echo(table(record))
     if out == RESULTS:

@@ -5,29 +5,31 @@ python benchmarks/occupation_table.py                                         # 
 """
 
 import json
-import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
-from saml_rec.files import write_json
+import page as pages
+import records
+from records import Record
 from saml_rec.report import spread
 
-HERE: Final = Path(__file__).resolve().parent
-RESULTS: Final = HERE / "results" / "ml100k_occupation.json"
-PAGE: Final = HERE.parent / "docs" / "results.md"
+RESULTS: Final = records.RESULTS / "ml100k_occupation.json"
+PAGE: Final = pages.DOCS / "results.md"
 BULKY: Final = ("calibration", "history", "mutual_weights")
-Record = dict[str, Any]
 
 
 def condense(record: Record) -> Record:
-    """Without what only the pictures need."""
+    """Without what only the pictures need; of the differences within scenarios, how many exceed the spread."""
     models = {
         name: {key: value for key, value in model.items() if key not in BULKY}
         for name, model in record["models"].items()
     }
-    return record | {"models": models}
+    single = [entry["exceeds_spread"] for entry in record["differences"] if entry["scenario"] is not None]
+    overall = [entry for entry in record["differences"] if entry["scenario"] is None]
+    counted = {"differences": len(single), "exceeding": sum(single)}
+    return record | {"models": models, "differences": overall, "within_scenarios": counted}
 
 
 def table(record: Record) -> str:
@@ -43,8 +45,7 @@ def table(record: Record) -> str:
         ["overall log loss", "", *(spread(m["overall"]["logloss"]) for m in models.values())],
         ["parameters", "", *(f"{m['parameters']:,}" for m in models.values())],
     ]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return pages.markdown(head, rows)
 
 
 def verdicts(record: Record) -> str:
@@ -53,25 +54,24 @@ def verdicts(record: Record) -> str:
         f"- {entry['measure']}, {entry['first']} − {entry['second']}: {entry['mean']:+.4f}, spread "
         f"{entry['pooled_deviation']:.4f}: {'exceeds it' if entry['exceeds_spread'] else 'within it'}"
         for entry in record["differences"]
-        if entry["scenario"] is None
     ]
-    single = [entry for entry in record["differences"] if entry["scenario"] is not None]
-    beyond = sum(entry["exceeds_spread"] for entry in single)
-    return "\n".join([*lines, f"- single scenarios: {beyond} of {len(single)} differences exceed it"])
+    single = record["within_scenarios"]
+    return "\n".join(
+        [*lines, f"- single scenarios: {single['exceeding']} of {single['differences']} differences exceed it"]
+    )
 
 
 def render_page(page: str, record: Record) -> str:
     """The page with what stands between ``<!-- occupation -->`` and ``<!-- end -->`` made anew."""
-    text = f"<!-- occupation -->\n{table(record)}\n\nOverall differences, means over {len(record['seeds'])} seeds:\n\n"
-    text += f"{verdicts(record)}\n<!-- end -->"
-    return re.sub(r"<!-- occupation -->.*?<!-- end -->", lambda _: text, page, flags=re.DOTALL)
+    means = f"Overall differences, means over {len(record['seeds'])} seeds:"
+    return pages.fill(page, {"occupation": f"{table(record)}\n\n{means}\n\n{verdicts(record)}\n"})
 
 
 @click.command(help=__doc__)
 @click.argument("comparison", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
 def main(comparison: Path | None) -> None:
     if comparison is not None:
-        write_json(RESULTS, condense(json.loads(comparison.read_text(encoding="utf-8"))))
+        records.write(RESULTS, condense(json.loads(comparison.read_text(encoding="utf-8"))))
     record = json.loads(RESULTS.read_text(encoding="utf-8"))
     PAGE.write_text(render_page(PAGE.read_text(encoding="utf-8"), record), encoding="utf-8")
     click.echo(f"wrote {PAGE}")

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
@@ -32,20 +31,22 @@ from rich.console import Console
 from scipy.stats import spearmanr
 from sklearn.metrics import ndcg_score
 
+import page as pages
+import records
 from ml100k_accuracy import cpu_name
+from records import Record
 from saml_rec import Schema
 from saml_rec.checkpoint import RunDirectory, versions
 from saml_rec.data import PreparedData, prepare, write_synthetic
-from saml_rec.files import check_output_file, write_json
+from saml_rec.files import check_output_file
 from saml_rec.models import MODELS
 from saml_rec.mutual_weights import mean_mutual_weights
 from saml_rec.scoring import load_trained
 from saml_rec.training import TrainOptions, train
 
-HERE: Final = Path(__file__).resolve().parent
-RESULTS: Final = HERE / "results" / "synthetic_study.json"
-PAGE: Final = HERE.parent / "docs" / "synthetic.md"
-FIGURE: Final = HERE.parent / "docs" / "figures" / "synthetic_small_scenario.svg"
+RESULTS: Final = records.RESULTS / "synthetic_study.json"
+PAGE: Final = pages.DOCS / "synthetic.md"
+FIGURE: Final = pages.FIGURES / "synthetic_small_scenario.svg"
 SCENARIOS: Final = 6
 # Half of the rows are test rows: a scenario of half a percent is measured on few rows otherwise.
 SPLIT: Final = (0.4, 0.1, 0.5)
@@ -53,7 +54,6 @@ SHARES: Final = (0.005, 0.02, 0.05)
 ABLATION_SHARE: Final = 0.02
 LOCAL_DIM: Final = 8
 RANDOM_RANKINGS: Final = 2000
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,6 @@ def small_auc(cell: Record, variant: str) -> float:
     return value
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
-
-
 def ranking_table(record: Record) -> str:
     """Agreement of learned weights with planted closeness, over all data sets a variant was trained on."""
     measures = ("spearman", "ndcg", "top_1")
@@ -220,7 +216,7 @@ def ranking_table(record: Record) -> str:
     rows.append(
         ["random order", *(mean_and_spread([entry[m] for entry in chance]) for m in measures), str(len(chance))]
     )
-    return _markdown(["", "Spearman", "NDCG", "top-1", "data sets"], rows)
+    return pages.markdown(["", "Spearman", "NDCG", "top-1", "data sets"], rows)
 
 
 def small_table(record: Record) -> str:
@@ -236,7 +232,7 @@ def small_table(record: Record) -> str:
     ]
     rows.append(["true probabilities", *map(mean_and_spread, bayes)])
     head = ["AUC of the smallest scenario", *(f"{share:.1%} of rows" for share in shares)]
-    return f"{_markdown(head, rows)}\n\n![AUC of the smallest scenario by its share](figures/{FIGURE.name})"
+    return f"{pages.markdown(head, rows)}\n\n![AUC of the smallest scenario by its share](figures/{FIGURE.name})"
 
 
 def ablation_table(record: Record) -> str:
@@ -257,13 +253,13 @@ def ablation_table(record: Record) -> str:
         parameters = f"{cells[0]['results'][name]['parameters']:,}"
         rows.append([label, mean_and_spread(overall), changes[0], mean_and_spread(small), changes[1], parameters])
     head = ["", "AUC overall", "− SAML", "AUC of the smallest", "− SAML", "parameters"]
-    return _markdown(head, rows)
+    return pages.markdown(head, rows)
 
 
 def setting_table(record: Record) -> str:
     facts = ("command", "rows", "train_rows", "weight_decay", "seeds", "cpu", "threads")
     rows = [[name.replace("_", " "), f"`{record[name]}`"] for name in facts]
-    return _markdown(["", ""], rows)
+    return pages.markdown(["", ""], rows)
 
 
 TABLES: Final[dict[str, Callable[[Record], str]]] = {
@@ -276,16 +272,12 @@ TABLES: Final[dict[str, Callable[[Record], str]]] = {
 
 def render_page(page: str, record: Record) -> str:
     """The page with what stands between ``<!-- table:NAME -->`` and ``<!-- end -->`` made anew."""
-
-    def table(match: re.Match[str]) -> str:
-        return f"<!-- table:{match['name']} -->\n{TABLES[match['name']](record)}\n<!-- end -->"
-
-    return re.sub(r"<!-- table:(?P<name>\S+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
+    return pages.fill(page, {f"table:{name}": f"{table(record)}\n" for name, table in TABLES.items()})
 
 
 def save_figure(record: Record, path: Path) -> None:
     """AUC of the smallest scenario against its share, mean and standard deviation over seeds."""
-    with mpl.rc_context({"svg.hashsalt": "saml", "font.size": 9, "figure.constrained_layout.use": True}):
+    with pages.drawing():
         figure, panel = plt.subplots(figsize=(7, 3.6))
         names = [name for name in record["variants"] if all(name in cell["results"] for cell in record["cells"])]
         for index, (name, marker) in enumerate(zip(names, "osD^vPX", strict=False)):
@@ -301,9 +293,7 @@ def save_figure(record: Record, path: Path) -> None:
         panel.grid(True, color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None}, facecolor="white")
-        plt.close(figure)
+        pages.save(figure, path)
 
 
 def study(seeds: int, rows: int, weight_decay: float, runs: Path, shares: Sequence[float]) -> Record:
@@ -327,6 +317,22 @@ def study(seeds: int, rows: int, weight_decay: float, runs: Path, shares: Sequen
     }
 
 
+def condense(record: Record) -> Record:
+    """What the page is made from: without learned weights, planted relations, and the scenarios' log losses."""
+
+    def summary(result: Record) -> Record:
+        kept = {name: value for name, value in result.items() if name != "weights"}
+        return kept | {"scenarios": {name: {"auc": found["auc"]} for name, found in result["scenarios"].items()}}
+
+    cells = [
+        cell
+        | {"planted": {"bayes": cell["planted"]["bayes"]}}
+        | {"results": {name: summary(result) for name, result in cell["results"].items()}}
+        for cell in record["cells"]
+    ]
+    return record | {"cells": cells}
+
+
 @click.command(help=__doc__)
 @click.option("--seeds", type=click.IntRange(2), default=5, show_default=True)
 @click.option("--rows", type=click.IntRange(4000), default=40_000, show_default=True)
@@ -337,7 +343,7 @@ def study(seeds: int, rows: int, weight_decay: float, runs: Path, shares: Sequen
 def main(seeds: int, rows: int, weight_decay: float, runs: Path, out: Path, render: bool) -> None:
     if not render:
         check_output_file(out)
-        write_json(out, study(seeds, rows, weight_decay, runs, SHARES))
+        records.write(out, condense(study(seeds, rows, weight_decay, runs, SHARES)))
         click.echo(f"wrote {out}")
     record = json.loads(out.read_text(encoding="utf-8"))
     PAGE.write_text(render_page(PAGE.read_text(encoding="utf-8"), record), encoding="utf-8")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-import workload
-from contenders import CALLS, CPP, CPP_FOREIGN, EAGER_PEERS, PASSES, REFERENCE, Contender
-from gate import Gate
+from contenders import CPP, CPP_FOREIGN, EAGER_PEERS, REFERENCE, Contender
 from saml_kernels import available_backends
+from saml_kernels.testing.accuracy import Gate, without_kinks
+from saml_kernels.testing.problem import PASSES, make
 from workload import Cell
 
 CELLS = (
@@ -23,7 +23,7 @@ CONTENDERS = (*EAGER_PEERS, REFERENCE, CPP, CPP_FOREIGN)
 
 @cache
 def gate(cell: Cell) -> Gate:
-    return Gate(workload.make(cell))
+    return Gate(without_kinks(make(cell.case()), {contender.foreign_dtype for contender in CONTENDERS}))
 
 
 @pytest.mark.parametrize("contender", CONTENDERS, ids=lambda contender: contender.name)
@@ -33,5 +33,5 @@ def test_trunk(benchmark: Callable[..., Any], cell: Cell, kind: str, contender: 
     if contender.implementation in UNAVAILABLE:
         pytest.skip(UNAVAILABLE[contender.implementation])
     function = contender.function()
-    assert gate(cell).judge(contender, function).failure is None
-    benchmark(CALLS[kind](function, gate(cell).problems(contender.dtype)))
+    assert gate(cell).judge(function, contender.dtype, contender.foreign_dtype).failure is None
+    benchmark(gate(cell).problems(contender.dtype).call(kind, function))

@@ -15,10 +15,13 @@ from click.testing import CliRunner
 pytest.importorskip("matplotlib", reason="the extra saml-kernels[bench] is not installed")
 
 import gpu
+import records
+from cells import GRAPH, rotating
+from contenders import Contender
 from on_gpu import checks, floors, measuring, plots, roofline, sections, small_cases, summary
-from on_gpu.floors import Timed
 from on_gpu.measuring import Request
-from on_gpu.target import Target, rotating
+from on_gpu.target import Target
+from saml_kernels.testing.problem import PASSES
 from workload import Cell
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +52,9 @@ def test_dry_run_measures_everything_and_says_what_it_is(dry: Path, record: dict
     assert "none of these numbers is a GPU's" in summary.text(record)
     drawn = sorted(path.stem for path in dry.glob("*.svg"))
     # There is no device whose memory could be drawn.
-    assert drawn == sorted(set(plots.FIGURES) - {"gpu_memory"})
+    assert drawn == sorted(set(plots.FIGURES) - {"gpu_memory", "gpu_stages"})
+    assert "only the kernels have stages" in record["sections"]["stages"]["reason"]
+    assert not list(dry.glob("gpu.*.json"))
     assert all("dry run on a CPU: no GPU figure" in path.read_text(encoding="utf-8") for path in dry.glob("*.svg"))
 
 
@@ -57,13 +62,12 @@ def test_dry_run_gates_every_contender(record: dict[str, Any]) -> None:
     cells = [cell for name in ("headline", "grid", "precision") for cell in floors.timed(record, name)]
     assert cells
     for cell in cells:
-        assert [entry["gate"]["failure"] for entry in cell.entries.values() if entry["gate"]["failure"]] == []
-        assert cell.best_peer("step", "graph")
-        (waits,) = [entry for entry in cell.entries.values() if entry["implementation"] == "grouped"]
+        assert [entry["failure"] for entry in cell.contenders.values() if "failure" in entry] == []
+        assert floors.best_peer(cell, "step", GRAPH)
+        (waits,) = [entry for name, entry in cell.contenders.items() if name.split(", ")[0] == "grouped"]
         assert waits["no_graph"] == "waits for the device: the number of rows of each scenario"
-        assert cell.of(waits, "step", "graph") in (cell.median(waits["name"], "step"), None)
-    first = cells[0]
-    assert set(first.data["passes"]["step"]["seconds"]) >= {"all_towers", "all_towers, graph"}
+    assert cells[0].timed("all_towers", "step")
+    assert cells[0].timed("all_towers" + GRAPH, "step")
 
 
 def test_dry_run_reports_foreign_errors_before_and_after_training(record: dict[str, Any]) -> None:
@@ -129,24 +133,97 @@ def test_a_job_that_takes_too_long_is_ended() -> None:
 
 
 DYING = """
-import json, sys
+import json, os, subprocess, sys, time
 request = json.loads(sys.argv[1])
-first = request["sections"][0]
-parts = {first: {"status": "running" if first == "grid" else "done", "limit_seconds": 9}}
-json.dump(parts, open(request["file"], "w"))
-sys.exit(5)
+part = {"status": "done" if request["section"] == "headline" else "running", "cells": [1]}
+json.dump(part, open(request["file"], "w"))
+if request["section"] == "grid":
+    os.abort()
+if request["section"] == "backward":
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print(child.pid, flush=True)
+    time.sleep(600)
 """
 
 
-def test_a_section_that_kills_its_process_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(request: Request) -> list[str]:
-        return [sys.executable, "-c", DYING, json.dumps(request.__dict__)]
+@pytest.fixture
+def dying_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is done, one that crashes, one that hangs with a child process, one whose process ends too early."""
+    monkeypatch.setattr(Request, "command", lambda self: [sys.executable, "-c", DYING, json.dumps(self.__dict__)])
+    monkeypatch.setattr(gpu, "GRACE_SECONDS", 0.5)
 
-    monkeypatch.setattr(Request, "command", command)
-    keeper = gpu.Keeper(tmp_path / "gpu.json", {"sections": {}})
-    gpu._measure(keeper, ["headline", "grid", "foreign"], time.monotonic() + 30, True, False)
-    statuses = {name: part["status"] for name, part in json.loads(keeper.path.read_text())["sections"].items()}
-    assert statuses == {"headline": "done", "grid": "failed", "foreign": "done"}
+
+def test_a_section_that_crashes_or_hangs_leaves_the_others(tmp_path: Path, dying_sections: None) -> None:
+    keeper = gpu.Keeper(tmp_path / "gpu.json", {"checks": {}, "sections": {}})
+    begun = time.monotonic()
+    gpu._measure(keeper, ["headline", "grid", "backward", "foreign"], begun + 30, True, False)
+    assert time.monotonic() - begun < 60
+    parts = json.loads(keeper.path.read_text())["sections"]
+    assert {name: part["status"] for name, part in parts.items()} == {
+        "headline": "done", "grid": "failed", "backward": "out of time", "foreign": "failed",
+    }  # fmt: skip
+    # What each had found before is kept.
+    assert all(part["cells"] == [1] for part in parts.values())
+    assert "ended with -6" in parts["grid"]["reason"]
+    assert _ended(int(parts["backward"]["reason"].split(": ")[1]))
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
+
+
+def _ended(pid: int) -> bool:
+    """Gone, or a zombie that waits for its new parent."""
+    for _ in range(50):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_no_job_outlives_the_command() -> None:
+    program = (
+        "import sys, time; from on_gpu import checks; "
+        "print(checks.start(checks.Job('sleep', [sys.executable, '-c', 'import time; time.sleep(600)'])).process.pid)"
+    )
+    outcome = checks.finish(checks.start(checks.Job("start", [sys.executable, "-c", program])), time.monotonic() + 60)
+    assert outcome["passed"], outcome["tail"]
+    assert _ended(int(outcome["tail"]))
+
+
+def test_the_exit_status_tells_of_failed_sections(
+    tmp_path: Path, dying_sections: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--dry-run", "--out", str(tmp_path), "--no-checks", "--budget", "20", "--sections", "headline,grid"]
+    monkeypatch.setattr(gpu.summary, "text", lambda record: "\n".join(summary.failures(record)))
+    monkeypatch.setattr(gpu.plots, "save", lambda record, folder: [])
+    outcome = CliRunner().invoke(gpu.main, arguments)
+    assert outcome.exit_code == 1
+    assert "section grid: failed" in outcome.output
+    assert "section headline" not in outcome.output
+    assert json.loads((tmp_path / "gpu.json").read_text())["complete"] is False
+
+
+def test_a_section_without_time_is_not_begun(tmp_path: Path, dying_sections: None) -> None:
+    keeper = gpu.Keeper(tmp_path / "gpu.json", {"checks": {}, "sections": {}})
+    gpu._measure(keeper, ["grid"], time.monotonic(), True, False)
+    assert keeper.record["sections"] == {"grid": {"status": "not begun", "reason": "no time was left"}}
+    assert summary.failures({**keeper.record, "dry_run": True}) == ["section grid: not begun"]
+
+
+def test_a_record_of_the_same_code_and_machine_is_continued(tmp_path: Path) -> None:
+    head = {"dry_run": True, "commit": "a", "device": {}, "versions": {}, "checks": {}, "sections": {}}
+    first = gpu.Keeper(tmp_path / "gpu.json", head | {"sections": {"grid": {"status": "done"}}})
+    first.save()
+    same, other, unknown = (gpu.Keeper(first.path, head | change) for change in ({}, {"commit": "b"}, {"commit": None}))
+    same.go_on()
+    assert same.record["sections"] == {"grid": {"status": "done"}}
+    for keeper in (other, unknown):
+        first.save()
+        keeper.go_on()
+        assert json.loads(first.path.read_text())["sections"] == {}
 
 
 def test_a_failing_section_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,19 +234,19 @@ def test_a_failing_section_is_recorded(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sections.SECTIONS, "grid", (broken, 1.0))
     threads = torch.get_num_threads()
     try:
-        status = measuring.main(Request(str(tmp_path / "parts.json"), ["grid", "ceilings"], 9.0, True, False))
+        status = measuring.main(Request(str(tmp_path / "part.json"), "grid", 9.0, True, False))
     finally:
         torch.set_num_threads(threads)
     assert status == 1
-    part = json.loads((tmp_path / "parts.json").read_text())["grid"]
+    part = json.loads((tmp_path / "part.json").read_text())
     assert (part["status"], part["reason"], part["cells"]) == ("failed", "RuntimeError: misaligned address", [1])
 
 
 def test_sections_share_the_time_that_is_left() -> None:
     everything = list(gpu.MEASURED)
-    shares = [measuring.limit(name, everything[index + 1 :], 100.0) for index, name in enumerate(everything)]
+    shares = [gpu.share(name, everything[index + 1 :], 100.0) for index, name in enumerate(everything)]
     assert shares[-1] == 100.0
-    assert sum(measuring.limit(name, [n for n in everything if n != name], 100.0) for name in everything) == (
+    assert sum(gpu.share(name, [n for n in everything if n != name], 100.0) for name in everything) == (
         pytest.approx(100.0)
     )
     assert max(everything, key=lambda name: sections.SECTIONS[name][1]) == "headline"
@@ -206,28 +283,23 @@ def test_roofs() -> None:
 
 def cell_of(seconds: dict[str, float], B: int = 4096) -> dict[str, Any]:
     def entry(name: str) -> dict[str, Any]:
-        implementation = name.split(", ")[0]
-        return {
-            "name": name,
-            "implementation": implementation,
-            "peer": implementation != "triton",
-            "compiled": False,
-            "dtype": "bfloat16",
-            "foreign_dtype": "int8" if "int8" in name else None,
-            "schedule": "auto",
-            "gate": {"failure": None},
-            "no_graph": "waits for the device: sizes" if implementation == "grouped" else None,
-            "peak_bytes": None,
-        }
+        found: dict[str, Any] = {"name": name, "peer": not name.startswith("triton"), "dtype": "bfloat16"}
+        found |= {"foreign_dtype": "int8"} if "int8" in name else {}
+        return found | ({"no_graph": "waits for the device: sizes"} if name == "grouped" else {})
 
-    names = dict.fromkeys(name.removesuffix(", graph") for name in seconds)
-    timed = {"seconds": {name: [value] * 3 for name, value in seconds.items()}, "screened_out": {}}
+    names = dict.fromkeys(name.removesuffix(GRAPH) for name in seconds)
+    modes = {name: GRAPH if name.endswith(GRAPH) else "" for name in seconds}
+    peers = {"": ["all_towers", "grouped"], GRAPH: ["all_towers" + GRAPH, "grouped"]}
+    rounds = {name: [value] * 3 for name, value in seconds.items()}
+    rows = [row for kind in PASSES for row in records.rows(kind, rounds, {n: peers[m] for n, m in modes.items()})]
     return {
         **{"B": B, "M": 8, "local_dim": 256, "global_dim": 256, "hidden_dims": [512, 256, 128]},
-        "distribution": "uniform",
-        "contenders": [entry(name) for name in names],
-        "passes": {"forward": timed, "step": timed},
+        **{"distribution": "uniform", "contenders": [entry(name) for name in names], "rows": rows},
     }
+
+
+def section(*cells: dict[str, Any]) -> dict[str, Any]:
+    return {"columns": list(records.Row._fields), "cells": list(cells)}
 
 
 def test_floors_are_against_the_best_that_a_peer_can_do() -> None:
@@ -241,7 +313,7 @@ def test_floors_are_against_the_best_that_a_peer_can_do() -> None:
         # It cannot be captured, and counts as it runs.
         "grouped": 1.5,
     }
-    record = {"sections": {"headline": {"cells": [cell_of(seconds)]}, "grid": {"cells": [cell_of(seconds, 256)]}}}
+    record = {"sections": {"headline": section(cell_of(seconds)), "grid": section(cell_of(seconds, 256))}}
     told = {(floor.statement, floor.cell): floor for floor in floors.evaluate(record)}
     graphs = told["forward, graphs", "B=4096 M=8"]
     assert (graphs.measured, graphs.against, graphs.holds) == (1.5, "grouped", True)
@@ -251,12 +323,13 @@ def test_floors_are_against_the_best_that_a_peer_can_do() -> None:
     assert told["forward, graphs, against all_towers", "B=4096 M=8"].measured == 6.0
     # Small batches have a floor of their own.
     assert told["forward, graphs, grid", "B=256 M=8"].needed == 2.0
-    assert Timed(cell_of({"triton": 1.0})).speed_up("forward", "eager") == (None, "")
+    alone = {"sections": {"headline": section(cell_of({"triton": 1.0}))}}
+    assert {floor.measured for floor in floors.evaluate(alone)} == {None}
 
 
 def test_backward_spread_takes_off_the_read_of_foreign_streams() -> None:
     cells = [
-        {"B": 16384, "M": M, "seconds": [1e-3 + read / 2e12], "foreign_bytes": read}
+        {"B": 16384, "M": M, "median": 1e-3 + read / 2e12, "foreign_bytes": read}
         for M, read in ((2, 10**8), (8, 7 * 10**8))
     ]
     record = {"sections": {"backward": {"cells": cells}, "ceilings": {"rates": {"copy": 2e12}}}}
@@ -281,4 +354,4 @@ def test_target_of_a_dry_run() -> None:
     assert target.unavailable() is None
     assert target.device == "cpu"
     assert "not a GPU" in target.facts()["name"]
-    assert target.peak_bytes(lambda: None) is None
+    assert target.peak_bytes(Contender("grouped"), CELL, lambda: ()) == {}

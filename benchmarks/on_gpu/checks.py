@@ -1,8 +1,11 @@
 """What comes before every figure, as processes of their own: the build, the GPU tests, compute-sanitizer."""
 
+import atexit
+import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,36 +77,59 @@ def sanitizer(tool: str, schedule: str, *, dry_run: bool) -> Job | None:
     )
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Running:
-    """A job on its way, its output going to a file."""
+    """A job on its way, in a process group of its own, its output going to a file."""
 
     job: Job
     process: "subprocess.Popen[bytes]"
     output: IO[bytes]
     started: float
 
+    def end(self) -> None:
+        """The process and everything it started: at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        _RUNNING.discard(self)
+
+
+_RUNNING: Final[set[Running]] = set()
+
+
+@atexit.register
+def end_all() -> None:
+    """No job outlives this process."""
+    for running in tuple(_RUNNING):
+        running.end()
+
 
 def start(job: Job) -> Running:
     """At once, beside whatever else runs."""
     output = tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen(
-        job.command, cwd=ROOT, env=environment(job.environment), stdout=output, stderr=subprocess.STDOUT
+        job.command,
+        cwd=ROOT,
+        env=environment(job.environment),
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
-    return Running(job, process, output, time.monotonic())
+    running = Running(job, process, output, time.monotonic())
+    _RUNNING.add(running)
+    return running
 
 
 def finish(running: Running, deadline: float) -> dict[str, Any]:
-    """What came of a job, for JSON; past the ``deadline`` (time.monotonic) it is ended."""
+    """What came of a job, for JSON; past the ``deadline`` (time.monotonic) it and what it started are ended."""
     try:
         status: str | int = running.process.wait(max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        running.process.kill()
-        running.process.wait()
         status = "out of time"
-    running.output.seek(0)
-    text = running.output.read().decode(errors="replace")
-    running.output.close()
+    running.end()
+    with running.output as output:
+        output.seek(0)
+        text = output.read().decode(errors="replace")
     return {
         "passed": status == 0,
         "status": status,

@@ -1,14 +1,14 @@
 """The floors a run is held to, and whether they hold. Pure arithmetic on a record."""
 
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from contenders import PASSES
+import records
+from cells import GRAPH
 from on_gpu import roofline
-from on_gpu.cells import GRAPH
-from workload import Cell
+from records import Cell, Row
+from saml_kernels.testing.problem import PASSES
 
 Record = dict[str, Any]
 FORWARD_AND_STEP = dict(zip(PASSES, (1.3, 1.6), strict=True))
@@ -42,123 +42,94 @@ class Floor:
         return self.measured <= self.needed if self.at_most else self.measured >= self.needed
 
 
-class Timed:
-    """Medians of one cell of a record."""
-
-    def __init__(self, data: Record) -> None:
-        self.data = data
-        names = ("B", "M", "local_dim", "global_dim", "distribution")
-        self.cell = Cell(**{name: data[name] for name in names}, hidden_dims=tuple(data["hidden_dims"]))
-        self.entries: dict[str, Record] = {entry["name"]: entry for entry in data["contenders"]}
-
-    @property
-    def name(self) -> str:
-        return f"B={self.cell.B} M={self.cell.M}"
-
-    def median(self, name: str, kind: str) -> float | None:
-        """Seconds; None without a figure, or for a peer that was too slow to stay for the rounds."""
-        timed = self.data["passes"].get(kind)
-        values = timed["seconds"].get(name) if timed else None
-        return statistics.median(values) if values else None
-
-    def of(self, entry: Record, kind: str, mode: str) -> float | None:
-        """In ``mode``; from graphs, what cannot be captured counts as it runs eagerly."""
-        eager = self.median(entry["name"], kind)
-        if mode == "eager":
-            return eager
-        graph = self.median(entry["name"] + GRAPH, kind)
-        return eager if graph is None and entry["peer"] and entry["no_graph"] else graph
-
-    def ours(self, schedule: str = "auto", foreign: str | None = None) -> Record | None:
-        """The kernels' entry; None where they did not take part."""
-        for entry in self.entries.values():
-            if not entry["peer"] and entry["schedule"] == schedule and entry["foreign_dtype"] == foreign:
-                return entry
-        return None
-
-    def best_peer(self, kind: str, mode: str) -> tuple[str, float] | None:
-        """The fastest peer and its seconds."""
-        times = {
-            name: seconds
-            for name, entry in self.entries.items()
-            if entry["peer"] and (seconds := self.of(entry, kind, mode)) is not None
-        }
-        return min(times.items(), key=lambda item: item[1]) if times else None
-
-    def speed_up(self, kind: str, mode: str, foreign: str | None = None) -> tuple[float | None, str]:
-        """Over the best peer, and that peer's name."""
-        entry, best = self.ours(foreign=foreign), self.best_peer(kind, mode)
-        seconds = self.of(entry, kind, mode) if entry else None
-        if seconds is None or best is None:
-            return None, best[0] if best else ""
-        return best[1] / seconds, best[0]
-
-    def roofline(self, kind: str, rates: roofline.Rates, entry: Record) -> float | None:
-        """The roof's share of the measured time, from CUDA graphs."""
-        seconds = self.of(entry, kind, "graph")
-        rate = "tf32" if self.data.get("tf32") and entry["dtype"] == "float32" else entry["dtype"]
-        itemsize = 4 if entry["dtype"] == "float32" else 2
-        roof = roofline.roof_seconds(self.cell, kind, rate, itemsize, entry["foreign_dtype"], rates)
-        return None if seconds is None or roof is None else roof / seconds
-
-
-def timed(record: Record, section: str) -> list[Timed]:
+def timed(record: Record, section: str) -> list[Cell]:
     """The cells of a section, none where it did not run."""
-    return [Timed(data) for data in record["sections"].get(section, {}).get("cells", [])]
+    part = record["sections"].get(section, {})
+    return records.cells(part) if "columns" in part else []
+
+
+def rates(record: Record) -> roofline.Rates:
+    """The ceilings, none where they were not measured."""
+    found: roofline.Rates = record["sections"].get("ceilings", {}).get("rates", {})
+    return found
+
+
+def ours(cell: Cell, schedule: str = "auto", foreign: str | None = None) -> Record | None:
+    """The kernels' entry; None where they did not take part."""
+    for entry in cell.contenders.values():
+        if not entry["peer"] and (entry.get("schedule", "auto"), entry.get("foreign_dtype")) == (schedule, foreign):
+            return entry
+    return None
+
+
+def row(cell: Cell, kind: str, mode: str = GRAPH, schedule: str = "auto", foreign: str | None = None) -> Row | None:
+    """The kernels' figures in a pass, from graphs or (mode "") eager."""
+    entry = ours(cell, schedule, foreign)
+    return cell.timed(entry["name"] + mode, kind) if entry else None
+
+
+def best_peer(cell: Cell, kind: str, mode: str) -> str:
+    """The fastest peer; against graphs, what cannot be captured counts as it runs eagerly. "" where there is none."""
+    medians = {}
+    for name, entry in cell.contenders.items():
+        found = cell.timed(name + mode, kind) or (cell.timed(name, kind) if entry.get("no_graph") else None)
+        if entry["peer"] and found:
+            medians[name] = found.median
+    return min(medians, key=lambda name: medians[name]) if medians else ""
+
+
+def fraction(cell: Cell, kind: str, ceilings: roofline.Rates, schedule: str = "auto") -> float | None:
+    """The roof's share of the measured time, from CUDA graphs."""
+    entry, found = ours(cell, schedule), row(cell, kind, schedule=schedule)
+    if entry is None or found is None:
+        return None
+    single = entry["dtype"] == "float32"
+    rate = "tf32" if cell.data.get("tf32") and single else entry["dtype"]
+    roof = roofline.roof_seconds(cell.shapes, kind, rate, 4 if single else 2, entry.get("foreign_dtype"), ceilings)
+    return None if roof is None else roof / found.median
 
 
 def evaluate(record: Record) -> list[Floor]:
     """Every floor of every cell that a record has."""
-    rates = record["sections"].get("ceilings", {}).get("rates", {})
-    return [*_headline(timed(record, "headline"), rates), *_grid(timed(record, "grid"), rates), *_backward(record)]
+    ceilings = rates(record)
+    headline = [floor for cell in timed(record, "headline") for floor in _headline(cell, ceilings)]
+    grid = [floor for cell in timed(record, "grid") for floor in _grid(cell)]
+    return [*headline, *grid, *_backward(record, ceilings)]
 
 
-def _headline(cells: list[Timed], rates: roofline.Rates) -> Iterator[Floor]:
-    for cell in cells:
-        for kind in PASSES:
-            ratio, peer = cell.speed_up(kind, "graph")
-            yield Floor(f"{kind}, graphs", cell.name, FORWARD_AND_STEP[kind], ratio, peer)
-            ratio, peer = cell.speed_up(kind, "graph", "int8")
-            yield Floor(f"{kind}, graphs, foreign int8", cell.name, INT8[kind], ratio, peer)
-            ratio, peer = cell.speed_up(kind, "eager")
-            yield Floor(f"{kind}, eager", cell.name, SMALL_OR_EAGER[kind], ratio, peer)
-            yield _public_code(cell, kind)
-        yield from _roofline(cell, rates)
+def _over_best(
+    statement: str, cell: Cell, kind: str, needed: float, mode: str = GRAPH, foreign: str | None = None
+) -> Floor:
+    found = row(cell, kind, mode, foreign=foreign)
+    return Floor(statement, cell.name, needed, found and found.ratio, best_peer(cell, kind, mode))
 
 
-def _public_code(cell: Timed, kind: str) -> Floor:
-    """Against all towers for all rows, from graphs on both sides."""
-    ours, theirs = cell.ours(), next((e for e in cell.entries.values() if e["implementation"] == "all_towers"), None)
-    a, b = (cell.of(entry, kind, "graph") if entry else None for entry in (theirs, ours))
-    ratio = None if a is None or b is None else a / b
-    return Floor(f"{kind}, graphs, against all_towers", cell.name, PUBLIC_CODE, ratio, "all_towers")
+def _headline(cell: Cell, ceilings: roofline.Rates) -> Iterator[Floor]:
+    for kind in PASSES:
+        yield _over_best(f"{kind}, graphs", cell, kind, FORWARD_AND_STEP[kind])
+        yield _over_best(f"{kind}, graphs, foreign int8", cell, kind, INT8[kind], foreign="int8")
+        yield _over_best(f"{kind}, eager", cell, kind, SMALL_OR_EAGER[kind], "")
+        found = row(cell, kind)
+        name = f"{kind}, graphs, against {records.PUBLIC}"
+        yield Floor(name, cell.name, PUBLIC_CODE, found and found.public, records.PUBLIC)
+        if cell.B >= ROOFLINE_ROWS and ours(cell) is not None:
+            yield Floor(f"{kind}, fraction of the roofline", cell.name, ROOFLINE, fraction(cell, kind, ceilings))
 
 
-def _roofline(cell: Timed, rates: roofline.Rates) -> Iterator[Floor]:
-    entry = cell.ours()
-    if cell.cell.B >= ROOFLINE_ROWS and entry is not None:
-        for kind in PASSES:
-            fraction = cell.roofline(kind, rates, entry)
-            yield Floor(f"{kind}, fraction of the roofline", cell.name, ROOFLINE, fraction)
+def _grid(cell: Cell) -> Iterator[Floor]:
+    for kind in PASSES:
+        needed = SMALL_OR_EAGER[kind] if cell.B <= SMALL_ROWS else 1.0
+        yield _over_best(f"{kind}, graphs, grid", cell, kind, needed)
 
 
-def _grid(cells: list[Timed], rates: roofline.Rates) -> Iterator[Floor]:
-    for cell in cells:
-        for kind in PASSES:
-            ratio, peer = cell.speed_up(kind, "graph")
-            needed = SMALL_OR_EAGER[kind] if cell.cell.B <= SMALL_ROWS else 1.0
-            yield Floor(f"{kind}, graphs, grid", cell.name, needed, ratio, peer)
-
-
-def _backward(record: Record) -> Iterator[Floor]:
+def _backward(record: Record, ceilings: roofline.Rates) -> Iterator[Floor]:
     """Largest over smallest time less one, after the read of the foreign streams at the copy's rate is taken off."""
-    section, rates = record["sections"].get("backward", {}), record["sections"].get("ceilings", {}).get("rates", {})
-    cells = section.get("cells", [])
-    if not cells:
+    found = record["sections"].get("backward", {}).get("cells", [])
+    if not found:
         return
-    spread = None
-    if len(cells) > 1 and rates.get("copy"):
-        rest = [statistics.median(cell["seconds"]) - cell["foreign_bytes"] / rates["copy"] for cell in cells]
+    spread, copy = None, ceilings.get("copy")
+    if len(found) > 1 and copy:
+        rest = [cell["median"] - cell["foreign_bytes"] / copy for cell in found]
         spread = max(rest) / min(rest) - 1 if min(rest) > 0 else None
-    scenarios = "/".join(str(cell["M"]) for cell in cells)
-    yield Floor("backward, spread over M", f"B={cells[0]['B']} M={scenarios}", BACKWARD_SPREAD, spread, at_most=True)
+    scenarios = "/".join(str(cell["M"]) for cell in found)
+    yield Floor("backward, spread over M", f"B={found[0]['B']} M={scenarios}", BACKWARD_SPREAD, spread, at_most=True)

@@ -4,16 +4,17 @@ A pass cannot be faster than its operations at the rate of a large product, nor 
 copy; the larger of the two times is its roof. Fraction of the roofline = roof / measured time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-import timing
 import workload
 from on_gpu.target import Target
+from saml_kernels.testing import timing
 from workload import Cell
 
 Rates = dict[str, float | None]
@@ -99,11 +100,22 @@ def ceilings(target: Target) -> dict[str, Any]:
         try:
             for _ in range(3):
                 call()
-            rates[name] = work / timing.summary([target.sample(call, 2) for _ in range(ROUNDS)]).median
+            rates[name] = work / timing.summary([target.clock(call, 2) for _ in range(ROUNDS)]).median
         except (RuntimeError, AttributeError, ValueError, NotImplementedError) as error:
             rates[name] = None
             reasons[name] = str(error).splitlines()[0]
     return {"rates": rates, "reasons": reasons, "product": n, "copied_bytes": copied}
+
+
+@contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """float32 products with or without tf32 within the block."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _product(target: Target, n: int, dtype: torch.dtype, *, tf32: bool = False) -> Callable[[], Any]:
@@ -119,11 +131,7 @@ def _product(target: Target, n: int, dtype: torch.dtype, *, tf32: bool = False) 
     x, y = a.to(dtype), b.to(dtype)
 
     def call() -> Any:
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        try:
+        with tf32_allowed(tf32):
             return torch.mm(x, y)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
 
     return call

@@ -2,41 +2,47 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Final
+from unittest.mock import patch
 
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
-import saml_kernels
-import timing
-import workload
+import cells
+import records
 from contenders import Contender, short
-from gate import relative_error
-from on_gpu import cells, roofline
+from on_gpu import roofline
 from on_gpu.target import Target
 from peers import PEERS
-from workload import Cell, Problem
+from saml_kernels.testing import timing
+from saml_kernels.testing.accuracy import Gate, one_line, reference_results, relative_error
+from saml_kernels.testing.problem import PASSES, Call, Problem, backend, make
+from workload import Cell
 
-Save = Callable[[dict[str, Any]], None]
+Record = dict[str, Any]
+Save = Callable[[Record], None]
 """Takes a section's record as far as it has come."""
 
 FOREIGN_DTYPES: Final = (torch.bfloat16, torch.int8, torch.float8_e4m3fn)
 TRAINING_STEPS: Final = 100
 GPU_PEERS: Final = tuple(name for name, peer in PEERS.items() if "cuda" in peer.devices)
+LAUNCHES_A_GRAPH: Final = 20
+"""Of one kernel, so that what a graph costs besides does not count."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of one run. The issue's floors are stated for those of a GPU."""
+    """Of one run. The floors are stated for those of a GPU."""
 
     widths: tuple[int, ...]
     """D_l = D_g first, then d_1..d_L."""
     headline: tuple[tuple[int, int], ...]
     """(B, M), the first with every contender."""
     grid: tuple[tuple[int, int], ...]
+    stages: tuple[tuple[int, int], ...]
     backward: tuple[int, tuple[int, ...]]
     """B, and the M."""
     launches: tuple[tuple[int, int, int], ...]
@@ -51,6 +57,7 @@ GPU_SHAPES: Final = Shapes(
     headline=((4096, 8), (16384, 8), (4096, 16), (16384, 16), (4096, 32), (16384, 32)),
     # From the middle outwards: what a run that is cut short has first.
     grid=tuple((B, M) for B in (1024, 256, 4096, 16384, 65536) for M in (8, 2, 32, 4, 16)),
+    stages=((4096, 8), (16384, 8), (1024, 8)),
     backward=(16384, (2, 4, 8, 16, 32)),
     launches=((256, 2, 3), (1024, 8, 3), (256, 32, 3), (256, 8, 2), (256, 8, 1)),
 )
@@ -58,6 +65,7 @@ DRY_SHAPES: Final = Shapes(
     widths=(16, 16, 8),
     headline=((48, 3), (64, 3)),
     grid=((24, 2), (48, 3)),
+    stages=((24, 2),),
     backward=(32, (2, 3)),
     launches=((16, 2, 2), (24, 3, 1)),
 )
@@ -77,19 +85,15 @@ class Run:
     def shapes(self) -> Shapes:
         return DRY_SHAPES if self.target.dry_run else GPU_SHAPES
 
-    @property
-    def protocol(self) -> timing.Protocol:
+    def protocol(self, budget: float = 0.8) -> timing.Protocol:
         """Few rounds where nothing is kept."""
-        return (
-            timing.Protocol(budget=1e-3, min_rounds=2, max_rounds=2, min_sample=1e-4)
-            if self.target.dry_run
-            else (cells.Plan.protocol)
-        )
+        if self.target.dry_run:
+            return timing.Protocol(budget=1e-3, min_rounds=2, max_rounds=2, min_sample=1e-4)
+        return timing.Protocol(budget=budget, max_rounds=41, min_sample=2e-3)
 
     def problem(self, cell: Cell) -> Problem:
-        """Of a cell, in the type measured most; for figures that judge no gradient near a kink."""
-        made = workload.make(cell, avoid_kinks=False, device=self.target.device)
-        return made.to(self.target.dtype)
+        """Of a cell, in the type measured most."""
+        return make(cell.case()).to(self.target.dtype, self.target.device).leaves()
 
     def ours(self, dtype: torch.dtype, foreign: Iterable[torch.dtype] = ()) -> tuple[Contender, ...]:
         """The kernels: schedule auto, then each schedule, then rounded foreign streams."""
@@ -102,6 +106,15 @@ class Run:
         eager = [Contender(name, dtype=dtype) for name in names]
         return (*eager, *[Contender(name, True, dtype) for name in compiled if self.compiled])
 
+    def measure(self, shapes: Iterable[tuple[Cell, cells.Plan, Record]], deadline: float, save: Save) -> None:
+        """Every cell by its plan, with what else is to be kept of it, as long as there is time."""
+        done: list[Record] = []
+        for cell, plan, more in shapes:
+            if time.monotonic() < deadline:
+                torch.compiler.reset()
+                done.append(asdict(cell) | cells.measure(self.target, cell, plan, deadline=deadline) | more)
+                save({"columns": list(records.Row._fields), "cells": done})
+
 
 def ceilings(run: Run, deadline: float, save: Save) -> None:
     """Rates of large products and a large copy on this very device."""
@@ -110,85 +123,156 @@ def ceilings(run: Run, deadline: float, save: Save) -> None:
 
 def headline(run: Run, deadline: float, save: Save) -> None:
     """bfloat16, every contender, eager and from CUDA graphs, with peak memory: what the floors are stated for."""
-    done: list[dict[str, Any]] = []
-    for index, (B, M) in enumerate(run.shapes.headline):
-        contenders = (
-            *run.ours(run.target.dtype, FOREIGN_DTYPES[1:]),
-            *run.peers(run.target.dtype, GPU_PEERS, _compiled(index)),
-        )
-        plan = cells.Plan(contenders, protocol=run.protocol, memory=True)
-        _add(run, run.shapes.cell(B, M), plan, deadline, done, save)
+    dtype = run.target.dtype
+
+    def plan(index: int) -> cells.Plan:
+        contenders = (*run.ours(dtype, FOREIGN_DTYPES[1:]), *run.peers(dtype, GPU_PEERS, _compiled(index)))
+        return cells.Plan(contenders, run.protocol(), ("eager", "graph"), memory=True, dynamic=True)
+
+    run.measure(((run.shapes.cell(*s), plan(i), {}) for i, s in enumerate(run.shapes.headline)), deadline, save)
 
 
 def grid(run: Run, deadline: float, save: Save) -> None:
     """bfloat16 over B and M from CUDA graphs; the two fastest peers of each cell stay for the rounds."""
-    done: list[dict[str, Any]] = []
     contenders = (*run.ours(run.target.dtype), *run.peers(run.target.dtype, GPU_PEERS, ("grouped_mm",)))
     # Without rounds of their own for the slow peers, half the time is enough.
-    protocol = run.protocol if run.target.dry_run else replace(run.protocol, budget=0.3)
-    plan = cells.Plan(contenders, modes=("graph",), protocol=protocol, keep_peers=2)
-    for B, M in run.shapes.grid:
-        _add(run, run.shapes.cell(B, M), plan, deadline, done, save)
+    plan = cells.Plan(contenders, run.protocol(0.3), ("graph",), keep_peers=2, dynamic=True)
+    run.measure(((run.shapes.cell(*shape), plan, {}) for shape in run.shapes.grid), deadline, save)
 
 
 def precision(run: Run, deadline: float, save: Save) -> None:
-    """float32 without and with tf32, the first cell of the headline; torch._grouped_mm has neither in one kernel."""
-    done: list[dict[str, Any]] = []
+    """float32 with and without tf32, the first cell of the headline; torch._grouped_mm has neither in one kernel."""
     names = [name for name in GPU_PEERS if name != "grouped_mm"]
-    plan = cells.Plan((*run.ours(torch.float32), *run.peers(torch.float32, names)), protocol=run.protocol)
-    for tf32 in (True, False):
-        with _tf32(tf32):
-            _add(run, run.shapes.cell(*run.shapes.headline[0]), plan, deadline, done, save, tf32=tf32)
+    contenders = (*run.ours(torch.float32), *run.peers(torch.float32, names))
+    plan = cells.Plan(contenders, run.protocol(), ("eager", "graph"), dynamic=True)
+    cell = run.shapes.cell(*run.shapes.headline[0])
+
+    def kinds() -> Iterator[tuple[Cell, cells.Plan, Record]]:
+        for allowed in (True, False):
+            with roofline.tf32_allowed(allowed):
+                yield cell, plan, {"tf32": allowed}
+
+    run.measure(kinds(), deadline, save)
+
+
+def stages(run: Run, deadline: float, save: Save) -> None:
+    """Every stage and weight gradient in a launch of its own, beside the whole launches, from CUDA graphs.
+
+    Rows of a cell name a stage ("V0 Layer"), or "persistent" and "per_layer" for all stages of a pass in a schedule;
+    their passes are "forward", "backward" and "weights". Inputs stay where they are: they may be in the cache.
+    """
+    if not run.target.schedules:
+        save({"reason": "only the kernels have stages: TRITON_INTERPRET=1 runs them on a CPU"})
+        return
+    done: list[Record] = []
+    repeats = 1 if run.target.dry_run else LAUNCHES_A_GRAPH
+    for B, M in run.shapes.stages:
+        cell = run.shapes.cell(B, M)
+        problem, found = run.problem(cell), {**asdict(cell), "contenders": [], "rows": []}
+        done.append(found)
+        ours = backend(run.target.ours)
+        failure = Gate(problem, Contender("all_towers").function()).judge(ours, run.target.dtype).failure
+        if failure is not None:
+            found["failure"] = failure
+            continue
+        for kind, launches in zip(("forward", "backward", "weights"), _launches_alone(problem, ours), strict=True):
+            pool = run.target.graph_pool()
+            calls: dict[str, Call] = {}
+            for name, call in launches.items():
+                if time.monotonic() > deadline:
+                    break
+                calls[name], _ = run.target.capture(partial(_repeated, call, repeats), pool, cells.WARM_UPS)
+            seconds = timing.interleave(calls, run.protocol(), run.target.clock)
+            each = {name: [value / repeats for value in values] for name, values in seconds.items()}
+            found["rows"] += records.rows(kind, each, {})
+            save({"columns": list(records.Row._fields), "cells": done})
+        del problem
+        run.target.collect()
+
+
+def _repeated(call: Callable[[], object], times: int) -> tuple[Any, ...]:
+    for _ in range(times):
+        call()
+    return ()
+
+
+def _launches_alone(problem: Problem, ours: Callable[[Problem], Any]) -> Sequence[Mapping[str, Callable[[], object]]]:
+    """By name, the launches of forward, backward and weight gradients over the tensors of one training step."""
+    from saml_kernels.backends.triton import launch
+    from saml_kernels.backends.triton.configs import SCHEDULES
+    from saml_kernels.backends.triton.stages import Program
+
+    made: list[tuple[Any, Program, Sequence[Any], Mapping[str, Any]]] = []
+
+    def keeping(original: Any) -> Any:
+        def run(program: Program, *arguments: Any, **options: Any) -> None:
+            made.append((original, program, arguments, options))
+            original(program, *arguments, **options)
+
+        return run
+
+    with (
+        patch.object(launch, "run", keeping(launch.run)),
+        patch.object(launch, "run_weight_gradients", keeping(launch.run_weight_gradients)),
+    ):
+        problem.call("step", ours)()
+    found = []
+    for index, (original, program, arguments, options) in enumerate(made):
+        calls: dict[str, Callable[[], object]] = {}
+        if index == 0:
+            rest = arguments[1:]
+            calls = {name: partial(original, program, name, *rest, **options) for name in SCHEDULES}
+        else:
+            calls["persistent"] = partial(original, program, *arguments, **options)
+        for stage in program.stages:
+            alone = Program((stage,), program.buffers)
+            calls[f"{stage.name} {type(stage).__name__}"] = partial(original, alone, *arguments, **options)
+        found.append(calls)
+    return found
 
 
 def backward(run: Run, deadline: float, save: Save) -> None:
     """Backward alone over M at one B, bfloat16, and the bytes of its one read of the foreign streams."""
     B, scenarios = run.shapes.backward
-    done: list[dict[str, Any]] = []
+    done: list[Record] = []
     for M in scenarios:
         if time.monotonic() > deadline:
             break
         cell = run.shapes.cell(B, M)
         problem = run.problem(cell)
+        outputs = tuple(problem.run(backend=run.target.ours)[:2])
         leaves = [tensor for _, tensor in problem.named()]
-        outputs = _outputs(run, problem)
-
-        def call(outputs: Any = outputs, leaves: Any = leaves, problem: Problem = problem) -> Any:
-            return torch.autograd.grad(outputs, leaves, problem.cotangents, retain_graph=True)
-
+        call = partial(torch.autograd.grad, outputs, leaves, problem.cotangents, retain_graph=True)
         call()
-        seconds = timing.interleave({"backward": call}, run.protocol, run.target.sample)["backward"]
-        moved = roofline.bytes_moved(cell, 2)
-        done.append({"B": B, "M": M, "seconds": seconds, "foreign_bytes": moved.foreign_streams})
+        seconds = timing.interleave({"backward": call}, run.protocol(), run.target.clock)["backward"]
+        moved = roofline.bytes_moved(cell, problem.x_local.itemsize)
+        done.append({"B": B, "M": M, **asdict(timing.summary(seconds)), "foreign_bytes": moved.foreign_streams})
         save({"cells": done})
 
 
 def foreign(run: Run, deadline: float, save: Save) -> None:
     """How far rounded foreign streams take own from full precision, on initial and on trained weights."""
     cell = run.shapes.cell(*run.shapes.headline[0])
-    problem = workload.make(cell, avoid_kinks=False, device=run.target.device)
-    record: dict[str, Any] = {"B": cell.B, "M": cell.M, "errors": {"initial": _foreign_errors(run, problem)}}
-    save(record)
+    problem = make(cell.case()).to(torch.float32, run.target.device).leaves()
+    errors = {"initial": _foreign_errors(run, problem)}
+    save({"B": cell.B, "M": cell.M, "errors": errors})
     losses = _train(run, problem, 3 if run.target.dry_run else TRAINING_STEPS, deadline)
-    record |= {"steps": len(losses), "losses": [losses[0], losses[-1]] if losses else []}
-    record["errors"]["trained"] = _foreign_errors(run, problem)
-    save(record)
+    errors["trained"] = _foreign_errors(run, problem)
+    save({"steps": len(losses), "losses": [losses[0], losses[-1]] if losses else []})
 
 
 def launches(run: Run, deadline: float, save: Save) -> None:
     """Kernels on the device in one forward and one backward, by torch's profiler, over B, M and L."""
-    done: list[dict[str, Any]] = []
+    done: list[Record] = []
     for schedule in run.target.schedules or ("auto",):
         for B, M, layers in run.shapes.launches:
             if time.monotonic() > deadline:
                 return
-            cell = run.shapes.cell(B, M, layers)
-            problem = run.problem(cell)
-            entry: dict[str, Any] = {"schedule": schedule, "B": B, "M": M, "L": layers}
+            entry: Record = {"schedule": schedule, "B": B, "M": M, "L": layers}
             try:
-                entry |= _kernels(run, problem, schedule)
+                entry |= _kernels(run, run.problem(run.shapes.cell(B, M, layers)), schedule)
             except Exception as error:
-                entry["failure"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                entry["failure"] = one_line(error)
             done.append(entry)
             save({"counts": done})
 
@@ -197,14 +281,11 @@ def warm(run: Run, deadline: float, save: Save) -> None:
     """Compiles what the headline and the grid compile, so that they find it in the caches on disk. Nothing is timed."""
     done: list[str] = []
     for index, (B, M) in enumerate(run.shapes.headline):
-        names = [name for name in _compiled(index) if name == run.warm_peer]
-        problem = workload.make(run.shapes.cell(B, M), avoid_kinks=False, device=run.target.device).to(run.target.dtype)
-        for contender in run.peers(run.target.dtype, (), names):
+        problem = run.problem(run.shapes.cell(B, M))
+        for contender in run.peers(run.target.dtype, (), [n for n in _compiled(index) if n == run.warm_peer]):
             if time.monotonic() > deadline:
                 return
-            function = contender.function(dynamic=True)
-            for call in cells.CALLS.values():
-                call(function, problem)()
+            problem.results(contender.function(dynamic=True))
             done.append(f"{contender.name} B={B} M={M}")
             save({"compiled": done})
 
@@ -212,6 +293,7 @@ def warm(run: Run, deadline: float, save: Save) -> None:
 SECTIONS: Final[dict[str, tuple[Callable[[Run, float, Save], None], float]]] = {
     "ceilings": (ceilings, 8),
     "headline": (headline, 105),
+    "stages": (stages, 45),
     "launches": (launches, 15),
     "grid": (grid, 100),
     "backward": (backward, 12),
@@ -228,34 +310,18 @@ def _compiled(index: int) -> tuple[str, ...]:
     return GPU_PEERS if index == 0 else ("all_towers", "grouped_mm")
 
 
-def _add(
-    run: Run, cell: Cell, plan: cells.Plan, deadline: float, done: list[dict[str, Any]], save: Save, **more: Any
-) -> None:
-    if time.monotonic() > deadline:
-        return
-    done.append(cells.measure(run.target, cell, plan, deadline) | more)
-    save({"cells": done})
-
-
-def _outputs(run: Run, problem: Problem, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    output = saml_kernels.multi_branch(
-        problem.x_local, problem.x_global, problem.scenario, problem.params, backend=run.target.ours, **options
-    )
-    return output.own, output.aux
-
-
-def _foreign_errors(run: Run, problem: Problem) -> dict[str, Any]:
+def _foreign_errors(run: Run, problem: Problem) -> Record:
     """‖own − ref‖ / ‖ref‖ against float64 without rounding, on the same values; a reason where it cannot run."""
-    low = problem.to(run.target.dtype)
-    exact = workload.reference(low)["own"]
-    errors: dict[str, Any] = {}
+    low = problem.to(run.target.dtype).leaves()
+    exact = reference_results(low)["own"]
+    errors: Record = {}
     for dtype in (None, *FOREIGN_DTYPES):
         name = "none" if dtype is None else short(dtype)
         try:
-            with torch.inference_mode():
-                errors[name] = relative_error(_outputs(run, low, foreign_dtype=dtype)[0], exact)
+            own, _ = low.call("forward", backend(run.target.ours, foreign_dtype=dtype))()
+            errors[name] = relative_error(own, exact)
         except Exception as error:
-            errors[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            errors[name] = one_line(error)
     return errors
 
 
@@ -268,45 +334,33 @@ def _train(run: Run, problem: Problem, steps: int, deadline: float) -> list[floa
     device, D = run.target.device, problem.x_local.shape[1]
     M, width = len(problem.params.branch_weights[0]), problem.params.branch_weights[-1].shape[2]
     teacher = torch.randn(M, D, generator=generator).to(device)
-    labels = ((problem.x_local * teacher[problem.scenario]).sum(1) > 0).float()
+    labels = ((problem.x_local.detach() * teacher[problem.scenario]).sum(1) > 0).float()
     heads = (torch.randn(M, width, generator=generator) / width**0.5).to(device).requires_grad_()
     trained = [tensor for name, tensor in problem.named() if not name.startswith("x_")]
-    for tensor in trained:
-        tensor.requires_grad_()
     optimizer = torch.optim.Adam([*trained, heads], lr=1e-3)
-    losses = []
-    for _ in range(steps):
-        if time.monotonic() > deadline:
-            break
+    losses: list[float] = []
+    while len(losses) < steps and time.monotonic() < deadline:
         with torch.autocast(device, dtype=run.target.dtype, enabled=not run.target.dry_run):
-            own, _ = _outputs(run, problem)
+            own = problem.run(backend=run.target.ours).own
         logits = (own.float() * heads[problem.scenario]).sum(1)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    for tensor in trained:
-        tensor.requires_grad_(False)
     return losses
 
 
 def _kernels(run: Run, problem: Problem, schedule: str) -> dict[str, dict[str, int]]:
     """Names and numbers of the kernels of one warm inference, training forward and backward."""
+    ours = backend(run.target.ours, schedule=schedule)
     leaves = [tensor for _, tensor in problem.named()]
-
-    def infer() -> Any:
-        with torch.inference_mode():
-            return _outputs(run, problem, schedule=schedule)
-
-    def forward() -> Any:
-        return _outputs(run, problem, schedule=schedule)
-
+    infer, step = (problem.call(kind, ours) for kind in PASSES)
     infer()
-    torch.autograd.grad(forward(), leaves, problem.cotangents)
+    step()
     counts = {}
     counts["inference"], _ = count_kernels(run.target, infer)
-    counts["forward"], outputs = count_kernels(run.target, forward)
+    counts["forward"], outputs = count_kernels(run.target, lambda: tuple(ours(problem)[:2]))
     counts["backward"], _ = count_kernels(run.target, lambda: torch.autograd.grad(outputs, leaves, problem.cotangents))
     return {name: dict(count) for name, count in counts.items()}
 
@@ -330,14 +384,3 @@ def count_kernels(target: Target, call: Callable[[], Any]) -> tuple[Counter[str]
     wanted = DeviceType.CPU if target.dry_run else DeviceType.CUDA
     names = [event.name for event in profile.events() if event.device_type == wanted]
     return Counter(name for name in names if not name.startswith(("Memcpy", "Memset"))), results
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """float32 products with or without tf32 within the block."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

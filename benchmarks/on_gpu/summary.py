@@ -2,33 +2,41 @@
 
 from typing import Any
 
-from contenders import PASSES
-from on_gpu.cells import GRAPH
-from on_gpu.floors import Timed, timed
+from cells import GRAPH
+from on_gpu import floors
+from records import Cell
+from saml_kernels.testing.problem import PASSES
 
 Record = dict[str, Any]
+ENDED_WELL = ("done", "cut short")
 
 
-def passed(record: Record) -> bool:
-    """Nothing failed: checks, sections, and the gate of our own contenders. Floors are not part of it."""
-    ours = [
-        entry["gate"]["failure"]
+def failures(record: Record) -> list[str]:
+    """What failed: checks, sections, and the gate of our own contenders, a line each. Floors are not part of it."""
+    gates = [
+        f"{section}, {cell.name}, {entry['name']}: {entry['failure']}"
         for section in ("headline", "grid", "precision")
-        for cell in timed(record, section)
-        for entry in cell.entries.values()
-        if not entry["peer"]
+        for cell in floors.timed(record, section)
+        for entry in cell.contenders.values()
+        # Left out for want of time is no failure.
+        if not entry["peer"] and not entry.get("failure", "left out").startswith("left out")
     ]
-    # Left out for want of time is no failure.
-    wrong = [failure for failure in ours if failure is not None and not failure.startswith("left out")]
-    return (
-        not wrong
-        and all(check["passed"] in (True, None) for name, check in _checks(record))
-        and all(part["status"] in ("done", "cut short") for part in record["sections"].values())
-    )
+    gates += [
+        f"stages, {cell.name}: {cell.data['failure']}"
+        for cell in floors.timed(record, "stages")
+        if "failure" in cell.data
+    ]
+    checks = [f"{name}: {check['status']}" for name, check in _checks(record) if check["passed"] is False]
+    sections = [
+        f"section {name}: {part['status']}"
+        for name, part in record["sections"].items()
+        if part["status"] not in ENDED_WELL
+    ]
+    return [*checks, *sections, *gates]
 
 
 def text(record: Record) -> str:
-    """Checks, sections, the headline's first cell, and every floor."""
+    """Checks, sections, the headline's first cell, the stages, and every floor; what failed, at the end."""
     lines = [f"{record['kind']}: {record['device']['name']}, commit {record['commit']}", ""]
     for name, check in _checks(record):
         lines.append(f"{name:<24}{_mark(check['passed'])}  {check['status']}  {check.get('seconds', '–')} s")
@@ -37,14 +45,21 @@ def text(record: Record) -> str:
     lines.append("")
     for name, part in record["sections"].items():
         lines.append(f"{name:<24}{part['status']}  {part.get('seconds', '–')} s  {part.get('reason', '')}")
-    rates = record["sections"].get("ceilings", {}).get("rates", {})
-    known = [f"{name} {rate / 1e12:.3g}" for name, rate in rates.items() if rate]
+    ceilings = floors.rates(record)
+    known = [f"{name} {rate / 1e12:.3g}" for name, rate in ceilings.items() if rate]
     lines += ["", "ceilings, T/s: " + ", ".join(known), *_launches(record), ""]
-    for cell in timed(record, "headline")[:1]:
-        lines += [*_cell(cell, rates), ""]
+    for cell in floors.timed(record, "headline")[:1]:
+        lines += [*_cell(cell, ceilings), ""]
+    for cell in floors.timed(record, "stages"):
+        lines += [f"{cell.name}, µs in a launch of its own"]
+        lines += [f"{row.measured:<10}{row.contender:<32}{row.median * 1e6:>10.2f}" for row in cell.rows.values()] + [
+            ""
+        ]
     lines += _floors(record)
     if record["dry_run"]:
         lines += ["", "A dry run on the CPU: none of these numbers is a GPU's."]
+    if failed := failures(record):
+        lines += ["", "FAILED:", *failed]
     return "\n".join(lines)
 
 
@@ -55,51 +70,51 @@ def _checks(record: Record) -> list[tuple[str, Record]]:
 
 def _launches(record: Record) -> list[str]:
     """How many kernels a call runs, over the shapes."""
-    counts = record["sections"].get("launches", {}).get("counts", [])
     lines = []
-    for entry in counts:
-        shape = f"kernels, {entry['schedule']}, B={entry['B']} M={entry['M']} L={entry['L']}: "
-        if "failure" in entry:
-            lines.append(shape + entry["failure"])
-        else:
-            kinds = ("inference", "forward", "backward")
-            lines.append(shape + ", ".join(f"{kind} {sum(entry[kind].values())}" for kind in kinds))
+    for entry in record["sections"].get("launches", {}).get("counts", []):
+        kinds = [
+            f"{kind} {sum(entry[kind].values())}" for kind in ("inference", "forward", "backward") if kind in entry
+        ]
+        found = entry.get("failure") or ", ".join(kinds)
+        lines.append(f"kernels, {entry['schedule']}, B={entry['B']} M={entry['M']} L={entry['L']}: {found}")
     return lines
 
 
-def _cell(cell: Timed, rates: dict[str, float | None]) -> list[str]:
+def _cell(cell: Cell, ceilings: dict[str, float | None]) -> list[str]:
     """A line a contender; milliseconds, eager and from a graph."""
-    heads = [f"{kind}{mode}" for kind in PASSES for mode in ("", GRAPH)]
-    lines = [f"{cell.name}, ms", f"{'':<44}" + "".join(f"{head:>16}" for head in heads) + "   roof  peak MiB"]
-    for name, entry in cell.entries.items():
-        if entry["gate"]["failure"] is not None:
-            lines.append(f"{name:<44}{entry['gate']['failure']}")
+    columns = [(kind, mode) for kind in PASSES for mode in ("", GRAPH)]
+    heads = "".join(f"{kind + mode:>16}" for kind, mode in columns)
+    lines = [f"{cell.name}, ms", f"{'':<44}{heads}   roof  peak MiB"]
+    for name, entry in cell.contenders.items():
+        if "failure" in entry:
+            lines.append(f"{name:<44}{entry['failure']}")
             continue
-        values = [cell.median(name + mode, kind) for kind in PASSES for mode in ("", GRAPH)]
-        cells = "".join(f"{'–' if value is None else f'{value * 1e3:.4f}':>16}" for value in values)
-        fraction = None if entry["peer"] else cell.roofline("forward", rates, entry)
-        peak = entry["peak_bytes"]
+        values = [cell.median(name + mode, kind) for kind, mode in columns]
+        shown = "".join(f"{'–' if value is None else f'{value * 1e3:.4f}':>16}" for value in values)
+        schedule = None if entry["peer"] or "foreign_dtype" in entry else entry.get("schedule", "auto")
+        share = floors.fraction(cell, "forward", ceilings, schedule) if schedule else None
+        peak = entry.get("peak_bytes")
         lines.append(
-            f"{name:<44}{cells}{'–' if fraction is None else f'{fraction:.0%}':>7}"
+            f"{name:<44}{shown}{'–' if share is None else f'{share:.0%}':>7}"
             f"{'–' if peak is None else f'{peak / 2**20:.0f}':>10}"
         )
-        if entry["no_graph"]:
+        if "no_graph" in entry:
             lines.append(f"    no graph: {entry['no_graph']}")
     return lines
 
 
 def _floors(record: Record) -> list[str]:
     """Every floor, and how many hold."""
-    lines = []
-    for floor in record.get("floors", []):
+    lines, every = [], record.get("floors", [])
+    for floor in every:
         measured = "not measured" if floor["measured"] is None else f"{floor['measured']:.2f}"
         bound = "≤" if floor["at_most"] else "≥"
         lines.append(
             f"{_mark(floor['holds'])} {floor['statement']:<42}{floor['cell']:<16}{measured:>13} {bound} "
             f"{floor['needed']:.2f}  {floor['against']}"
         )
-    told = [floor["holds"] for floor in record.get("floors", []) if floor["holds"] is not None]
-    return [*lines, f"{sum(told)} of {len(told)} floors hold, {len(record.get('floors', [])) - len(told)} not measured"]
+    told = [floor["holds"] for floor in every if floor["holds"] is not None]
+    return [*lines, f"{sum(told)} of {len(told)} floors hold, {len(every) - len(told)} not measured"]
 
 
 def _mark(holds: bool | None) -> str:

@@ -1,27 +1,27 @@
 """Where a run measures: a GPU with its events and graphs, or, in a dry run, the CPU in its place."""
 
+import gc
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
-import timing
+from cells import Host
+from contenders import Contender
 from saml_kernels.backends.triton import availability
+from saml_kernels.testing import timing
+from saml_kernels.testing.problem import Call
+from workload import Cell
 
 CACHE_FACTOR = 2.5
 """Calls take turns over as many copies of their inputs as exceed the last-level cache this many times."""
 MAX_COPIES = 8
-WARM_UPS = 2
-"""Calls before a capture: what is compiled or allocated at first calls must not be captured."""
-
-Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(Host):
     """The device, its clock, and which backend stands for the kernels there."""
 
     dry_run: bool
@@ -29,6 +29,10 @@ class Target:
     @property
     def device(self) -> str:
         return "cpu" if self.dry_run else "cuda"
+
+    @property
+    def clock(self) -> timing.Clock:
+        return timing.clock_of(torch.device(self.device))
 
     @property
     def ours(self) -> str:
@@ -70,32 +74,17 @@ class Target:
         if not self.dry_run:
             torch.cuda.synchronize()
 
-    def sample(self, call: Call, repeats: int) -> float:
-        """Seconds a call by the device's events, over calls one behind the other."""
-        if self.dry_run:
-            return timing.sample(call, repeats)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        for _ in range(repeats):
-            call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / repeats
-
     @cached_property
     def _stream(self) -> Any:
         # Blocks of a pool belong to a stream: graphs that share one must share the other.
         return torch.cuda.Stream()
 
     def graph_pool(self) -> Any:
-        """Memory that the graphs of one cell share: they are never replayed at the same time."""
         return None if self.dry_run else torch.cuda.graph_pool_handle()
 
-    def capture(self, call: Call, pool: Any, *, warm_ups: int = WARM_UPS) -> tuple[Call, Any]:
-        """(replay, the results that a replay fills) of ``call`` as a CUDA graph; a dry run calls it again instead."""
+    def capture(self, call: Call, pool: Any, warm_ups: int) -> tuple[Any, Any]:
         if self.dry_run:
-            return call, call()
+            return super().capture(call, pool, warm_ups)
         stream = self._stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -110,44 +99,34 @@ class Target:
         return graph.replay, results
 
     def copies(self, bytes_: int) -> int:
-        """How many sets of inputs calls rotate over, so that none finds its own in the cache."""
         if self.dry_run:
             return 2
         cache: int = torch.cuda.get_device_properties(0).L2_cache_size
         return min(MAX_COPIES, max(1, -(-int(CACHE_FACTOR * cache) // bytes_)))
 
     def free_bytes(self) -> int | None:
-        """Device memory that can still be had, torch's idle blocks included; None in a dry run."""
+        """Torch's idle blocks included; None in a dry run."""
         if self.dry_run:
             return None
         idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + idle
 
-    def peak_bytes(self, call: Call) -> int | None:
-        """The most that torch's allocator held during a call, above what it held before; None in a dry run."""
+    def peak_bytes(self, contender: Contender, cell: Cell, step: Call) -> dict[str, Any]:
+        """The most that torch's allocator held during a step, above what it held before; nothing in a dry run."""
         if self.dry_run:
-            return None
-        call()
+            return {}
+        step()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        call()
+        step()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return {"peak_bytes": torch.cuda.max_memory_allocated() - before}
 
-
-def rotating(calls: list[Call]) -> Call:
-    """One call that makes those of the list in turn."""
-    if len(calls) == 1:
-        return calls[0]
-    place = 0
-
-    def call() -> Any:
-        nonlocal place
-        place = (place + 1) % len(calls)
-        return calls[place]()
-
-    return call
+    def collect(self) -> None:
+        gc.collect()
+        if not self.dry_run:
+            torch.cuda.empty_cache()
 
 
 def _driver() -> str | None:

@@ -65,7 +65,7 @@ def test_the_fastest_is_chosen_written_and_read(path, monkeypatch):
             differing = {f.name for f in dataclasses.fields(contender) if getattr(contender, f.name) != USUAL}
             assert differing - {"schedule"} <= {stage}
     assert [line.partition(":")[0] for line in lines] == ["forward", "backward", "weights"]
-    assert json.loads(path.read_text())[KEY]["forward"]["columns"] == 16
+    assert json.loads(path.read_text())[KEY]["forward"]["block_n"] == 16
     # As a GPU reads it: the interpreter has its own choice whatever the file says.
     arguments = 200, 2, 6, torch.float32, torch.device("cpu")
     assert configs.choice(*arguments) == BUILT_IN
@@ -103,17 +103,17 @@ def test_winners_that_do_not_win_together_are_not_kept(open_gate):
 @pytest.fixture
 def weights_of(monkeypatch):
     """Calls a function with the gradients after every launch of weight gradients with narrow tiles."""
-    from saml_kernels.backends.triton import engine
+    from saml_kernels.backends.triton import launch
 
-    original = engine.weights.run
+    original = launch.run_weight_gradients
 
     def replace(function):
-        def run(program, config, tensors, *arguments):
-            original(program, config, tensors, *arguments)
+        def run(program, config, tensors, *arguments, **options):
+            original(program, config, tensors, *arguments, **options)
             if config == NARROW:
                 function(tensors)
 
-        monkeypatch.setattr(engine.weights, "run", run)
+        monkeypatch.setattr(launch, "run_weight_gradients", run)
 
     return replace
 
