@@ -236,15 +236,8 @@ def bars(values: Sequence[tuple[str, Summary]], unit: str) -> tuple[Figure, str]
     figure, axes = _axes(TOP + pitch * len(values) + BOTTOM, right=32)
     for position, (_, entry) in enumerate(values):
         colour = _look(position)["color"]
-        axes.barh(
-            position,
-            entry["mean"],
-            height=18 / pitch,
-            facecolor=(colour, BAR_OPACITY),
-            edgecolor=colour,
-            xerr=entry["deviation"],
-            ecolor=colour,
-        )
+        looks = {"facecolor": (colour, BAR_OPACITY), "edgecolor": colour, "ecolor": colour}
+        axes.barh(position, entry["mean"], height=18 / pitch, xerr=entry["deviation"], **looks)
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.locator_params(axis="x", **TICKS | ({"nbins": 3} if axes.get_xlim()[1] >= 1e6 else {}))
@@ -279,9 +272,8 @@ def heat_map(matrix: Sequence[Sequence[float | None]], names: Sequence[str]) -> 
     for (i, j), value in cells.items():
         shade = 0.05 + 0.95 * (value - low) / ((high - low) or 1)
         told = f"{names[i]} ← {names[j]}: {value:.3f}"
-        cell = Rectangle(
-            (j, i), 1, 1, facecolor=(ACCENT, shade), edgecolor=LINE, linewidth=0.4, gid=TITLE + _printable(told)
-        )
+        cell = Rectangle((j, i), 1, 1, facecolor=(ACCENT, shade), edgecolor=LINE, linewidth=0.4)
+        cell.set_gid(TITLE + _printable(told))
         axes.add_patch(cell)
     axes.set(xlim=(0, count), ylim=(count, 0))
     axes.xaxis.tick_top()
