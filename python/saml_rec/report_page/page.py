@@ -42,7 +42,7 @@ def render_page(record: Record) -> str:
         record: the content of compare.json.
 
     Raises:
-        jinja2.UndefinedError: the record lacks something that the page shows.
+        KeyError, jinja2.UndefinedError: the record lacks something that the page shows.
     """
     # matplotlib takes about a second to import, and only the page needs it.
     from saml_rec.report_page import charts
