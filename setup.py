@@ -133,6 +133,6 @@ def missing_torch_arguments() -> dict[str, Any]:
 setup(
     packages=[*find_packages(include=["saml_kernels", "saml_kernels.*"]), *find_packages("python")],
     package_dir={"saml_kernels": "saml_kernels", "saml_rec": "python/saml_rec"},
-    package_data={"saml_kernels": ["py.typed"], "saml_rec": ["py.typed"]},
+    package_data={"": ["py.typed", "*.jinja", "*.css"]},
     **extension_arguments(),
 )

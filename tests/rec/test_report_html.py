@@ -1,12 +1,20 @@
-"""report.html in a real browser: a phone and a desktop, light and dark.
+"""report.html: as text, and in a real browser on a phone and a desktop, light and dark.
 
-Needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver). Without them the tests are skipped
-and say so, or fail where SAML_REQUIRE_BROWSER is set.
+The browser is chromium with chromedriver (Debian: apt-get install chromium chromium-driver). Without them its tests are
+skipped and say so, or fail where SAML_REQUIRE_BROWSER is set.
 """
 
+import math
 import os
+import re
 import shutil
+import subprocess
+import sys
+import warnings
+from html.parser import HTMLParser
 
+import jinja2
+import matplotlib
 import pytest
 
 from saml_rec import comparison
@@ -119,6 +127,25 @@ def contrast(first, second):
     return (high + 0.05) / (low + 0.05)
 
 
+def assert_texts_fit(browser):
+    text_outside = browser.execute_script(
+        "return [...document.querySelectorAll('figure > svg')].flatMap(s => { const a = s.getBoundingClientRect();"
+        "return [...s.querySelectorAll('text')].filter(t => { const b = t.getBoundingClientRect();"
+        "return b.left < a.left - 1 || b.right > a.right + 1 || b.bottom > a.bottom + 1 || b.top < a.top - 1 })"
+        ".map(t => t.textContent) })"
+    )
+    assert text_outside == []
+    # A turned label's box is upright; half a unit is what rounding leaves of two that touch.
+    overlapping = browser.execute_script(
+        "return [...document.querySelectorAll('figure > svg')].flatMap(s => {"
+        "const all = [...s.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);"
+        "return all.flatMap(([t, a], i) => all.slice(i + 1).filter(([, b]) => Math.min(a.right, b.right) - "
+        "Math.max(a.left, b.left) > .5 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > .5"
+        ").map(([u]) => t + ' and ' + u)) })"
+    )
+    assert overlapping == []
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_nothing_overflows_every_figure_shows_and_nothing_is_reported(browser, page, size, scheme):
@@ -136,14 +163,29 @@ def test_nothing_overflows_every_figure_shows_and_nothing_is_reported(browser, p
         assert right <= SIZES[size][0]
         assert width > 250
         assert height > 100
-    text_outside = browser.execute_script(
-        "return [...document.querySelectorAll('figure > svg')].flatMap(s => { const a = s.getBoundingClientRect();"
-        "return [...s.querySelectorAll('text')].filter(t => { const b = t.getBoundingClientRect();"
-        "return b.left < a.left - 1 || b.right > a.right + 1 || b.bottom > a.bottom + 1 || b.top < a.top - 1 })"
-        ".map(t => t.textContent) })"
-    )
-    assert text_outside == []
+    assert_texts_fit(browser)
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize(
+    ("scenarios", "seeds", "models"),
+    [(1, 1, ["saml"]), (9, 2, [f"model number {index}" for index in range(5)]), (30, 2, ["WWWWWWWWWWWWWWWW", "saml"])],
+)
+@pytest.mark.parametrize(("speed", "auc"), [(999.0, 1e-4), (96_000.0, 0.25), (12_345_678.0, 1e-3)])
+def test_texts_fit_for_few_and_many_for_small_and_large_numbers(
+    browser, tmp_path, scenarios, seeds, models, speed, auc
+):
+    record = make_record(scenarios=scenarios, seeds=seeds, models=models)
+    for index, model in enumerate(record["models"].values()):
+        model["rows_per_second"] = {"mean": speed, "deviation": speed / 50}
+        for entry in [model["overall"], *model["scenarios"][:-1]]:
+            entry["auc"] = {"mean": 0.70021 + auc * index, "deviation": auc / 2}
+        for run in model["history"]:
+            for epoch, entry in enumerate(run):
+                entry["valid"]["logloss"] = 0.70021 + auc * epoch
+    write_page(record, tmp_path / "report.html")
+    show(browser, tmp_path / "report.html", "phone", "light")
+    assert_texts_fit(browser)
 
 
 def test_tables_wider_than_a_phone_scroll_by_themselves_and_by_keyboard(browser, page):
@@ -170,7 +212,7 @@ def test_text_and_marks_are_legible_in_both_schemes(browser, page):
         colors = browser.execute_script(
             style + "return [s('body').backgroundColor, s('figure').backgroundColor, s('body').color,"
             "s('.muted').color, s('figure svg text').fill,"
-            "...[0, 1, 2, 3].map(i => s('figure .s' + i).fill)]"
+            "...[0, 1, 2, 3].map(i => s(`figure use[style*='--s${i})']`).fill)]"
         )
         body, card, text, muted, label, *series = colors
         background[scheme] = luminance(body)
@@ -200,9 +242,174 @@ def test_the_page_says_what_exceeds_the_spread():
     assert "One seed shows no spread" in render_page(make_record(scenarios=2, seeds=1))
 
 
+class Page(HTMLParser):
+    """What a page shows and how: its text, every chart's texts and tooltips, tables as rows of cells."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.text, self.charts, self.tables, self.urls, self.open = [], [], [], [], [], []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+        if tag in ("text", "title", "th", "td"):
+            self.text.append("")
+
+    def handle_startendtag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        self.urls += [value for name, value in attributes.items() if name in ("href", "src") or "url(" in value]
+        if tag == "svg":
+            self.charts.append(
+                {"label": attributes.get("aria-label"), "role": attributes.get("role"), "text": [], "title": []}
+            )
+        elif tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+
+    def handle_data(self, data):
+        if self.text and self.open and self.open[-1] in ("text", "title", "th", "td"):
+            self.text[-1] += data
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag in ("th", "td"):
+            self.tables[-1][-1].append(self.text.pop())
+        elif tag in ("text", "title"):
+            text = self.text.pop()
+            if "svg" in self.open:
+                self.charts[-1][tag].append(text)
+
+
+def chart(source):
+    (only,) = Page(source).charts
+    return only
+
+
+def numbers(texts):
+    return [float(text.replace("−", "-")) for text in texts if re.fullmatch(r"−?[\d.]+", text)]
+
+
+def test_charts_and_tables_say_what_they_show():
+    page = Page(render_page(make_record(scenarios=3)))
+    figures = [figure for figure in page.charts if figure["role"] == "img"]
+    assert [figure["label"] for figure in figures] == [
+        "test AUC of every scenario and model",
+        "share of label 1 against mean prediction",
+        "log loss against epoch",
+        "rows per second",
+        "learned mutual weights",
+    ]
+    assert len(page.charts) - len(figures) == 4  # marks of the legend, beside their names
+    dots, *_, weights = figures
+    assert {"scenario 0, star: 0.7310 ± 0.0010", HOSTILE} <= set(dots["title"])
+    assert not any(title.startswith(f"{HOSTILE}, ") for title in dots["title"])  # its AUC is not defined
+    assert "scenario 0 ← scenario 1: 0.017" in weights["title"]
+    assert len([title for title in weights["title"] if "←" in title]) == 6
+    labels = [attributes["aria-label"] for tag, attributes in page.tags if attributes.get("role") == "region"]
+    assert labels == ["overall measures", "AUC by scenario", "log loss by scenario", "differences"]
+    assert page.tables[1][0] == ["AUC by scenario", "rows", "saml", "star", "hmoe", "shared_bottom"]
+    assert page.tables[1][1][:3] == ["scenario 0", "100", "0.7110 ± 0.0010"]
+    assert page.tables[1][3] == [HOSTILE, "100", "-", "-", "-", "-"]
+    assert page.tables[3][1] == ["overall", "AUC", "saml − star", "-0.0200", "0.0010", "yes"]
+
+
+def test_the_page_is_the_same_for_the_same_record_whatever_matplotlib_is_set_to():
+    first = render_page(make_record())
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": False}):
+        assert render_page(make_record()) == first
+
+
+def test_identifiers_are_unique_and_nothing_outside_is_named():
+    source = render_page(make_record(scenarios=3))
+    page = Page(source)
+    identifiers = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert identifiers
+    assert len(identifiers) == len(set(identifiers))
+    assert page.urls
+    for url in page.urls:
+        assert url == "data:," or url.removeprefix("url(").rstrip(")").removeprefix("#") in identifiers
+    assert "//" not in source
+    assert "@import" not in source
+    assert [tag for tag, _ in page.tags].count("style") == 1  # a chart's own style would hold for the whole page
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "$x^2$", "</title></svg><script>", "{{ 7 * 7 }}", "两个场景", "a\nb\0c"])
+def test_names_are_text_in_tables_and_charts(name):
+    record = make_record(scenarios=2, seeds=2, models=("saml", name))
+    record["scenarios"][0]["name"] = name
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = Page(render_page(record))
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert page.tables[0][2][0].replace("\ufffd", "\0") == name
+    assert page.tables[1][1][0].replace("\ufffd", "\0") == name
+    shown = name.replace("\n", " ").replace("\0", " ")
+    assert shown in page.charts[2]["title"]
+    assert charts.short(name) in page.charts[2]["text"]
+    assert f"{shown}, saml: 0.7105 ± 0.0007" in page.charts[2]["title"]
+
+
+def test_a_template_that_lacks_a_value_is_an_error():
+    record = make_record(scenarios=2)
+    del record["threads"]
+    with pytest.raises(jinja2.UndefinedError, match="threads"):
+        render_page(record)
+
+
+def test_measures_that_are_not_defined_leave_their_place_empty():
+    nan = {"mean": math.nan, "deviation": math.nan}
+    some = {"mean": 0.7, "deviation": 0.1}
+    drawn = chart(charts.dots([("overall", [some, None]), ("first", [nan, some])], ["saml", "star"], "test AUC"))
+    told = [title for title in drawn["title"] if ", " in title]
+    assert set(told) == {"overall, saml: 0.7000 ± 0.1000", "first, star: 0.7000 ± 0.1000"}
+    assert chart(charts.dots([("overall", [nan, None])], ["saml", "star"], "test AUC"))["text"] == [
+        "not defined for these rows"
+    ]
+    assert chart(charts.lines([[], [[(1, math.nan)]]], "epoch", "log loss"))["text"] == ["no validation rows"]
+    assert {"1", "2"} <= set(
+        chart(charts.lines([[[(1, 0.5), (2, math.nan)], [(1, 0.5), (2, 0.4)]]], "epoch", "y", whole=True))["text"]
+    )
+    assert "saml" in chart(charts.bars([("saml", nan), ("star", some)], "rows per second"))["text"]
+    assert chart(charts.heat_map([[None]], ["only"]))["text"] == ["no scenario weighs another"]
+    weights = chart(charts.heat_map([[0.0, None], [0.25, 0.0]], ["a", "b"]))
+    assert weights["title"] == ["b ← a: 0.250"]
+
+
+def test_needs_no_display_and_leaves_pyplot_alone(tmp_path):
+    code = (
+        "import sys, saml_rec.report_page as page; assert 'matplotlib' not in sys.modules;"
+        "from saml_rec.report_page import charts;"
+        "print(charts.bars([('saml', {'mean': 2.0, 'deviation': None})], 'rows'));"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    environment = {name: value for name, value in os.environ.items() if "DISPLAY" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"MPLBACKEND": "TkAgg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert chart(done.stdout)["label"] == "rows"
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.412, 0.413), (-3.0, 12_345.0), (0.69, 0.75), (0.9, 10.1)])
 def test_ticks_are_round_few_and_inside(low, high):
-    found = charts.ticks(low, high)
+    drawn = chart(charts.lines([[[(1, low), (2, high)]]], "epoch", "loss", whole=True))
+    texts = [text for text in drawn["text"] if text not in ("epoch", "loss", "1", "2")]
+    found = numbers(texts)
+    assert len(found) == len(texts)
     assert 2 <= len(found) <= 8
-    assert low - 1e-9 * (high - low) <= found[0]
-    assert found[-1] <= high + 1e-9 * (high - low)
+    assert len(set(found)) == len(found)
+    margin = 0.07 * (high - low)
+    assert low - margin <= min(found)
+    assert max(found) <= high + margin
+    step = (max(found) - min(found)) / (len(found) - 1)
+    assert f"{step:.0e}"[0] in "125"
+    assert step == pytest.approx(float(f"{step:.0e}"))

@@ -1,87 +1,173 @@
-"""Charts as inline SVG, 360 units wide so that their text is legible on a phone. Colours come from the page's style."""
+"""Charts by matplotlib as inline SVG, 360 units wide so that their text is legible on a phone.
 
+A chart is drawn in stand-in colours, which become the variables of report.css: so it follows the page's light and dark.
+"""
+
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from itertools import pairwise
-from math import ceil, floor, log10
-from typing import Any
+from functools import wraps
+from io import BytesIO
+from math import isfinite
+from typing import Any, ParamSpec
+from xml.etree import ElementTree
 
-from saml_rec.report_page.style import SERIES
+from markupsafe import Markup
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 WIDTH = 360
-PLOT_HEIGHT = 230
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 8, 36
-TICKS = 4
+# On the right there is room for half of the last tick's number.
+LEFT, RIGHT, TOP, BOTTOM = 96, 24, 8, 36
+UNITS_PER_INCH = 72
 LONGEST_NAME = 14
+TICKS: dict[str, Any] = {"nbins": 5, "steps": [1, 2, 5, 10]}
+BAR_OPACITY = 0.55
+# Marks and cells carry this and their text as the name of their group, which becomes the group's <title>.
+TITLE = "title:"
+
+# Shapes that differ without colour too.
+MARKERS = "os^DvPx+"
+COLOURS = {
+    name: f"#0000{number:02x}"
+    for number, name in enumerate(["text", "line", "accent", *(f"s{index}" for index in range(len(MARKERS)))], start=1)
+}
+TEXT, LINE, ACCENT = COLOURS["text"], COLOURS["line"], COLOURS["accent"]
+
+STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 11,
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.labelsize": "medium",
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.xmargin": 0.06,
+    "axes.ymargin": 0.06,
+    "axes.formatter.useoffset": False,
+    "figure.facecolor": "none",
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 8,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
+    **{f"{axis}tick.major.size": 0 for axis in "xy"},
+    **{f"{axis}tick.major.pad": 5 for axis in "xy"},
+    **{f"{axis}tick.labelcolor": TEXT for axis in "xy"},
+}
 
 Points = Sequence[tuple[float, float]]
+Summary = Mapping[str, Any]
+Parameters = ParamSpec("Parameters")
 
 
-# Shapes of about radius 4 around (0, 0), so that series differ without colour too.
-MARKERS = (
-    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z",
-    "M-3.5 -3.5h7v7h-7Z",
-    "M0 -4.6L4.4 3.4H-4.4Z",
-    "M0 -4.8L4.8 0L0 4.8L-4.8 0Z",
-    "M0 4.6L4.4 -3.4H-4.4Z",
-    "M-4.5 -1.3h3.2v-3.2h2.6v3.2h3.2v2.6h-3.2v3.2h-2.6v-3.2h-3.2Z",
-    "M-4 -4L4 4M4 -4L-4 4",
-    "M-4.5 0h9M0 -4.5v9",
-)
+def _chart(draw: Callable[Parameters, tuple[Figure, str]]) -> Callable[Parameters, Markup]:
+    """Makes inline SVG of a function that draws a figure and gives the chart's label."""
+
+    @wraps(draw)
+    def inline(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Markup:
+        # Identifiers within a page are one space: what is drawn tells those of two charts apart.
+        salt = {"svg.hashsalt": f"{draw.__name__} {args} {kwargs}"}
+        with style.context(["default", STYLE | salt]), warnings.catch_warnings():
+            # The reader's browser has the font, for whatever script a scenario is named in.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            figure, label = draw(*args, **kwargs)
+            file = BytesIO()
+            figure.savefig(file, format="svg")
+        return _for_the_page(file.getvalue(), label)
+
+    return inline
 
 
-def marker(index: int, x: float, y: float) -> str:
-    """The mark of a series."""
-    path = MARKERS[index % SERIES]
-    return f'<path class="s{index % SERIES}" d="{path}" transform="translate({x:.1f} {y:.1f})"/>'
-
-
-def legend(names: Sequence[str]) -> str:
-    """Marks and names, as a list."""
-    items = (
-        f'<li><svg viewBox="-7 -7 14 14" aria-hidden="true">{marker(index, 0, 0)}</svg>{escape(name)}</li>'
-        for index, name in enumerate(names)
+def _for_the_page(svg: bytes, label: str) -> Markup:
+    """An ``svg`` element with the page's colours, tooltips and an accessible name, and nothing that leaks out of it."""
+    root = ElementTree.fromstring(svg)
+    for parent, child in [(element, child) for element in root.iter() for child in element]:
+        if child.tag.endswith(("}metadata", "}style")):
+            parent.remove(child)
+    root.attrib = {"viewBox": root.attrib["viewBox"]} | (
+        {"role": "img", "aria-label": label} if label else {"aria-hidden": "true"}
     )
-    return f'<ul class="legend">{"".join(items)}</ul>'
+    names = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
+    for element in list(root.iter()):
+        # In HTML names have no namespace. Texts stand in leaves: the rest is indentation.
+        element.tail = None
+        if len(element):
+            element.text = None
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        if "style" in element.attrib:
+            element.attrib["style"] = re.sub("#0000..", lambda match: names[match[0]], element.attrib["style"])
+        if element.tag == "g" and "id" in element.attrib:
+            name = element.attrib.pop("id")
+            if name.startswith(TITLE):
+                title = ElementTree.Element("title")
+                title.text = name.removeprefix(TITLE)
+                element.insert(0, title)
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from within [low, high], three to eight of them."""
-    step: float = 10 ** floor(log10((high - low) / TICKS))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= TICKS + 1)
-    return [index * step for index in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
+def _axes(
+    height: float, *, left: float = LEFT, right: float = RIGHT, top: float = TOP, bottom: float = BOTTOM
+) -> tuple[Figure, Axes]:
+    """Axes with margins in units, on a figure of their own."""
+    figure = Figure(figsize=(WIDTH / UNITS_PER_INCH, height / UNITS_PER_INCH))
+    box = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (top + bottom) / height)
+    return figure, figure.add_axes(box)
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """With a margin; never empty."""
-    low, high = min(values), max(values)
-    margin = (high - low) * 0.06 or max(abs(high), 1e-3) * 0.05
-    return low - margin, high + margin
+def _nothing(text: str, label: str) -> tuple[Figure, str]:
+    figure = Figure(figsize=(WIDTH / UNITS_PER_INCH, 40 / UNITS_PER_INCH))
+    figure.text(0.5, 0.5, text, ha="center", va="center")
+    return figure, label
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    return lambda value: start + (value - low) / (high - low) * (end - start)
+def _look(index: int) -> dict[str, Any]:
+    """Colour and marker of a series."""
+    return {"color": COLOURS[f"s{index % len(MARKERS)}"], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _text(x: float, y: float, text: str, anchor: str = "middle", extra: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{extra}>{escape(text)}</text>'
+def _defined(summary: Summary | None) -> bool:
+    return summary is not None and isfinite(summary["mean"])
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
-    return f'<line class="{css}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _svg(height: float, label: str, parts: Sequence[str]) -> str:
-    body = "".join(parts)
-    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">{body}</svg>'
+def _printable(name: str) -> str:
+    """Without what neither a line of a chart nor XML can hold."""
+    return "".join(character if character.isprintable() else " " for character in name)
 
 
 def short(name: str) -> str:
     """A name that fits beside an axis."""
+    name = _printable(name)
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def dots(rows: Sequence[tuple[str, Sequence[Mapping[str, Any] | None]]], names: Sequence[str], unit: str) -> str:
+def _row_names(axes: Axes, positions: Sequence[float], names: Sequence[str]) -> None:
+    """Names at the left edge of the chart, whole ones as tooltips."""
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", pad=LEFT)
+    for label, name in zip(axes.set_yticks(positions, [short(name) for name in names]), names, strict=True):
+        label.label1.set(ha="left", gid=TITLE + _printable(name))
+
+
+@_chart
+def mark(index: int) -> tuple[Figure, str]:
+    """The mark of a series, for the legend: its name stands beside it."""
+    side = 14 / UNITS_PER_INCH
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.plot(0, 0, linestyle="none", clip_on=False, **_look(index))
+    return figure, ""
+
+
+@_chart
+def dots(rows: Sequence[tuple[str, Sequence[Summary | None]]], names: Sequence[str], unit: str) -> tuple[Figure, str]:
     """One line of marks a group: mean and, where there are several seeds, ± one standard deviation of each series.
 
     Args:
@@ -89,39 +175,34 @@ def dots(rows: Sequence[tuple[str, Sequence[Mapping[str, Any] | None]]], names: 
         names: of the series.
         unit: of the axis.
     """
-    known = [entry for _, entries in rows for entry in entries if entry is not None]
-    if not known:
-        return _svg(40, unit, [_text(WIDTH / 2, 24, "not defined for these rows")])
-    spans = [(entry["mean"] - (entry["deviation"] or 0), entry["mean"] + (entry["deviation"] or 0)) for entry in known]
-    low, high = _range([value for span in spans for value in span])
-    left = 96
-    x = _scale(low, high, left, WIDTH - RIGHT)
+    label = f"{unit} of every scenario and model"
+    if not any(_defined(entry) for _, entries in rows for entry in entries):
+        return _nothing("not defined for these rows", unit)
     pitch = 9 * len(names) + 8
-    bottom = TOP + pitch * len(rows)
-    parts = []
-    for value in ticks(low, high):
-        parts += [_line(x(value), TOP, x(value), bottom, "grid"), _text(x(value), bottom + 14, f"{value:.4g}")]
-    for position, (name, entries) in enumerate(rows):
-        top = TOP + pitch * position
-        parts.append(_line(0, top + pitch, WIDTH - RIGHT, top + pitch, "grid"))
-        parts.append(f"<g><title>{escape(name)}</title>{_text(0, top + pitch / 2 + 4, short(name), 'start')}</g>")
+    left_edge = -LEFT / (WIDTH - LEFT - RIGHT)
+    figure, axes = _axes(TOP + pitch * len(rows) + BOTTOM)
+    for position, (group, entries) in enumerate(rows):
+        axes.axhline(pitch * (position + 1), xmin=left_edge, color=LINE, linewidth=0.7, clip_on=False)
         for index, entry in enumerate(entries):
-            if entry is None:
+            if entry is None or not _defined(entry):
                 continue
-            y = top + 8 + 9 * index
             mean, deviation = entry["mean"], entry["deviation"]
-            told = f"{name}, {names[index]}: {mean:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
-            bar = (
-                "" if deviation is None else _line(x(mean - deviation), y, x(mean + deviation), y, f"s{index % SERIES}")
-            )
-            parts.append(f"<g><title>{escape(told)}</title>{bar}{marker(index, x(mean), y)}</g>")
-    parts.append(_text((left + WIDTH - RIGHT) / 2, bottom + 30, unit))
-    return _svg(bottom + BOTTOM, f"{unit} of every scenario and model", parts)
+            told = f"{group}, {names[index]}: {mean:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+            place = pitch * position + 8 + 9 * index
+            drawn = axes.errorbar(mean, place, xerr=deviation, linestyle="none", elinewidth=1, **_look(index))
+            for artist in drawn.get_children():
+                artist.set_gid(TITLE + _printable(told))
+    axes.set_ylim(pitch * len(rows), 0)
+    axes.locator_params(axis="x", **TICKS)
+    _row_names(axes, [pitch * (position + 0.5) for position in range(len(rows))], [name for name, _ in rows])
+    axes.set_xlabel(unit)
+    return figure, label
 
 
+@_chart
 def lines(
     series: Sequence[Sequence[Points]], x_unit: str, y_unit: str, *, diagonal: bool = False, whole: bool = False
-) -> str:
+) -> tuple[Figure, str]:
     """A line a run, in the colour of its series.
 
     Args:
@@ -130,87 +211,75 @@ def lines(
         diagonal: also draws y = x, on axes of equal range.
         whole: x counts something, so that only whole numbers are ticks.
     """
-    points = [point for runs in series for run in runs for point in run]
+    points = [point for runs in series for run in runs for point in run if all(map(isfinite, point))]
     if not points:
-        return _svg(40, y_unit, [_text(WIDTH / 2, 24, "no validation rows")])
-    x_low, x_high = _range([point[0] for point in points])
-    y_low, y_high = _range([point[1] for point in points])
-    if diagonal:
-        x_low = y_low = min(x_low, y_low)
-        x_high = y_high = max(x_high, y_high)
-    bottom = TOP + PLOT_HEIGHT
-    x, y = _scale(x_low, x_high, LEFT, WIDTH - RIGHT), _scale(y_low, y_high, bottom, TOP)
-    parts = []
-    for value in ticks(x_low, x_high):
-        if not whole or float(value).is_integer():
-            parts += [_line(x(value), TOP, x(value), bottom, "grid"), _text(x(value), bottom + 14, f"{value:.4g}")]
-    for value in ticks(y_low, y_high):
-        parts += [_line(LEFT, y(value), WIDTH - RIGHT, y(value), "grid")]
-        parts += [_text(LEFT - 5, y(value) + 4, f"{value:.4g}", "end")]
-    if diagonal:
-        parts.append(_line(x(x_low), y(y_low), x(x_high), y(y_high), "grid"))
+        return _nothing("no validation rows", y_unit)
+    figure, axes = _axes(274, left=72)
     for index, runs in enumerate(series):
         for run in runs:
-            places = [(x(a), y(b)) for a, b in run]
-            strokes = (_line(*start, *end, f"line s{index % SERIES}") for start, end in pairwise(places))
-            parts += [*strokes, *(marker(index, *place) for place in places)]
-    parts.append(_text((LEFT + WIDTH) / 2, bottom + 30, x_unit))
-    middle = TOP + PLOT_HEIGHT / 2
-    parts.append(_text(10, middle, y_unit, extra=f' transform="rotate(-90 10 {middle})"'))
-    return _svg(bottom + BOTTOM, f"{y_unit} against {x_unit}", parts)
+            axes.plot(*zip(*run, strict=True), **_look(index))
+    if diagonal:
+        low, high = min(map(min, points)), max(map(max, points))
+        axes.axline((low, low), slope=1, color=LINE, linewidth=0.7)
+        axes.update_datalim([(low, low), (high, high)])
+        axes.autoscale_view()
+    axes.locator_params(axis="x", **TICKS, integer=whole)
+    axes.locator_params(axis="y", **TICKS)
+    axes.set(xlabel=x_unit, ylabel=y_unit)
+    return figure, f"{y_unit} against {x_unit}"
 
 
-def bars(values: Sequence[tuple[str, Mapping[str, Any]]], unit: str) -> str:
+@_chart
+def bars(values: Sequence[tuple[str, Summary]], unit: str) -> tuple[Figure, str]:
     """A bar a series: mean, with ± one standard deviation as a line."""
-    highest = max(entry["mean"] + (entry["deviation"] or 0) for _, entry in values)
-    left = 96
-    x = _scale(0, highest * 1.05, left, WIDTH - RIGHT)
     pitch = 34
-    bottom = TOP + pitch * len(values)
-    parts = []
-    for value in ticks(0, highest):
-        parts += [_line(x(value), TOP, x(value), bottom, "grid"), _text(x(value), bottom + 14, f"{value:,.0f}")]
-    for index, (name, entry) in enumerate(values):
-        y = TOP + pitch * index
-        parts.append(_text(0, y + 19, short(name), "start"))
-        width = x(entry["mean"]) - left
-        css = f"s{index % SERIES}"
-        parts.append(
-            f'<rect class="{css}" x="{left}" y="{y + 6}" width="{width:.1f}" height="18" fill-opacity="0.55"/>'
-        )
-        if entry["deviation"] is not None:
-            ends = x(max(0.0, entry["mean"] - entry["deviation"])), x(entry["mean"] + entry["deviation"])
-            parts.append(_line(ends[0], y + 15, ends[1], y + 15, css))
-    parts.append(_text((left + WIDTH - RIGHT) / 2, bottom + 30, unit))
-    return _svg(bottom + BOTTOM, unit, parts)
+    figure, axes = _axes(TOP + pitch * len(values) + BOTTOM, right=32)
+    for position, (_, entry) in enumerate(values):
+        colour = _look(position)["color"]
+        looks = {"facecolor": (colour, BAR_OPACITY), "edgecolor": colour, "ecolor": colour}
+        axes.barh(position, entry["mean"], height=18 / pitch, xerr=entry["deviation"], **looks)
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.locator_params(axis="x", **TICKS | ({"nbins": 3} if axes.get_xlim()[1] >= 1e6 else {}))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _row_names(axes, range(len(values)), [name for name, _ in values])
+    axes.set_xlabel(unit)
+    return figure, unit
 
 
-def heat_map(matrix: Sequence[Sequence[float | None]], names: Sequence[str]) -> str:
+@_chart
+def heat_map(matrix: Sequence[Sequence[float | None]], names: Sequence[str]) -> tuple[Figure, str]:
     """Row i shows how scenario i weighs the others; the darkest cell is the largest weight. The diagonal is empty.
 
     Args:
         matrix: (M, M), None where there is no row to average over.
         names: of the scenarios.
     """
+    label = "learned mutual weights"
+    cells = {
+        (i, j): value
+        for i, row in enumerate(matrix)
+        for j, value in enumerate(row)
+        if i != j and value is not None and isfinite(value)
+    }
+    if not cells:
+        return _nothing("no scenario weighs another", label)
     count = len(names)
-    left, top = 96, 100
-    size = min(36.0, (WIDTH - RIGHT - left) / count)
-    values = [value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j and value is not None]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    parts = []
-    for i, (name, row) in enumerate(zip(names, matrix, strict=True)):
-        css = ' class="small"' if size < 16 else ""
-        centre = left + size * (i + 0.5)
-        turn = f' transform="rotate(-90 {centre:.1f} {top - 5}) translate(0 4)"'
-        parts.append(_text(left - 5, top + size * (i + 0.5) + 3, short(name), "end", css))
-        parts.append(_text(centre, top - 5, short(name), "start", css + turn))
-        for j, value in enumerate(row):
-            if i == j or value is None:
-                continue
-            shade = 0.05 + 0.95 * (value - low) / ((high - low) or 1)
-            place = f'x="{left + size * j:.1f}" y="{top + size * i:.1f}" width="{size:.1f}" height="{size:.1f}"'
-            told = f"{name} ← {names[j]}: {value:.3f}"
-            parts.append(f'<rect class="cell" {place} fill-opacity="{shade:.3f}"><title>{escape(told)}</title></rect>')
-    bottom = top + size * count
-    parts.append(_text(left, bottom + 18, f"palest {low:.3f}, strongest {high:.3f}", "start"))
-    return _svg(bottom + 26, "learned mutual weights", parts)
+    size = min(36.0, (WIDTH - RIGHT - LEFT) / count)
+    figure, axes = _axes(100 + size * count + 26, right=WIDTH - LEFT - size * count, top=100, bottom=26)
+    axes.grid(visible=False)
+    low, high = min(cells.values()), max(cells.values())
+    for (i, j), value in cells.items():
+        shade = 0.05 + 0.95 * (value - low) / ((high - low) or 1)
+        told = f"{names[i]} ← {names[j]}: {value:.3f}"
+        cell = Rectangle((j, i), 1, 1, facecolor=(ACCENT, shade), edgecolor=LINE, linewidth=0.4)
+        cell.set_gid(TITLE + _printable(told))
+        axes.add_patch(cell)
+    axes.set(xlim=(0, count), ylim=(count, 0))
+    axes.xaxis.tick_top()
+    centres, shown = [index + 0.5 for index in range(count)], [short(name) for name in names]
+    fontsize = 11 if size >= 16 else min(9, 0.8 * size)
+    axes.set_yticks(centres, shown, fontsize=fontsize)
+    axes.set_xticks(centres, shown, fontsize=fontsize, rotation=90, rotation_mode="anchor", ha="left", va="center")
+    axes.set_xlabel(f"palest {low:.3f}, strongest {high:.3f}", loc="left")
+    return figure, label
