@@ -21,13 +21,13 @@ demo: $(VENV)/built
 
 # Triton decides at import whether it compiles or interprets, so its two kinds of tests need processes of their own.
 test: $(VENV)/built
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not interpreter and not aot"
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not gpu and not interpreter and not aot"
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto -m "interpreter and not slow" tests/triton
 	$(BIN)/python -m pytest -q -n auto -m "aot and not slow" tests/triton
 
 # Wheel and source distribution, the real data set, a whole run in a process that gets killed.
 test-slow: $(VENV)/built
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto -m slow
 
 # The Triton kernels compiled with the newest Triton there is. The packages come from $(VENV), only Triton does not.
 test-newest-triton: $(VENV)/built
