@@ -16,8 +16,6 @@ from torch import Tensor
 from saml_kernels import reference
 from saml_kernels.types import TrunkOutput, TrunkParams
 
-ACTIVATION_IDS = {name: index for index, name in enumerate(("relu", "leaky_relu", "gelu", "silu", "tanh", "identity"))}
-SCORE_IDS = {"ratio": 0, "softmax": 1}
 RECOMPUTE_BYTES = 2**30
 """recompute="auto" keeps the streams of all branches up to this size and recomputes larger ones."""
 
@@ -62,9 +60,9 @@ def multi_branch(
     """See :func:`saml_kernels.multi_branch`."""
     mutual = [layer for layer, weight in enumerate(params.gate_weights) if weight is not None]
     plan = Plan(
-        activations=(ACTIVATION_IDS[activation],) * len(params.branch_weights),
+        activations=(activation,) * len(params.branch_weights),
         mutual_layers=tuple(mutual),
-        score=SCORE_IDS[score],
+        score=score,
         temperature=temperature,
         foreign_dtype=foreign_dtype,
         recompute=_recompute(recompute, x_local, params, mutual),
@@ -100,9 +98,9 @@ def grouped_mlp(
     """See :func:`saml_kernels.grouped_mlp`; the trunk without auxiliary network and mutual unit."""
     names = [activation] * (len(weights) - 1) + [output_activation]
     plan = Plan(
-        activations=tuple(ACTIVATION_IDS[name] for name in names),
+        activations=tuple(names),
         mutual_layers=(),
-        score=SCORE_IDS["ratio"],
+        score="ratio",
         temperature=1.0,
         foreign_dtype=None,
         recompute=False,
@@ -126,9 +124,9 @@ def branch_scores(
     """See :func:`saml_kernels.branch_scores`; the trunk whose layers are all run by all branches."""
     names = [activation] * (len(weights) - 1) + [output_activation]
     plan = Plan(
-        activations=tuple(ACTIVATION_IDS[name] for name in names),
+        activations=tuple(names),
         mutual_layers=(),
-        score=SCORE_IDS["ratio"],
+        score="ratio",
         temperature=1.0,
         foreign_dtype=foreign_dtype,
         recompute=False,
@@ -162,15 +160,19 @@ def mutual_unit(
 
 @dataclass(frozen=True)
 class Plan:
-    """The trunk's options as the operators take them, and as the reference does."""
+    """The trunk's options by layer, as an engine reads them, and as the reference does."""
 
-    activations: tuple[int, ...]
+    activations: tuple[str, ...]
+    """Names of δ, layer by layer."""
     mutual_layers: tuple[int, ...]
-    score: int
+    """Layers with a mutual unit, from 0."""
+    score: str
     temperature: float
     foreign_dtype: torch.dtype | None
     recompute: bool
+    """Backward computes the streams of all branches again."""
     reference_options: dict[str, Any]
+    """Keywords of the reference's function, for a second derivative."""
     all_branches: bool = False
     """Own is (B, M, d_L), the last layer of every branch, of which the foreign ones are constants."""
     schedule: str | None = None
@@ -262,7 +264,7 @@ class _MutualUnit(torch.autograd.Function):
         options: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         ctx.engine, ctx.options = engine, options
-        ctx.scalars = SCORE_IDS[options["score"]], options["temperature"]
+        ctx.scalars = options["score"], options["temperature"]
         own, alpha, kept = engine.mutual_forward(
             v.contiguous(), scenario, gate_weight.contiguous(), gate_bias.contiguous(), *ctx.scalars
         )

@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 
+from saml_kernels.activations import ACTIVATIONS, check_names
+from saml_kernels.checks import SCORES
+
 _C: ModuleType | None
 EXTENSION_MISSING: str | None
 """None when the extension is loaded, else one line that says why it is not."""
@@ -42,8 +45,20 @@ def score_names() -> tuple[str, ...] | None:
     return None if _C is None else tuple(_C.scores())
 
 
+def check_numbering() -> None:
+    """Raises ImportError where the operators' numbers stand for other activations or scores than those of Python."""
+    if _C is None:
+        return
+    check_names("activations of saml_kernels._C", tuple(ACTIVATIONS), _C.activations())
+    needs = [f"{row.name}={row.needs_preact}" for row in ACTIVATIONS.values()]
+    found = [f"{name}={need}" for name, need in zip(_C.activations(), _C.activations_need_preact(), strict=True)]
+    check_names("whether activations of saml_kernels._C need the pre-activation", needs, found)
+    check_names("scores of saml_kernels._C", SCORES, _C.scores())
+
+
 # Read once: torch.compile does not trace calls into the extension's module.
 _BUILD_INFO: dict[str, Any] | None = None if _C is None else dict(_C.build_info())
 
+check_numbering()
 if _C is not None:
     from saml_kernels import fakes as fakes

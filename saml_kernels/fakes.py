@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saml_kernels import _C  # type: ignore[attr-defined]
+from saml_kernels.activations import ACTIVATIONS
 
 Fake = Callable[[Any], Any]
 
-_NEEDS_PREACT = _C.activations_need_preact()
+_NEEDS_PREACT = tuple(row.needs_preact for row in ACTIVATIONS.values())
 """By the operators' numbering of δ: whether its derivative reads the pre-activation."""
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from saml_kernels import checks
+from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.backends import BACKENDS, choose_backend
-from saml_kernels.reference import ACTIVATIONS
 from saml_kernels.types import TrunkOutput, TrunkParams
 
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.layers.trunk import GroupedMLP
-from saml_kernels.reference import ACTIVATIONS
 
 
 class FusedTowers(nn.Module):
@@ -52,7 +52,7 @@ class TowerOf:
         last = fused.activation if fused.output_activation is None else fused.output_activation
         names = [fused.activation] * (len(fused.hidden_dims) - 1) + [last]
         for weight, bias, name in zip(fused.weights, fused.biases, names, strict=True):
-            x = ACTIVATIONS[name](F.linear(x, weight[self._index].t(), bias[self._index]))
+            x = ACTIVATIONS[name].function(F.linear(x, weight[self._index].t(), bias[self._index]))
         return x
 
 

@@ -20,24 +20,16 @@ branch is one product per scenario.
 The functions take checked arguments: callers use saml_kernels.functional and saml_kernels.grouping, which check.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.types import Grouping, TrunkOutput, TrunkParams
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu": partial(F.leaky_relu, negative_slope=0.01),
-    "gelu": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "identity": torch.positive,
-}
 NORM_EPSILON = 1e-8
 """ε of the cosine c_ij."""
 DEGENERATE_SUM = 1e-6
@@ -82,7 +74,7 @@ def multi_branch(
     schedule: str = "auto",
 ) -> TrunkOutput:
     """See :func:`saml_kernels.multi_branch`; ``recompute`` and ``schedule`` change nothing here."""
-    delta = ACTIVATIONS[activation]
+    delta = ACTIVATIONS[activation].function
     num_scenarios = params.branch_weights[0].shape[0]
     mutual = [weight is not None for weight in params.gate_weights]
     last_mutual = max((layer for layer, unit in enumerate(mutual) if unit), default=-1)
@@ -154,7 +146,7 @@ def grouped_mlp(
     names = [activation] * (len(weights) - 1) + [output_activation]
     x = x[grouping.permutation]
     for weight, bias, name in zip(weights, biases, names, strict=True):
-        x = ACTIVATIONS[name](grouped_linear(x, weight, bias, sizes))
+        x = ACTIVATIONS[name].function(grouped_linear(x, weight, bias, sizes))
     return x[grouping.inverse]
 
 
@@ -182,7 +174,7 @@ def branch_scores(
     own = x if x.dim() == 2 else streams[t, n]
     streams = streams.detach()
     for weight, bias, name in zip(weights, biases, names, strict=True):
-        delta = ACTIVATIONS[name]
+        delta = ACTIVATIONS[name].function
         own = delta(grouped_linear(own, weight, bias, sizes))
         streams = delta(foreign_linear(streams, weight.detach(), bias.detach(), foreign_dtype))
     return streams.index_put((t, n), own).transpose(0, 1)[grouping.inverse]

@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 
 from saml_kernels import autograd, extension
+from saml_kernels.activations import ACTIVATION_NUMBERS
 from saml_kernels.autograd import Lists, Plan
 from saml_kernels.backends.reference import SCHEDULE_REASON
+from saml_kernels.checks import SCORES
 from saml_kernels.types import Grouping
+
+SCORE_NUMBERS = {name: number for number, name in enumerate(SCORES)}
 
 
 def supports(operation: str, tensor: Tensor | None, options: Mapping[str, Any]) -> str | None:
@@ -98,7 +102,7 @@ def _trunk_backward(
 
 
 def _mutual_forward(
-    v: Tensor, scenario: Tensor, gate_weight: Tensor, gate_bias: Tensor, score: int, temperature: float
+    v: Tensor, scenario: Tensor, gate_weight: Tensor, gate_bias: Tensor, score: str, temperature: float
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The operator mutual_forward on sorted rows."""
     permutation, inverse, offsets = group_by_scenario(scenario, v.shape[1])
@@ -106,7 +110,7 @@ def _mutual_forward(
     streams = v.index_select(0, permutation).to(dtype)
     gate = gate_weight.to(dtype), gate_bias.to(dtype)
     own, scores, *kept = torch.ops.saml_kernels.mutual_forward(
-        streams, permutation, offsets, *gate, score, temperature, v.dtype == torch.bfloat16
+        streams, permutation, offsets, *gate, SCORE_NUMBERS[score], temperature, v.dtype == torch.bfloat16
     )
     names = {"permutation": permutation, "offsets": offsets, "streams": streams, "scores": scores}
     names |= {f"kept{number}": tensor for number, tensor in enumerate(kept)}
@@ -120,7 +124,7 @@ def _mutual_backward(
     gate_weight: Tensor,
     gate_bias: Tensor,
     kept: dict[str, Tensor],
-    score: int,
+    score: str,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator mutual_backward."""
@@ -132,7 +136,7 @@ def _mutual_backward(
         *(kept[name] for name in ("streams", "permutation", "offsets")),
         gate_weight.to(dtype),
         gate_bias.to(dtype),
-        score,
+        SCORE_NUMBERS[score],
         temperature,
         v.dtype == torch.bfloat16,
     )
@@ -157,8 +161,8 @@ def _arguments(plan: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
     """As both operators take them, after the parameters."""
     return (
         plan.mutual_layers,
-        plan.activations,
-        plan.score,
+        [ACTIVATION_NUMBERS[name] for name in plan.activations],
+        SCORE_NUMBERS[plan.score],
         plan.temperature,
         dtype == torch.bfloat16,
         torch.bfloat16 in (dtype, plan.foreign_dtype),

@@ -5,8 +5,8 @@ import math
 from torch import Tensor, nn
 
 from saml_kernels import checks
+from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.backends import BACKENDS
-from saml_kernels.reference import ACTIVATIONS
 
 
 def gate_width(gate: str, dim: int) -> int:

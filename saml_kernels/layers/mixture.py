@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
+from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.layers.common import check_options, check_widths, describe, init_linear
 from saml_kernels.layers.trunk import GroupedMLP
-from saml_kernels.reference import ACTIVATIONS
 
 
 class ScoreMixture(nn.Module):
@@ -152,7 +152,7 @@ class MixtureOfExperts(nn.Module):
         logits = self.gate(x) if scenario is None else self.gate(x, scenario)
         streams = x.expand(self.num_experts, -1, -1)
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            streams = ACTIVATIONS[self.activation](torch.baddbmm(bias, streams, weight))
+            streams = ACTIVATIONS[self.activation].function(torch.baddbmm(bias, streams, weight))
         return torch.einsum("bk,kbd->bd", torch.softmax(logits, dim=1), streams)
 
     def extra_repr(self) -> str:

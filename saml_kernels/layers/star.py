@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
+from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.layers.common import check_options, check_widths, describe, init_linear
-from saml_kernels.reference import ACTIVATIONS
 
 COMBINATIONS = ("product", "sum")
 

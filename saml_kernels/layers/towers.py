@@ -1,19 +1,11 @@
 """Towers written as nn.Sequential, read for what they compute."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from torch import nn
 
-ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": partial(nn.LeakyReLU, 0.01),
-    "gelu": partial(nn.GELU, approximate="tanh"),
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "identity": nn.Identity,
-}
+from saml_kernels import activations
 
 
 @dataclass(frozen=True)
@@ -30,18 +22,6 @@ class Tower:
         return (self.linears[0].in_features, *(linear.out_features for linear in self.linears))
 
 
-def activation_name(module: nn.Module) -> str | None:
-    """The activation that ``module`` computes; None if it is none that the kernels know."""
-    kinds = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.GELU: "gelu", nn.SiLU: "silu", nn.Tanh: "tanh"}
-    # Exactly these classes: a subclass may compute something else.
-    kind = kinds.get(type(module))
-    if isinstance(module, nn.LeakyReLU) and module.negative_slope != 0.01:
-        return None
-    if isinstance(module, nn.GELU) and module.approximate != "tanh":
-        return None
-    return kind
-
-
 def read_tower(tower: nn.Module, name: str) -> Tower:
     """What ``tower`` computes; ``name`` is used in errors.
 
@@ -52,30 +32,30 @@ def read_tower(tower: nn.Module, name: str) -> Tower:
     if type(tower) not in (nn.Linear, nn.Sequential):
         raise TypeError(f"{name} must be an nn.Sequential of nn.Linear and activations, got {type(tower).__name__}")
     linears: list[nn.Linear] = []
-    activations: list[str] = []
+    between: list[str] = []
     for place, module in _steps(tower, name):
         # torch's parametrizations and LoRA make subclasses of nn.Linear, whose weight is not what trains.
         if isinstance(module, nn.Linear) and type(module) is nn.Linear:
             if module.bias is None:
                 raise ValueError(f"{place} must have a bias: with bias=False a bias that trains would be added")
             linears.append(module)
-            activations.append("identity")
+            between.append("identity")
         elif type(module) is nn.Dropout:
             if module.p > 0:
                 raise ValueError(f"{place} is dropout with p = {module.p}: only p = 0 is the same function")
         elif type(module) is nn.Identity:
             continue
-        elif (kind := activation_name(module)) is not None:
-            if not linears or activations[-1] != "identity":
+        elif (kind := activations.name_of(module)) is not None:
+            if not linears or between[-1] != "identity":
                 raise ValueError(f"{place} must follow an nn.Linear, it is the activation {kind}")
-            activations[-1] = kind
+            between[-1] = kind
         else:
             raise TypeError(f"{place} must be an nn.Linear or a known activation, got {module}")
     if not linears:
         raise ValueError(f"{name} must hold at least one nn.Linear")
-    if len(set(activations[:-1])) > 1:
-        raise ValueError(f"{name} must have one activation after every layer but the last, got {activations[:-1]}")
-    return Tower(tuple(linears), activations[0], activations[-1])
+    if len(set(between[:-1])) > 1:
+        raise ValueError(f"{name} must have one activation after every layer but the last, got {between[:-1]}")
+    return Tower(tuple(linears), between[0], between[-1])
 
 
 def _steps(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
+from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.layers.common import check_options, check_widths, describe, gate_width, init_linear
-from saml_kernels.layers.towers import ACTIVATION_MODULES, check_alike, read_tower
-from saml_kernels.reference import ACTIVATIONS
+from saml_kernels.layers.towers import check_alike, read_tower
 from saml_kernels.types import TrunkOutput, TrunkParams
 
 
@@ -270,7 +270,7 @@ class GroupedMLP(nn.Module):
                 with torch.no_grad():
                     linear.weight.copy_(weight[k].t())
                     linear.bias.copy_(bias[k])
-                modules += [linear, *([ACTIVATION_MODULES[name]()] if name != "identity" else [])]
+                modules += [linear, *([ACTIVATIONS[name].module()] if name != "identity" else [])]
             towers.append(nn.Sequential(*modules))
         return towers
 

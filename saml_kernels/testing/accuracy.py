@@ -17,6 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.functional import grouped_mlp
 from saml_kernels.testing.problem import Problem, Results, Trunk, backend
 from saml_kernels.types import TrunkParams
@@ -27,7 +28,7 @@ TF32_BOUND = 2e-3
 LOW_PRECISION_FACTOR = 2.0
 KINK_MARGIN = 1e-4
 """No gradient passes through rows that have a relu's argument nearer to 0; over ten times float32's largest error."""
-KINKED = {"relu": 0.0, "leaky_relu": 0.01}
+KINKED = {row.name: row.slope_below_kink for row in ACTIVATIONS.values() if row.slope_below_kink is not None}
 """Activations whose derivative jumps at 0, and their slope below it."""
 REFERENCE_ROWS = 1024
 """Rows per chunk of the float64 reference, whose streams would not fit in memory for the largest batches."""

@@ -9,7 +9,7 @@ import torch
 from problems import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, skip_unavailable
 
 import saml_kernels
-from saml_kernels.reference import ACTIVATIONS
+from saml_kernels.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.cpu
 on_every_backend = pytest.mark.parametrize("backend", problems.backends("branch_scores"))
@@ -36,7 +36,7 @@ def one_by_one(x, scenario, weights, biases, activation="relu", output_activatio
             v = x[n, j] if x.dim() == 3 else x[n]
             for layer in range(L):
                 v = v @ weights[layer][j] + biases[layer][j]
-                v = ACTIVATIONS[activation if layer < L - 1 else output_activation](v)
+                v = ACTIVATIONS[activation if layer < L - 1 else output_activation].function(v)
             row.append(v if j == t else v.detach())
         rows.append(torch.stack(row))
     return torch.stack(rows)

@@ -5,8 +5,10 @@ import pytest
 import torch
 from problems import Case, make
 
-from saml_kernels import autograd, extension
+from saml_kernels import extension
+from saml_kernels.activations import ACTIVATION_NUMBERS
 from saml_kernels.backends import cpp
+from saml_kernels.backends.cpp import SCORE_NUMBERS
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP, MutualUnit
 
 pytestmark = [
@@ -56,8 +58,8 @@ def trunk_arguments(case, dtype):
         grouping.offsets,
         *params,
         [layer - 1 for layer in case.mutual_layers],
-        [autograd.ACTIVATION_IDS[case.activation]] * len(case.hidden_dims),
-        autograd.SCORE_IDS[case.score],
+        [ACTIVATION_NUMBERS[case.activation]] * len(case.hidden_dims),
+        SCORE_NUMBERS[case.score],
         case.temperature,
         False,
         dtype == torch.float32,
@@ -128,7 +130,7 @@ def test_mutual(dtype, B, gate_width):
         grouping.offsets,
         torch.randn(3, 5, gate_width, dtype=dtype),
         torch.randn(3, gate_width, dtype=dtype),
-        autograd.SCORE_IDS["softmax"],
+        SCORE_NUMBERS["softmax"],
         0.5,
         False,
     )

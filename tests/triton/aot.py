@@ -20,7 +20,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saml_kernels import autograd
 from saml_kernels.autograd import Plan
 from saml_kernels.backends.triton import configs, engine
 from saml_kernels.backends.triton import launch as launching
@@ -195,9 +194,9 @@ def recorded(
         [empty(m, width) for _, width in gates],
     )
     plan = Plan(
-        activations=(autograd.ACTIVATION_IDS[trunk.activation],) * len(dims),
+        activations=(trunk.activation,) * len(dims),
         mutual_layers=trunk.mutual_layers,
-        score=autograd.SCORE_IDS[trunk.score],
+        score=trunk.score,
         temperature=0.1,
         foreign_dtype=trunk.foreign_dtype,
         recompute=False,

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.checks import check_integer
 from saml_kernels.layers import GroupedMLP
-from saml_kernels.reference import ACTIVATIONS
 from saml_rec.features import Batch, ScenarioAwareFeatures
 from saml_rec.schema import Schema
 
@@ -66,7 +66,7 @@ class SharedBottom(nn.Module):
         # Dense values are float32 whatever the model's type is.
         shared = self.features(batch)[0].to(self.towers.weights[0].dtype)
         for layer in self.bottom:
-            shared = ACTIVATIONS[self.towers.activation](layer(shared))
+            shared = ACTIVATIONS[self.towers.activation].function(layer(shared))
         return SharedBottomOutput(self.towers(shared, batch["scenario"]).squeeze(1))
 
     def loss(self, batch: Batch) -> Tensor:

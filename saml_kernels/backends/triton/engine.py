@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from saml_kernels import autograd, extension, reference
+from saml_kernels import extension, reference
 from saml_kernels.autograd import Lists, Plan
 from saml_kernels.backends.triton import configs, launch
 from saml_kernels.backends.triton import schedule as scheduling
@@ -32,10 +32,6 @@ from saml_kernels.backends.triton.trunk import (
 from saml_kernels.reference import SCALED_DTYPES
 
 PARAMETERS = ("branch_weight", "branch_bias", "aux_weight", "aux_bias", "gate_weight", "gate_bias")
-
-
-ACTIVATIONS = {number: name for name, number in autograd.ACTIVATION_IDS.items()}
-SCORES = {number: name for name, number in autograd.SCORE_IDS.items()}
 
 
 def trunk_forward(
@@ -127,11 +123,11 @@ def trunk_backward(
 
 
 def mutual_forward(
-    v: Tensor, scenario: Tensor, gate_weight: Tensor, gate_bias: Tensor, score: int, temperature: float
+    v: Tensor, scenario: Tensor, gate_weight: Tensor, gate_bias: Tensor, score: str, temperature: float
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """M_t (B, d), α (B, M) and what backward needs."""
     rows, m, d = v.shape
-    shape = UnitShape(m, d, gate_weight.shape[2], SCORES[score])
+    shape = UnitShape(m, d, gate_weight.shape[2], score)
     choice = configs.choice(rows, m, d, v.dtype, v.device)
     grouping = grouped(scenario, m, _unit_counters(shape, rows, choice, v.dtype))
     unit = unit_forward_program(shape)
@@ -150,12 +146,12 @@ def mutual_backward(
     gate_weight: Tensor,
     gate_bias: Tensor,
     saved: Mapping[str, Tensor],
-    score: int,
+    score: str,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of v, the gate's weight and its bias."""
     rows, m, d = v.shape
-    shape = UnitShape(m, d, gate_weight.shape[2], SCORES[score])
+    shape = UnitShape(m, d, gate_weight.shape[2], score)
     choice = configs.choice(rows, m, d, v.dtype, v.device)
     grouping = _saved_grouping(saved, _unit_counters(shape, rows, choice, v.dtype))
     unit = unit_backward_program(shape)
@@ -184,8 +180,8 @@ def trunk_shape(x_local: Tensor, x_global: Tensor, lists: Lists, plan: Plan) -> 
         widths=tuple(weight.shape[2] for weight in branch_weights),
         aux_widths=tuple(weight.shape[1] for weight in aux_weights),
         gates=tuple(gates),
-        activations=tuple(ACTIVATIONS[number] for number in plan.activations),
-        score=SCORES[plan.score],
+        activations=plan.activations,
+        score=plan.score,
         all_branches=plan.all_branches,
         quantized=None if plan.foreign_dtype == x_local.dtype else plan.foreign_dtype,
     )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.backends.triton.stages import (
     Factor,
     InputGradient,
@@ -27,7 +28,7 @@ from saml_kernels.backends.triton.stages import (
     Weight,
     WeightGradient,
 )
-from saml_kernels.reference import ACTIVATIONS, DEGENERATE_SUM, NORM_EPSILON, round_to
+from saml_kernels.reference import DEGENERATE_SUM, NORM_EPSILON, round_to
 
 Tensors = Mapping[str, Tensor]
 
@@ -99,7 +100,7 @@ def _product(factors: tuple[Factor, ...], n: int, tensors: Tensors, batch: Batch
 
 
 def _delta(name: str, z: Tensor) -> Tensor:
-    return torch.sigmoid(z) if name == "sigmoid" else ACTIVATIONS[name](z)
+    return torch.sigmoid(z) if name == "sigmoid" else ACTIVATIONS[name].function(z)
 
 
 def _branches(stage: Stage, batch: Batch) -> list[Tensor]:

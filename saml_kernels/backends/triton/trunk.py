@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.backends.triton.stages import (
     NO_FACTOR,
     NO_ROWS,
@@ -37,7 +38,6 @@ from saml_kernels.backends.triton.stages import (
 )
 from saml_kernels.reference import SCALED_DTYPES
 
-NEEDS_PREACT = frozenset({"gelu", "silu"})
 QUANTIZED_PADDING = 16
 """Quantised rows are as long as a multiple of this."""
 
@@ -83,7 +83,7 @@ class TrunkShape:
 
     def needs_preact(self, layer: int) -> bool:
         """Whether δ' of the layer needs the preactivation."""
-        return self.activations[layer] in NEEDS_PREACT
+        return ACTIVATIONS[self.activations[layer]].needs_preact
 
     def followed(self, layer: int) -> bool:
         """Whether the layer's mutual unit is needed for all branches, as another one follows."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import triton
 import triton.language as tl
 
+from saml_kernels.activations import ACTIVATIONS, check_names
 from saml_kernels.backends.triton.kernels.values import several, value
 
 
@@ -114,6 +115,7 @@ DEVICE_ACTIVATIONS = {
         DeviceActivation("sigmoid", logistic),
     )
 }
+check_names("the activations of the Triton kernels", [*ACTIVATIONS, "sigmoid"], list(DEVICE_ACTIVATIONS))
 
 
 @triton.jit
