@@ -1,14 +1,15 @@
 """Operations over a fused trunk: one autograd.Function, whichever engine computes forward and backward.
 
 An engine computes forward and backward as two plain functions and says what backward needs; a call costs a few
-microseconds less than through torch.library.custom_op. What is kept: per layer the own stream V_t and the auxiliary
+microseconds less than through torch.library.custom_op. What is saved: per layer the own stream V_t and the auxiliary
 stream A (their arguments too where δ's derivative needs them); per mutual layer M_t, the gate, the own rows of α and,
 unless they are recomputed, the streams of all branches.
 """
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,142 +21,15 @@ RECOMPUTE_BYTES = 2**30
 """recompute="auto" keeps the streams of all branches up to this size and recomputes larger ones."""
 
 
-Lists = tuple[list[Tensor], ...]
-"""branch weights, branch biases, auxiliary weights and biases, gate weights and biases; of mutual layers only."""
+class ParameterLists(NamedTuple):
+    """The trunk's parameters as engines take them: contiguous, one entry a layer; gates of mutual layers only."""
 
-
-@dataclass(frozen=True)
-class Engine:
-    """What computes the trunk. Tensors are the caller's, in his order of rows and his dtype; lists are contiguous."""
-
-    trunk_forward: Callable[
-        [Tensor, Tensor, Tensor, Lists, "Plan", bool], tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]
-    ]
-    """(x_local, x_global, scenario, lists, plan, keep) → own, aux, own rows of α of every mutual layer, kept."""
-    trunk_backward: Callable[..., tuple[Any, ...]]
-    """(grad_own, grad_aux, x_local, x_global, scenario, lists, kept, plan, need_local, need_global) → gradients of
-    x_local and x_global (anything where not needed), then of the six lists."""
-    mutual_forward: Callable[..., tuple[Tensor, Tensor, dict[str, Tensor]]]
-    """(v, scenario, gate_weight, gate_bias, score, temperature) → M_t, own rows of α, kept."""
-    mutual_backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    """(gradient, v, scenario, gate_weight, gate_bias, kept, score, temperature) → gradients of v and the gate."""
-
-
-def multi_branch(
-    engine: Engine,
-    x_local: Tensor,
-    x_global: Tensor,
-    scenario: Tensor,
-    params: TrunkParams,
-    *,
-    activation: str,
-    score: str,
-    temperature: float,
-    stop_gradient: bool,
-    foreign_dtype: torch.dtype | None,
-    return_scores: bool,
-    recompute: bool | str,
-    schedule: str,
-) -> TrunkOutput:
-    """See :func:`saml_kernels.multi_branch`."""
-    mutual = [layer for layer, weight in enumerate(params.gate_weights) if weight is not None]
-    plan = Plan(
-        activations=(activation,) * len(params.branch_weights),
-        mutual_layers=tuple(mutual),
-        score=score,
-        temperature=temperature,
-        foreign_dtype=foreign_dtype,
-        recompute=_recompute(recompute, x_local, params, mutual),
-        reference_options={
-            "activation": activation,
-            "score": score,
-            "temperature": temperature,
-            "stop_gradient": stop_gradient,
-            "foreign_dtype": foreign_dtype,
-            "return_scores": False,
-        },
-        schedule=None if schedule == "auto" else schedule,
-    )
-    gates = [params.gate_weights[layer] for layer in mutual], [params.gate_biases[layer] for layer in mutual]
-    lists = (params.branch_weights, params.branch_biases, params.aux_weights, params.aux_biases, *gates)
-    own, aux, *alphas = _run(engine, x_local, x_global, scenario, plan, lists)
-    scores: list[Tensor | None] = [None] * len(params.branch_weights)
-    for layer, alpha in zip(mutual, alphas, strict=True):
-        scores[layer] = alpha
-    return TrunkOutput(own, aux, tuple(scores) if return_scores else None)
-
-
-def grouped_mlp(
-    engine: Engine,
-    x: Tensor,
-    scenario: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    *,
-    activation: str,
-    output_activation: str,
-) -> Tensor:
-    """See :func:`saml_kernels.grouped_mlp`; the trunk without auxiliary network and mutual unit."""
-    names = [activation] * (len(weights) - 1) + [output_activation]
-    plan = Plan(
-        activations=tuple(names),
-        mutual_layers=(),
-        score="ratio",
-        temperature=1.0,
-        foreign_dtype=None,
-        recompute=False,
-        reference_options={"activation": activation, "output_activation": output_activation},
-    )
-    own, _ = _run(engine, x, x.new_empty(x.shape[0], 0), scenario, plan, (weights, biases, (), (), (), ()))
-    return own
-
-
-def branch_scores(
-    engine: Engine,
-    x: Tensor,
-    scenario: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    *,
-    activation: str,
-    output_activation: str,
-    foreign_dtype: torch.dtype | None,
-) -> Tensor:
-    """See :func:`saml_kernels.branch_scores`; the trunk whose layers are all run by all branches."""
-    names = [activation] * (len(weights) - 1) + [output_activation]
-    plan = Plan(
-        activations=tuple(names),
-        mutual_layers=(),
-        score="ratio",
-        temperature=1.0,
-        foreign_dtype=foreign_dtype,
-        recompute=False,
-        reference_options={
-            "activation": activation,
-            "output_activation": output_activation,
-            "foreign_dtype": foreign_dtype,
-        },
-        all_branches=True,
-    )
-    scores, _ = _run(engine, x, x.new_empty(x.shape[0], 0), scenario, plan, (weights, biases, (), (), (), ()))
-    return scores
-
-
-def mutual_unit(
-    engine: Engine,
-    v: Tensor,
-    scenario: Tensor,
-    gate_weight: Tensor,
-    gate_bias: Tensor,
-    *,
-    score: str,
-    temperature: float,
-    stop_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`saml_kernels.mutual_unit`; returns M_t (B, d) and the own rows of α (B, M)."""
-    options = {"score": score, "temperature": temperature, "stop_gradient": stop_gradient}
-    outputs: tuple[Tensor, Tensor] = _MutualUnit.apply(engine, v, scenario, gate_weight, gate_bias, options)
-    return outputs
+    branch_weights: list[Tensor]
+    branch_biases: list[Tensor]
+    aux_weights: list[Tensor]
+    aux_biases: list[Tensor]
+    gate_weights: list[Tensor]
+    gate_biases: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -179,8 +53,173 @@ class Plan:
     """How the Triton engine launches the forward; None: it chooses."""
 
 
+class FusedBackend(ABC):
+    """A backend that computes forward and backward by itself, behind one autograd.Function.
+
+    A subclass computes the trunk and the mutual unit in four functions. Their tensors are the caller's, contiguous, in
+    his order of rows and his dtype.
+    """
+
+    name: str
+
+    @abstractmethod
+    def trunk_forward(
+        self, x_local: Tensor, x_global: Tensor, scenario: Tensor, lists: ParameterLists, plan: Plan, save: bool
+    ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
+        """own, aux, the own rows of α of every mutual layer, and with ``save`` what backward needs."""
+
+    @abstractmethod
+    def trunk_backward(
+        self,
+        grad_own: Tensor,
+        grad_aux: Tensor,
+        x_local: Tensor,
+        x_global: Tensor,
+        scenario: Tensor,
+        lists: ParameterLists,
+        saved: dict[str, Tensor],
+        plan: Plan,
+        need_local: bool,
+        need_global: bool,
+    ) -> tuple[Tensor, Tensor, *tuple[list[Tensor], ...]]:
+        """Gradients of x_local and x_global (anything where not needed), then of the six lists."""
+
+    @abstractmethod
+    def mutual_forward(
+        self, v: Tensor, scenario: Tensor, gate_weight: Tensor, gate_bias: Tensor, score: str, temperature: float
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """M_t (B, d), own rows of α (B, M), and what backward needs."""
+
+    @abstractmethod
+    def mutual_backward(
+        self,
+        gradient: Tensor,
+        v: Tensor,
+        scenario: Tensor,
+        gate_weight: Tensor,
+        gate_bias: Tensor,
+        saved: dict[str, Tensor],
+        score: str,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of v, the gate's weight and its bias."""
+
+    def multi_branch(
+        self,
+        x_local: Tensor,
+        x_global: Tensor,
+        scenario: Tensor,
+        params: TrunkParams,
+        *,
+        activation: str,
+        score: str,
+        temperature: float,
+        stop_gradient: bool,
+        foreign_dtype: torch.dtype | None,
+        return_scores: bool,
+        recompute: bool | str,
+        schedule: str,
+    ) -> TrunkOutput:
+        """See :func:`saml_kernels.multi_branch`."""
+        mutual = [layer for layer, weight in enumerate(params.gate_weights) if weight is not None]
+        plan = Plan(
+            activations=(activation,) * len(params.branch_weights),
+            mutual_layers=tuple(mutual),
+            score=score,
+            temperature=temperature,
+            foreign_dtype=foreign_dtype,
+            recompute=_recompute(recompute, x_local, params, mutual),
+            reference_options={
+                "activation": activation,
+                "score": score,
+                "temperature": temperature,
+                "stop_gradient": stop_gradient,
+                "foreign_dtype": foreign_dtype,
+                "return_scores": False,
+            },
+            schedule=None if schedule == "auto" else schedule,
+        )
+        gates = [params.gate_weights[layer] for layer in mutual], [params.gate_biases[layer] for layer in mutual]
+        lists = (params.branch_weights, params.branch_biases, params.aux_weights, params.aux_biases, *gates)
+        own, aux, *alphas = _run(self, x_local, x_global, scenario, plan, lists)
+        scores: list[Tensor | None] = [None] * len(params.branch_weights)
+        for layer, alpha in zip(mutual, alphas, strict=True):
+            scores[layer] = alpha
+        return TrunkOutput(own, aux, tuple(scores) if return_scores else None)
+
+    def grouped_mlp(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        *,
+        activation: str,
+        output_activation: str,
+    ) -> Tensor:
+        """See :func:`saml_kernels.grouped_mlp`; the trunk without auxiliary network and mutual unit."""
+        names = [activation] * (len(weights) - 1) + [output_activation]
+        plan = Plan(
+            activations=tuple(names),
+            mutual_layers=(),
+            score="ratio",
+            temperature=1.0,
+            foreign_dtype=None,
+            recompute=False,
+            reference_options={"activation": activation, "output_activation": output_activation},
+        )
+        own, _ = _run(self, x, x.new_empty(x.shape[0], 0), scenario, plan, (weights, biases, (), (), (), ()))
+        return own
+
+    def branch_scores(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        *,
+        activation: str,
+        output_activation: str,
+        foreign_dtype: torch.dtype | None,
+    ) -> Tensor:
+        """See :func:`saml_kernels.branch_scores`; the trunk whose layers are all run by all branches."""
+        names = [activation] * (len(weights) - 1) + [output_activation]
+        plan = Plan(
+            activations=tuple(names),
+            mutual_layers=(),
+            score="ratio",
+            temperature=1.0,
+            foreign_dtype=foreign_dtype,
+            recompute=False,
+            reference_options={
+                "activation": activation,
+                "output_activation": output_activation,
+                "foreign_dtype": foreign_dtype,
+            },
+            all_branches=True,
+        )
+        scores, _ = _run(self, x, x.new_empty(x.shape[0], 0), scenario, plan, (weights, biases, (), (), (), ()))
+        return scores
+
+    def mutual_unit(
+        self,
+        v: Tensor,
+        scenario: Tensor,
+        gate_weight: Tensor,
+        gate_bias: Tensor,
+        *,
+        score: str,
+        temperature: float,
+        stop_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """See :func:`saml_kernels.mutual_unit`; returns M_t (B, d) and the own rows of α (B, M)."""
+        options = {"score": score, "temperature": temperature, "stop_gradient": stop_gradient}
+        outputs: tuple[Tensor, Tensor] = _MutualUnit.apply(self, v, scenario, gate_weight, gate_bias, options)
+        return outputs
+
+
 def _run(
-    engine: Engine,
+    backend: FusedBackend,
     x_local: Tensor,
     x_global: Tensor,
     scenario: Tensor,
@@ -192,8 +231,8 @@ def _run(
     flat = [entry for entries in lists for entry in entries]
     # Inside an autograd.Function needs_input_grad does not tell whether gradients are switched off.
     inputs = (x_local, x_global, *flat)
-    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    outputs: tuple[Tensor, ...] = _Trunk.apply(engine, x_local, x_global, scenario, plan, lengths, keep, *flat)
+    save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    outputs: tuple[Tensor, ...] = _Trunk.apply(backend, x_local, x_global, scenario, plan, lengths, save, *flat)
     return outputs
 
 
@@ -201,29 +240,29 @@ class _Trunk(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        engine: Engine,
+        backend: FusedBackend,
         x_local: Tensor,
         x_global: Tensor,
         scenario: Tensor,
         plan: Plan,
         lengths: list[int],
-        keep: bool,
+        save: bool,
         *flat: Tensor,
     ) -> tuple[Tensor, ...]:
-        own, aux, alphas, kept = engine.trunk_forward(
-            x_local.contiguous(), x_global.contiguous(), scenario, _split(flat, lengths), plan, keep
+        own, aux, alphas, saved = backend.trunk_forward(
+            x_local.contiguous(), x_global.contiguous(), scenario, _split(flat, lengths), plan, save
         )
         ctx.mark_non_differentiable(*alphas)
-        if keep:
-            ctx.engine, ctx.plan, ctx.lengths, ctx.kept_names = engine, plan, lengths, tuple(kept)
-            ctx.save_for_backward(x_local, x_global, scenario, *flat, *kept.values())
+        if save:
+            ctx.backend, ctx.plan, ctx.lengths, ctx.saved_names = backend, plan, lengths, tuple(saved)
+            ctx.save_for_backward(x_local, x_global, scenario, *flat, *saved.values())
         return own, aux, *alphas
 
     @staticmethod
     def backward(ctx: Any, grad_own: Tensor, grad_aux: Tensor, *grad_scores: Tensor) -> tuple[Tensor | None, ...]:
         x_local, x_global, scenario, *rest = ctx.saved_tensors
         num_params = sum(ctx.lengths)
-        flat, kept = rest[:num_params], dict(zip(ctx.kept_names, rest[num_params:], strict=True))
+        flat, saved = rest[:num_params], dict(zip(ctx.saved_names, rest[num_params:], strict=True))
         _, needs_local, needs_global, _, _, _, _, *needs_params = ctx.needs_input_grad
         if torch.is_grad_enabled():
             # create_graph: the gradient itself must be differentiable, which the reference's is.
@@ -231,14 +270,14 @@ class _Trunk(torch.autograd.Function):
             outputs = _reference_outputs(ctx.plan, local, glob, scenario, params, ctx.lengths)
             gradients = _differentiable_gradients(outputs, [grad_own, grad_aux], aliases)
         else:
-            local_gradient, global_gradient, *lists = ctx.engine.trunk_backward(
+            local_gradient, global_gradient, *lists = ctx.backend.trunk_backward(
                 grad_own.contiguous(),
                 grad_aux.contiguous(),
                 x_local.contiguous(),
                 x_global.contiguous(),
                 scenario,
                 _split(flat, ctx.lengths),
-                kept,
+                saved,
                 ctx.plan,
                 needs_local,
                 needs_global,
@@ -256,49 +295,49 @@ class _MutualUnit(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        engine: Engine,
+        backend: FusedBackend,
         v: Tensor,
         scenario: Tensor,
         gate_weight: Tensor,
         gate_bias: Tensor,
         options: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
-        ctx.engine, ctx.options = engine, options
+        ctx.backend, ctx.options = backend, options
         ctx.scalars = options["score"], options["temperature"]
-        own, alpha, kept = engine.mutual_forward(
+        own, alpha, saved = backend.mutual_forward(
             v.contiguous(), scenario, gate_weight.contiguous(), gate_bias.contiguous(), *ctx.scalars
         )
         ctx.mark_non_differentiable(alpha)
-        ctx.kept_names = tuple(kept)
-        ctx.save_for_backward(v, scenario, gate_weight, gate_bias, *kept.values())
+        ctx.saved_names = tuple(saved)
+        ctx.save_for_backward(v, scenario, gate_weight, gate_bias, *saved.values())
         return own, alpha
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, grad_alpha: Tensor) -> tuple[Tensor | None, ...]:
-        v, scenario, gate_weight, gate_bias, *kept = ctx.saved_tensors
+        v, scenario, gate_weight, gate_bias, *saved = ctx.saved_tensors
         inputs = (v, gate_weight, gate_bias)
         if torch.is_grad_enabled():
             streams, weight, bias = aliases = _aliases(inputs)
             own, _ = reference.mutual_unit(streams, scenario, weight, bias, **ctx.options)
             gradients = _differentiable_gradients([own], [gradient], aliases)
         else:
-            gradients = ctx.engine.mutual_backward(
+            gradients = ctx.backend.mutual_backward(
                 gradient.contiguous(),
                 v.contiguous(),
                 scenario,
                 gate_weight.contiguous(),
                 gate_bias.contiguous(),
-                dict(zip(ctx.kept_names, kept, strict=True)),
+                dict(zip(ctx.saved_names, saved, strict=True)),
                 *ctx.scalars,
             )
         grad_v, grad_weight, grad_bias = (grad.to(tensor.dtype) for grad, tensor in zip(gradients, inputs, strict=True))
         return None, grad_v, None, grad_weight, grad_bias, None
 
 
-def _split(flat: Sequence[Tensor], lengths: Sequence[int]) -> Lists:
+def _split(flat: Sequence[Tensor], lengths: Sequence[int]) -> ParameterLists:
     """The six parameter lists again."""
     entries = iter(flat)
-    return tuple([next(entries).contiguous() for _ in range(length)] for length in lengths)
+    return ParameterLists(*([next(entries).contiguous() for _ in range(length)] for length in lengths))
 
 
 def _reference_outputs(

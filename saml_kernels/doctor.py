@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from saml_kernels import __version__, extension
-from saml_kernels.backends import BACKENDS, OPERATIONS, available_backends
+from saml_kernels.backends import BACKENDS, available_backends
+from saml_kernels.backends.base import OPERATIONS
 
 
 def machine() -> dict[str, str]:

@@ -5,7 +5,7 @@ and the function then runs in that type.
 """
 
 from collections.abc import Sequence
-from typing import Literal, cast, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -82,11 +82,11 @@ def multi_branch(
         if isinstance(params, TrunkParams):
             params = TrunkParams._make([_cast(entry, device_type) for entry in entries] for entries in params)
     checks.check_trunk(x_local, x_global, scenario, params)
-    engine = choose_backend(
+    chosen = choose_backend(
         backend, "multi_branch", x_local, stop_gradient=stop_gradient, foreign_dtype=foreign_dtype, schedule=schedule
     )
     with torch.autocast(device_type, enabled=False):
-        output = engine.multi_branch(
+        return chosen.multi_branch(
             x_local,
             x_global,
             scenario,
@@ -100,7 +100,6 @@ def multi_branch(
             recompute=recompute,
             schedule=schedule,
         )
-    return cast(TrunkOutput, output)
 
 
 def grouped_mlp(
@@ -139,12 +138,11 @@ def grouped_mlp(
         x = _cast(x, device_type)
         weights, biases = ([_cast(entry, device_type) for entry in entries] for entries in (weights, biases))
     checks.check_towers(x, scenario, weights, biases)
-    engine = choose_backend(backend, "grouped_mlp", x)
+    chosen = choose_backend(backend, "grouped_mlp", x)
     with torch.autocast(device_type, enabled=False):
-        output = engine.grouped_mlp(
+        return chosen.grouped_mlp(
             x, scenario, weights, biases, activation=activation, output_activation=output_activation
         )
-    return cast(Tensor, output)
 
 
 def branch_scores(
@@ -188,9 +186,9 @@ def branch_scores(
         x = _cast(x, device_type)
         weights, biases = ([_cast(entry, device_type) for entry in entries] for entries in (weights, biases))
     checks.check_towers(x, scenario, weights, biases, per_branch=True)
-    engine = choose_backend(backend, "branch_scores", x, foreign_dtype=foreign_dtype)
+    chosen = choose_backend(backend, "branch_scores", x, foreign_dtype=foreign_dtype)
     with torch.autocast(device_type, enabled=False):
-        scores = engine.branch_scores(
+        return chosen.branch_scores(
             x,
             scenario,
             weights,
@@ -199,9 +197,47 @@ def branch_scores(
             output_activation=output_activation,
             foreign_dtype=foreign_dtype,
         )
-    return cast(Tensor, scores)
 
 
+@overload
+def mutual_unit(
+    v: Tensor,
+    scenario: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    *,
+    score: str = ...,
+    temperature: float = ...,
+    stop_gradient: bool = ...,
+    backend: str = ...,
+    return_scores: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def mutual_unit(
+    v: Tensor,
+    scenario: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    *,
+    score: str = ...,
+    temperature: float = ...,
+    stop_gradient: bool = ...,
+    backend: str = ...,
+    return_scores: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def mutual_unit(
+    v: Tensor,
+    scenario: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    *,
+    score: str = ...,
+    temperature: float = ...,
+    stop_gradient: bool = ...,
+    backend: str = ...,
+    return_scores: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def mutual_unit(
     v: Tensor,
     scenario: Tensor,
@@ -244,9 +280,9 @@ def mutual_unit(
     if v.shape[1] == 0:
         raise ValueError("v must hold at least one branch, got 0")
     checks.check_gate(("gate_weight", "gate_bias"), gate_weight, gate_bias, v.shape[1], v.shape[2])
-    engine = choose_backend(backend, "mutual_unit", v, stop_gradient=stop_gradient)
+    chosen = choose_backend(backend, "mutual_unit", v, stop_gradient=stop_gradient)
     with torch.autocast(device_type, enabled=False):
-        own, alpha = engine.mutual_unit(
+        own, alpha = chosen.mutual_unit(
             v,
             scenario,
             gate_weight,

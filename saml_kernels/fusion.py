@@ -1,6 +1,7 @@
 """Per-scenario tower lists in somebody's model, replaced by one fused layer."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,9 @@ class FusedTowers(nn.Module):
         """x (B, d_0), scenario (B,) → (B, d_L)."""
         output: Tensor = self.fused(x, scenario)
         return output
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def __len__(self) -> int:
         return self.fused.num_scenarios
@@ -151,3 +155,6 @@ class DomainIndicatorAdapter(nn.Module):
             scenario = scenario.long()
         output: Tensor = self.layer(batch[self.feature], scenario.to(torch.int64))
         return output
+
+    if TYPE_CHECKING:
+        __call__ = forward

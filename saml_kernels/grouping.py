@@ -1,7 +1,5 @@
 """A batch's rows grouped by scenario, on the device of the ids."""
 
-from typing import cast
-
 from torch import Tensor
 
 from saml_kernels import checks
@@ -29,5 +27,4 @@ def group_by_scenario(scenario: Tensor, num_scenarios: int, *, backend: str = "a
     checks.check_choice("backend", backend, ("auto", *BACKENDS))
     checks.check_scenario(scenario)
     checks.check_integer("num_scenarios", num_scenarios, 1)
-    engine = choose_backend(backend, "group_by_scenario", scenario)
-    return cast(Grouping, engine.group_by_scenario(scenario, num_scenarios))
+    return choose_backend(backend, "group_by_scenario", scenario).group_by_scenario(scenario, num_scenarios)

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from saml_kernels.backends import BackendUnavailable, choose_backend
+from saml_kernels.backends.base import Operation
 from saml_kernels.layers import STARMLP, GroupedMLP, MultiBranchMLP, MutualUnit, ScoreMixture
 from saml_rec.data.encoding import Encoder
 from saml_rec.errors import InputError, did_you_mean
 from saml_rec.models import MODELS
 from saml_rec.schema import Schema
 
-OPERATION_OF_LAYER: dict[type[nn.Module], str] = {
+OPERATION_OF_LAYER: dict[type[nn.Module], Operation] = {
     MultiBranchMLP: "multi_branch",
     GroupedMLP: "grouped_mlp",
     MutualUnit: "mutual_unit",
@@ -112,15 +113,15 @@ def backends_used(model: nn.Module, device: torch.device) -> dict[str, str]:
         InputError: a backend that was asked for by name cannot run here.
     """
     like = torch.empty(0, device=device)
-    used = {}
+    used: dict[str, str] = {}
     for module in model.modules():
         if (operation := OPERATION_OF_LAYER.get(type(module))) is not None:
             stop_gradient = getattr(module, "stop_gradient", True)
             try:
-                engine = choose_backend(str(module.backend), operation, like, stop_gradient=stop_gradient)
+                chosen = choose_backend(str(module.backend), operation, like, stop_gradient=stop_gradient)
             except BackendUnavailable as error:
                 raise InputError(str(error)) from error
-            used[operation] = engine.__name__.rpartition(".")[2]
+            used[operation] = chosen.name
     return used
 
 

@@ -1,6 +1,7 @@
 """Mixtures: HMoE's in label space (CIKM 2020), and experts under a gate (MMoE, KDD 2018)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,9 @@ class ScoreMixture(nn.Module):
         near = tilt.abs() < 0.5
         logit = torch.where(near, 2 * torch.atanh(torch.where(near, tilt, 0)), liked - disliked)
         return logit.to(x.dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def logits(self, x: Tensor, scenario: Tensor) -> Tensor:
         """s_j(x) of all scenarios, (B, M); foreign ones are constants."""
@@ -154,6 +158,9 @@ class MixtureOfExperts(nn.Module):
         for weight, bias in zip(self.weights, self.biases, strict=True):
             streams = ACTIVATIONS[self.activation].function(torch.baddbmm(bias, streams, weight))
         return torch.einsum("bk,kbd->bd", torch.softmax(logits, dim=1), streams)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return describe(self, "num_experts in_dim hidden_dims num_scenarios activation")

@@ -1,6 +1,7 @@
 """STAR's layers (arXiv 2101.11427): a shared network times one per scenario, and normalisation by scenario."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,9 @@ class STARMLP(nn.Module):
             backend=self.backend,
         )
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def extra_repr(self) -> str:
         return describe(self, "num_scenarios in_dim hidden_dims activation output_activation backend")
 
@@ -170,6 +174,9 @@ class PartitionedNorm(nn.Module):
         normalised = (wide - mean[t]) * torch.rsqrt(variance[t] + self.eps)
         scale = self.weight * self.shared_weight if self.combine == "product" else self.weight + self.shared_weight
         return (normalised * scale[t] + (self.bias + self.shared_bias)[t]).to(z.dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _batch_statistics(
         self, z: Tensor, t: Tensor, moving_mean: Tensor, moving_variance: Tensor

@@ -1,7 +1,7 @@
 """SAML's trunk, a tower per scenario, and the mutual unit alone."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,9 @@ class MultiBranchMLP(nn.Module):
             return_scores=return_scores,
         )
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def extra_repr(self) -> str:
         return describe(
             self,
@@ -220,6 +223,9 @@ class GroupedMLP(nn.Module):
             output_activation=self.output_activation,
             backend=self.backend,
         )
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return describe(self, "num_scenarios in_dim hidden_dims activation output_activation backend")
@@ -336,6 +342,9 @@ class MutualUnit(nn.Module):
             backend=self.backend,
             return_scores=return_scores,
         )
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return describe(self, "num_scenarios dim gate score temperature stop_gradient backend")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from problems import Case, make
 
+import saml_kernels
 from saml_kernels import extension
 from saml_kernels.activations import ACTIVATION_NUMBERS
-from saml_kernels.backends import cpp
 from saml_kernels.backends.cpp import SCORE_NUMBERS
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP, MutualUnit
 
@@ -49,7 +49,7 @@ TRUNKS = [
 def trunk_arguments(case, dtype):
     """Inputs, permutation, offsets, parameters and options as both operators take them."""
     problem = make(case).to(dtype)
-    grouping = cpp.group_by_scenario(problem.scenario, case.M)
+    grouping = saml_kernels.group_by_scenario(problem.scenario, case.M, backend="cpp")
     params = [[tensor for tensor in tensors if tensor is not None] for tensors in problem.params]
     return (
         problem.x_local[grouping.permutation],
@@ -123,7 +123,7 @@ def test_trunk(case, dtype, auxiliary, recompute):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mutual(dtype, B, gate_width):
     torch.manual_seed(0)
-    grouping = cpp.group_by_scenario(torch.arange(B) % 3, 3)
+    grouping = saml_kernels.group_by_scenario(torch.arange(B) % 3, 3, backend="cpp")
     arguments = (
         torch.randn(B, 3, 5, dtype=dtype),
         grouping.permutation,

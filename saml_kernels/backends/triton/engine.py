@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saml_kernels import extension, reference
-from saml_kernels.autograd import Lists, Plan
+from saml_kernels.autograd import ParameterLists, Plan
 from saml_kernels.backends.triton import configs, launch
 from saml_kernels.backends.triton import schedule as scheduling
 from saml_kernels.backends.triton.configs import Choice, Config
@@ -31,11 +31,12 @@ from saml_kernels.backends.triton.trunk import (
 )
 from saml_kernels.reference import SCALED_DTYPES
 
-PARAMETERS = ("branch_weight", "branch_bias", "aux_weight", "aux_bias", "gate_weight", "gate_bias")
+PARAMETERS = "branch_weight", "branch_bias", "aux_weight", "aux_bias", "gate_weight", "gate_bias"
+"""A parameter of one layer, by the lists of ParameterLists."""
 
 
 def trunk_forward(
-    x_local: Tensor, x_global: Tensor, scenario: Tensor, lists: Lists, plan: Plan, save: bool
+    x_local: Tensor, x_global: Tensor, scenario: Tensor, lists: ParameterLists, plan: Plan, save: bool
 ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
     """own, aux, the own rows of α of every mutual layer, all in the caller's order, and what backward needs."""
     shape = trunk_shape(x_local, x_global, lists, plan)
@@ -75,7 +76,7 @@ def trunk_backward(
     x_local: Tensor,
     x_global: Tensor,
     scenario: Tensor,
-    lists: Lists,
+    lists: ParameterLists,
     saved: Mapping[str, Tensor],
     plan: Plan,
     need_local: bool,
@@ -166,7 +167,7 @@ def mutual_backward(
     return d_streams, d_weight, d_bias
 
 
-def trunk_shape(x_local: Tensor, x_global: Tensor, lists: Lists, plan: Plan) -> TrunkShape:
+def trunk_shape(x_local: Tensor, x_global: Tensor, lists: ParameterLists, plan: Plan) -> TrunkShape:
     """The shape of a call."""
     branch_weights, _, aux_weights, _, gate_weights, _ = lists
     gates = [0] * len(branch_weights)
@@ -187,7 +188,7 @@ def trunk_shape(x_local: Tensor, x_global: Tensor, lists: Lists, plan: Plan) -> 
     )
 
 
-def named_inputs(x_local: Tensor, x_global: Tensor, lists: Lists, plan: Plan) -> dict[str, Tensor]:
+def named_inputs(x_local: Tensor, x_global: Tensor, lists: ParameterLists, plan: Plan) -> dict[str, Tensor]:
     """Inputs and parameters by the names of trunk.py."""
     tensors = {"x_local": x_local, "x_global": x_global}
     for name, layers, parameters in zip(PARAMETERS, _layers_of(plan, lists), lists, strict=True):
@@ -195,13 +196,13 @@ def named_inputs(x_local: Tensor, x_global: Tensor, lists: Lists, plan: Plan) ->
     return tensors
 
 
-def _layers_of(plan: Plan, lists: Lists) -> Iterator[Sequence[int]]:
+def _layers_of(plan: Plan, lists: ParameterLists) -> Iterator[Sequence[int]]:
     """The layers whose parameters each list holds."""
     for name, parameters in zip(PARAMETERS, lists, strict=True):
         yield plan.mutual_layers if name.startswith("gate") else range(len(parameters))
 
 
-def quantized_weights(shape: TrunkShape, lists: Lists, plan: Plan) -> dict[str, Tensor]:
+def quantized_weights(shape: TrunkShape, lists: ParameterLists, plan: Plan) -> dict[str, Tensor]:
     """Weights that foreign products read, quantised, with their scales: a launch each.
 
     They are quantised in every call that uses them: what changes a weight without leaving a trace on the host (a
