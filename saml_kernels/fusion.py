@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_kernels.activations import ACTIVATIONS
-from saml_kernels.layers.trunk import GroupedMLP
+from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
 class FusedTowers(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from saml_kernels import checks, functional
 from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.layers.common import check_options, check_widths, describe, init_linear
-from saml_kernels.layers.trunk import GroupedMLP
+from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
 class ScoreMixture(nn.Module):

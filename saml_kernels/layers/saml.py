@@ -1,15 +1,13 @@
-"""SAML's trunk, a tower per scenario, and the mutual unit alone."""
+"""SAML's trunk and the mutual unit alone, as layers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.layers.common import check_options, check_widths, describe, gate_width, init_linear
-from saml_kernels.layers.towers import check_alike, read_tower
 from saml_kernels.types import TrunkOutput, TrunkParams
 
 
@@ -156,129 +154,6 @@ class MultiBranchMLP(nn.Module):
             "num_scenarios local_dim global_dim hidden_dims aux_dims mutual_layers gate score temperature activation "
             "stop_gradient foreign_dtype backend",
         )
-
-
-class GroupedMLP(nn.Module):
-    """One MLP per scenario, each row through its own: :func:`saml_kernels.grouped_mlp` with its parameters.
-
-    Args:
-        num_scenarios: M.
-        in_dim: d_0; 0 is allowed.
-        hidden_dims: d_1..d_L.
-        activation: after every layer.
-        output_activation: after the last layer; None: the same. "identity" gives logits.
-        backend, device, dtype: as :class:`MultiBranchMLP`.
-
-    Raises:
-        TypeError, ValueError: options and sizes that cannot be used.
-    """
-
-    def __init__(
-        self,
-        num_scenarios: int,
-        in_dim: int,
-        hidden_dims: Sequence[int],
-        activation: str = "relu",
-        output_activation: str | None = None,
-        backend: str = "auto",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        hidden_dims = tuple(hidden_dims)
-        checks.check_integer("num_scenarios", num_scenarios, 1)
-        checks.check_integer("in_dim", in_dim, 0)
-        check_widths("hidden_dims", hidden_dims)
-        check_options(activation, backend)
-        if output_activation is not None:
-            checks.check_choice("output_activation", output_activation, ACTIVATIONS)
-        self.num_scenarios = num_scenarios
-        self.in_dim = in_dim
-        self.hidden_dims = hidden_dims
-        self.activation = activation
-        self.output_activation = output_activation
-        self.backend = backend
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.empty(num_scenarios, rows, columns, device=device, dtype=dtype))
-            for rows, columns in zip((in_dim, *hidden_dims), hidden_dims, strict=False)
-        )
-        self.biases = nn.ParameterList(
-            nn.Parameter(torch.empty(num_scenarios, d, device=device, dtype=dtype)) for d in hidden_dims
-        )
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Fresh weights, from torch's global generator."""
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            init_linear(weight, bias)
-
-    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
-        """x (B, d_0), scenario (B,) → (B, d_L)."""
-        return functional.grouped_mlp(
-            x,
-            scenario,
-            list(self.weights),
-            list(self.biases),
-            activation=self.activation,
-            output_activation=self.output_activation,
-            backend=self.backend,
-        )
-
-    if TYPE_CHECKING:
-        __call__ = forward
-
-    def extra_repr(self) -> str:
-        return describe(self, "num_scenarios in_dim hidden_dims activation output_activation backend")
-
-    @classmethod
-    def from_towers(cls, towers: Iterable[nn.Module], backend: str = "auto") -> "GroupedMLP":
-        """The same function as a list of towers, tower k serving scenario k; parameters are copied.
-
-        Args:
-            towers: nn.Sequential of nn.Linear and activations, all alike: an activation after every layer but
-                perhaps the last, the same one everywhere; dropout only with p = 0. What is frozen in all stays frozen.
-            backend: as of the class.
-
-        Raises:
-            TypeError, ValueError: towers that are not of this kind, with what stands in the way.
-        """
-        stacks = [read_tower(tower, f"towers[{k}]") for k, tower in enumerate(towers)]
-        first = check_alike(stacks)
-        weight = first.linears[0].weight
-        layer = cls(
-            len(stacks),
-            first.widths[0],
-            first.widths[1:],
-            activation=first.activation,
-            output_activation=first.output_activation,
-            backend=backend,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        with torch.no_grad():
-            for index, (weights, biases) in enumerate(zip(layer.weights, layer.biases, strict=True)):
-                for k, stack in enumerate(stacks):
-                    weights[k].copy_(stack.linears[index].weight.t())
-                    biases[k].copy_(stack.linears[index].bias)
-                weights.requires_grad_(first.linears[index].weight.requires_grad)
-                biases.requires_grad_(first.linears[index].bias.requires_grad)
-        return layer
-
-    def to_towers(self) -> nn.ModuleList:
-        """The same function as M nn.Sequential of nn.Linear and activations; parameters are copied."""
-        towers = nn.ModuleList()
-        last = self.activation if self.output_activation is None else self.output_activation
-        names = [self.activation] * (len(self.hidden_dims) - 1) + [last]
-        for k in range(self.num_scenarios):
-            modules: list[nn.Module] = []
-            for weight, bias, name in zip(self.weights, self.biases, names, strict=True):
-                linear = nn.Linear(weight.shape[1], weight.shape[2], device=weight.device, dtype=weight.dtype)
-                with torch.no_grad():
-                    linear.weight.copy_(weight[k].t())
-                    linear.bias.copy_(bias[k])
-                modules += [linear, *([ACTIVATIONS[name].module()] if name != "identity" else [])]
-            towers.append(nn.Sequential(*modules))
-        return towers
 
 
 class MutualUnit(nn.Module):

@@ -1,4 +1,4 @@
-"""Towers written as nn.Sequential, read for what they compute."""
+"""Towers written as nn.Sequential, read for what they compute, so that layers can take them over."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
