@@ -6,6 +6,7 @@ Needs a process without TRITON_INTERPRET. Numbers are for test_interpreter.py.
 """
 
 import itertools
+import re
 import sys
 from pathlib import Path
 
@@ -61,7 +62,24 @@ def test_listed_launches(aot, eighth, chip):
         found = aot.cell(check(aot, chosen, aot.CHIPS[chip]))
         if documented:
             rows = [line.split("|") for line in page.splitlines() if line.startswith(start)]
-            assert found in [row[4 + CHIPS.index(chip)].strip() for row in rows], start
+            cells = [row[4 + CHIPS.index(chip)].strip() for row in rows]
+            assert any(same_cell(found, cell) for cell in cells), (start, found, cells)
+
+
+def same_cell(found, documented):
+    """Equal, but for the main loop's instructions: the compiler's own order varies them by one from run to run."""
+    numbers, expected = ([part for part in re.split(r"[ /]+", cell) if part] for cell in (found, documented))
+    if len(numbers) < 4 or len(numbers) != len(expected):
+        return found == documented
+    loop, expected_loop = numbers.pop(2), expected.pop(2)
+    return numbers == expected and abs(int(loop) - int(expected_loop)) <= 0.01 * int(expected_loop)
+
+
+def test_what_counts_as_the_same_cell():
+    assert same_cell("238 / 72 / 136 ●", "238 / 72 / 135 ●")
+    assert same_cell("102 / 96 ●", "102 / 96 ●")
+    for other in ("239 / 72 / 135 ●", "238 / 73 / 135 ●", "238 / 72 / 133 ●", "238 / 72 / 135", "238 / 72 ●", "–"):
+        assert not same_cell("238 / 72 / 135 ●", other)
 
 
 @pytest.mark.slow
