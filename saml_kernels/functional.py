@@ -48,7 +48,8 @@ def multi_branch(
         temperature: τ of score "softmax".
         stop_gradient: a sample trains its own branch only. False differentiates everything.
         foreign_dtype: None, or torch.bfloat16, torch.int8, torch.float8_e4m3fn: inputs and weights of foreign
-            branches are rounded to it; needs ``stop_gradient``.
+            branches are quantised to it in every call (8 bits: W8A8 with a scale per row and per column); needs
+            ``stop_gradient``.
         backend: "auto", "reference", "cpp" or "triton".
         return_scores: also return the own rows of α, which carry no gradient.
         recompute: whether backward computes the streams of all branches again instead of keeping them (B, M, d_l)
@@ -302,7 +303,7 @@ def check_foreign_dtype(foreign_dtype: torch.dtype | None, stop_gradient: bool) 
         expected = ", ".join(map(str, checks.FOREIGN_DTYPES))
         raise ValueError(f"foreign_dtype must be None or one of {expected}, got {foreign_dtype}")
     if not stop_gradient:
-        raise ValueError("foreign_dtype needs stop_gradient=True: only constant foreign streams may be rounded")
+        raise ValueError("foreign_dtype needs stop_gradient=True: only constant foreign streams may be quantised")
 
 
 def _device_type(tensor: Tensor) -> str:

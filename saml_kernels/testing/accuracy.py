@@ -97,7 +97,7 @@ class Verdict:
     bounds: dict[str, float] = field(default_factory=dict)
     """Per tensor."""
     distance: float | None = None
-    """Error of own against the reference without rounding of foreign streams; None where nothing is rounded."""
+    """Error of own against the reference with foreign streams in full precision; None where nothing is quantised."""
     failure: str | None = None
     """None, or one line: why there is no figure."""
 

@@ -298,7 +298,7 @@ FOREIGN = [
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("case", FOREIGN, ids=str)
 def test_foreign_int8(case, recompute):
-    """Against the reference of the same rounded foreign factors. int8 products are exact in the interpreter."""
+    """Against the reference of the same quantised foreign factors. int8 products are exact in the interpreter."""
     rounded = make(dataclasses.replace(case, foreign_dtype=torch.int8))
     single = rounded.to(torch.float32)
     exact = problems.with_gradients(lambda p: p.run(backend="reference", return_scores=True), single)
