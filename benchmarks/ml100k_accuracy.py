@@ -31,13 +31,13 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from saml_rec import load_schema
-from saml_rec.checkpoint import versions
 from saml_rec.data import EncodedTable, Encoder, PreparedData, prepare, write_ml100k
+from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
+from saml_rec.evaluation.metrics import Evaluation, evaluate_scores
 from saml_rec.files import check_output_file, write_json
-from saml_rec.metrics import Evaluation, evaluate_scores
 from saml_rec.models import MODELS
-from saml_rec.schema import Schema
+from saml_rec.run_directory import versions
 from saml_rec.training import TrainOptions, train
 
 # Chosen for both networks on the validation rows, among 1e-5, 0.1, 1, 3, 10 and 30; see docs/results.md.

@@ -13,7 +13,7 @@ import click
 import page as pages
 import records
 from records import Record
-from saml_rec.report import spread
+from saml_rec.console import spread
 
 RESULTS: Final = records.RESULTS / "ml100k_occupation.json"
 PAGE: Final = pages.DOCS / "results.md"

@@ -1,8 +1,8 @@
 """Does the mutual unit find planted relations, and does a small scenario gain from them?
 
-Every seed draws its own data (saml_rec.data.synthetic) with its own relation R between the scenarios, and every variant
-is trained on them. Planted closeness of scenarios i and k is ⟨R_i, R_k⟩ / (‖R_i‖ ‖R_k‖); each scenario ranks the others
-by it, and the learned weights, α averaged over the scenario's test rows, are judged by how well they agree.
+Every seed draws its own data (saml_rec.datasets.synthetic) with its own relation R between the scenarios, and every
+variant is trained on them. Planted closeness of scenarios i and k is ⟨R_i, R_k⟩ / (‖R_i‖ ‖R_k‖); each scenario ranks
+the others by it, and the learned weights, α averaged over the scenario's test rows, are judged by how well they agree.
 
     python benchmarks/synthetic_study.py --seeds 5         # writes benchmarks/results/synthetic_study.json
     python benchmarks/synthetic_study.py --render          # makes docs/synthetic.md and its figure from it
@@ -36,12 +36,12 @@ import records
 from ml100k_accuracy import cpu_name
 from records import Record
 from saml_rec import Schema
-from saml_rec.checkpoint import RunDirectory, versions
 from saml_rec.data import PreparedData, prepare, write_synthetic
+from saml_rec.evaluation.mutual_weights import mean_mutual_weights
+from saml_rec.evaluation.scoring import load_trained
 from saml_rec.files import check_output_file
 from saml_rec.models import MODELS
-from saml_rec.mutual_weights import mean_mutual_weights
-from saml_rec.scoring import load_trained
+from saml_rec.run_directory import RunDirectory, versions
 from saml_rec.training import TrainOptions, train
 
 RESULTS: Final = records.RESULTS / "synthetic_study.json"

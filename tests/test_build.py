@@ -162,10 +162,22 @@ def test_sdist_builds_the_wheel_and_the_wheel_works(tmp_path):
 
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"csrc/ops.cpp", "csrc/grouping.h", "csrc/cuda/grouping.cu", "python/saml_rec/cli.py", "LICENSE"} <= names
+    assert {
+        "csrc/ops.cpp",
+        "csrc/grouping.h",
+        "csrc/cuda/grouping.cu",
+        "python/saml_rec/cli/__init__.py",
+        "LICENSE",
+    } <= names
     content = zipfile.ZipFile(wheel).namelist()
     assert any(name.startswith("saml_kernels/_C.") for name in content)
-    assert {"saml_rec/cli.py", "saml_kernels/py.typed", "saml_rec/py.typed"} <= set(content)
+    assert {
+        "saml_rec/cli/__init__.py",
+        "saml_rec/comparison/report_page/report.html.jinja",
+        "saml_rec/comparison/report_page/report.css",
+        "saml_kernels/py.typed",
+        "saml_rec/py.typed",
+    } <= set(content)
     assert not any("test" in name or name.startswith("csrc") for name in content)
 
     # The other environment shares torch and the like; only what the wheel brings must come from the wheel.

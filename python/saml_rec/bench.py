@@ -19,10 +19,10 @@ from saml_kernels.testing import timing
 from saml_kernels.testing.accuracy import one_line
 from saml_kernels.testing.problem import backend as run_on
 from saml_kernels.testing.timing import Protocol
-from saml_rec import report
-from saml_rec.checkpoint import versions
+from saml_rec.console import say
 from saml_rec.errors import InputError
 from saml_rec.files import check_output_file
+from saml_rec.run_directory import versions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PASSES = {"forward": "forward", "training_step": "step"}
@@ -169,28 +169,28 @@ def table(record: Mapping[str, Any]) -> Table:
 
 def say_results(console: Console, record: Mapping[str, Any]) -> None:
     """Prints a record of :func:`measure`."""
-    report.say(console, describe(record))
+    say(console, describe(record))
     console.print(table(record))
     for backend, figures in record["backends"].items():
         if "reason" in figures:
-            report.say(console, f"not timed: {backend}: {figures['reason']}")
+            say(console, f"not timed: {backend}: {figures['reason']}")
 
 
 def say_tuned(console: Console, found: Tuned) -> None:
     """Prints what tuning chose, how much faster it is, and where it stands."""
     for stage in ("forward", "backward", "weights"):
         kept = "" if _part(found.choice, stage) != _part(found.built_in, stage) else " (as built in)"
-        report.say(console, f"{stage}: {tuning.describe(found.choice, stage)}{kept}")
+        say(console, f"{stage}: {tuning.describe(found.choice, stage)}{kept}")
     if found.forward is None or found.step is None:
         same = found.choice == found.built_in
         why = "the built-in choice is kept" if same else "the built-in choice does not run here"
-        report.say(console, f"{why}: there is nothing to compare")
+        say(console, f"{why}: there is nothing to compare")
     else:
         for name, seconds in (("forward", found.forward), ("training step", found.step)):
             before, after = 1e3 * seconds.built_in, 1e3 * seconds.tuned
             times = f"{after:.3g} ms, {before:.3g} ms with the built-in choice"
-            report.say(console, f"{name}: {times}: {seconds.ratio:.2f} times as fast")
-    report.say(console, f"wrote {found.path}: {found.key}")
+            say(console, f"{name}: {times}: {seconds.ratio:.2f} times as fast")
+    say(console, f"wrote {found.path}: {found.key}")
 
 
 def _part(choice: Choice, stage: str) -> object:

@@ -8,7 +8,7 @@ from torch import nn
 
 from saml_kernels import activations, extension
 from saml_kernels.activations import ACTIVATIONS, Activation
-from saml_rec import cli
+from saml_rec.cli import options
 
 LOADED = pytest.mark.skipif(extension.EXTENSION_MISSING is not None, reason=str(extension.EXTENSION_MISSING))
 MISH = Activation("mish", torch.nn.functional.mish, nn.Mish, needs_preact=True)
@@ -97,5 +97,5 @@ def test_triton_without_device_functions_for_a_row_is_refused(monkeypatch):
 
 
 def test_the_command_line_knows_every_row():
-    choices, _ = cli.HYPERPARAMETERS["activation"]
+    choices, _ = options.HYPERPARAMETERS["activation"]
     assert list(choices.choices) == list(ACTIVATIONS)

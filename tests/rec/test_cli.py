@@ -8,10 +8,12 @@ import stat
 import polars
 import pytest
 
-from saml_rec import models, training
-from saml_rec.cli import HYPERPARAMETERS, main
-from saml_rec.construction import hyperparameters
+from saml_rec import models
+from saml_rec.cli import main
+from saml_rec.cli.options import HYPERPARAMETERS
 from saml_rec.data import write_ml100k, write_synthetic
+from saml_rec.models.construction import hyperparameters
+from saml_rec.training import loop as training
 
 SMALL = ("--epochs", 1, "--batch-size", 64, "--hidden-dims", "8,4")
 
@@ -64,10 +66,10 @@ def data_console(monkeypatch):
 
     from rich.console import Console
 
-    from saml_rec import cli
+    from saml_rec import console
 
     screen = io.StringIO()
-    monkeypatch.setattr(cli, "stdout", lambda: Console(file=screen, force_terminal=True))
+    monkeypatch.setattr(console, "stdout", lambda: Console(file=screen, force_terminal=True))
     return screen
 
 
@@ -302,7 +304,7 @@ def test_interrupt_before_training(train, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("saml_rec.construction.check_model", interrupt)
+    monkeypatch.setattr("saml_rec.models.construction.check_model", interrupt)
     result = train()
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 
@@ -426,7 +428,7 @@ def test_data_ml_100k(saml_rec, tmp_path, monkeypatch, arguments, scenario):
         calls.append((out, options))
         return out / "a.csv", out / "a.toml"
 
-    monkeypatch.setattr("saml_rec.data.ml100k.write_ml100k", write)
+    monkeypatch.setattr("saml_rec.datasets.ml100k.write_ml100k", write)
     result = saml_rec("data", "ml-100k", "--out", tmp_path, *arguments)
     assert calls == [(tmp_path, {"scenario": scenario})]
     assert result.stdout == f"wrote {tmp_path / 'a.csv'}\nwrote {tmp_path / 'a.toml'}\n"

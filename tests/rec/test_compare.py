@@ -10,9 +10,9 @@ import torch
 
 from saml_rec import comparison
 from saml_rec.data import prepare
-from saml_rec.mutual_weights import mean_mutual_weights
-from saml_rec.schema import load_schema
-from saml_rec.scoring import load_trained
+from saml_rec.data.schema import load_schema
+from saml_rec.evaluation.mutual_weights import mean_mutual_weights
+from saml_rec.evaluation.scoring import load_trained
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from saml_rec.data.encoding import Encoder
 from saml_rec.data.readers import conform
+from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
-from saml_rec.schema import Schema
 
 MAPPING = {
     "label": "y",

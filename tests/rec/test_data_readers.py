@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from saml_rec.data.readers import conform, read_frame, read_table, require_csv_columns
+from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
-from saml_rec.schema import Schema
 
 SCHEMA = Schema.from_dict(
     {

@@ -9,9 +9,10 @@ import click
 import polars
 import pytest
 
-from saml_rec.cli import HYPERPARAMETERS, main
-from saml_rec.construction import hyperparameters
+from saml_rec.cli import main
+from saml_rec.cli.options import HYPERPARAMETERS
 from saml_rec.models import MODELS
+from saml_rec.models.construction import hyperparameters
 
 DOCS = Path(__file__).parents[2] / "docs"
 CLI = (DOCS / "cli.md").read_text(encoding="utf-8")

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from saml_rec.data.schema import FeatureSpec, Schema
 from saml_rec.errors import InputError
-from saml_rec.features import ScenarioAwareAttention, ScenarioAwareEmbedding, ScenarioAwareFeatures
 from saml_rec.models import SAML
-from saml_rec.schema import FeatureSpec, Schema
+from saml_rec.models.features import ScenarioAwareAttention, ScenarioAwareEmbedding, ScenarioAwareFeatures
 
 M, V, DIM, B = 3, 9, 4, 6
 IDS = torch.tensor([0, 1, 5, 8, 5, 2])

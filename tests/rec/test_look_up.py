@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saml_rec.features import ScenarioAwareFeatures, _look_up
-from saml_rec.schema import Schema
+from saml_rec.data.schema import Schema
+from saml_rec.models.features import ScenarioAwareFeatures, _look_up
 
 
 def ids_of(*shape, rows=30):
@@ -59,7 +59,7 @@ def test_every_table_is_read_once(monkeypatch):
         calls.append(tuple(table.shape))
         return _look_up(table, ids)
 
-    monkeypatch.setattr("saml_rec.features._look_up", counted)
+    monkeypatch.setattr("saml_rec.models.features._look_up", counted)
     kinds = {
         "item": {"kind": "sparse", "scenario_aware": True, "dim": 4},
         "past": {"kind": "sequence", "item": "item"},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saml_rec.metrics import evaluate_scores
+from saml_rec.evaluation.metrics import evaluate_scores
 
 
 def evaluate(labels, logits, scenarios, names=("a", "b")):

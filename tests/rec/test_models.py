@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from saml_rec.data.schema import FeatureSpec, Schema
 from saml_rec.errors import InputError
 from saml_rec.models import MODELS
-from saml_rec.schema import FeatureSpec, Schema
 
 M, V, B = 3, 9, 8
 SCHEMA = Schema(

@@ -7,7 +7,7 @@ import random
 import polars
 import pytest
 
-from saml_rec import training
+from saml_rec.training import loop as training
 
 ROWS = 2000
 # 青少年 has 10 of the rows.

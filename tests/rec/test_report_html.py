@@ -18,7 +18,7 @@ import matplotlib
 import pytest
 
 from saml_rec import comparison
-from saml_rec.report_page import charts, render_page, write_page
+from saml_rec.comparison.report_page import charts, render_page, write_page
 
 FLAGS = (
     "--headless",
@@ -382,8 +382,8 @@ def test_measures_that_are_not_defined_leave_their_place_empty():
 
 def test_needs_no_display_and_leaves_pyplot_alone(tmp_path):
     code = (
-        "import sys, saml_rec.report_page as page; assert 'matplotlib' not in sys.modules;"
-        "from saml_rec.report_page import charts;"
+        "import sys, saml_rec.comparison.report_page as page; assert 'matplotlib' not in sys.modules;"
+        "from saml_rec.comparison.report_page import charts;"
         "print(charts.bars([('saml', {'mean': 2.0, 'deviation': None})], 'rows'));"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

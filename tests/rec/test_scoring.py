@@ -7,10 +7,10 @@ import polars
 import pytest
 
 from saml_rec.data import prepare
+from saml_rec.data.schema import load_schema
 from saml_rec.errors import InputError
-from saml_rec.schema import load_schema
-from saml_rec.scoring import evaluate, load_trained, predict
-from saml_rec.training import TrainOptions, train
+from saml_rec.evaluation.scoring import evaluate, load_trained, predict
+from saml_rec.training.loop import TrainOptions, train
 
 
 def test_evaluation_of_a_split_repeats_the_measures_of_training(finished_run):

@@ -11,9 +11,9 @@ pytest.importorskip("matplotlib", reason="the extra saml-kernels[bench] is not i
 
 import synthetic_study as study
 from saml_rec import Schema
-from saml_rec.construction import build_model, parameter_count, resolve_model_options
 from saml_rec.data import prepare, write_synthetic
-from saml_rec.data.synthetic import SCHEMA
+from saml_rec.datasets.synthetic import SCHEMA
+from saml_rec.models.construction import build_model, parameter_count, resolve_model_options
 
 
 def test_a_ranking_that_agrees_and_one_that_is_reversed():

@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from saml_rec import models, training
-from saml_rec.checkpoint import load
-from saml_rec.construction import hyperparameters
+from saml_rec import models
 from saml_rec.data import prepare
+from saml_rec.data.schema import Schema, load_schema
 from saml_rec.errors import InputError
-from saml_rec.schema import Schema, load_schema
-from saml_rec.scoring import evaluate, load_trained
+from saml_rec.evaluation.scoring import evaluate, load_trained
+from saml_rec.models.construction import hyperparameters
+from saml_rec.run_directory import load
 from saml_rec.training import TrainOptions, best_epoch, train
+from saml_rec.training import loop as training
 
 SMALL = TrainOptions(epochs=3, batch_size=64, patience=0, model_options={"hidden_dims": (8, 4), "dropout": 0.2})
 
@@ -315,7 +316,7 @@ def test_two_processes_do_not_train_into_one_directory(data, schema, stopped_run
     out = stopped_run if how else tmp_path / "new"
     before = {path: path.stat().st_mtime_ns for path in out.glob("*")}
     holding = (
-        "import sys; from pathlib import Path; from saml_rec.checkpoint import RunDirectory\n"
+        "import sys; from pathlib import Path; from saml_rec.run_directory import RunDirectory\n"
         "with RunDirectory(Path(sys.argv[1])).held(): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 import torch
 
-from saml_rec.data.batches import EncodedTable, Ragged
+from saml_rec.data.schema import FeatureSpec, Schema
 from saml_rec.data.splits import Rows
+from saml_rec.data.table import EncodedTable, Ragged
 from saml_rec.errors import InputError
-from saml_rec.schema import FeatureSpec, Schema
 
 FORMAT = 1
 EMPTY_ID = 0  # an empty cell and padding; its embedding is the zero vector

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
+from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError, did_you_mean
-from saml_rec.schema import Schema
 
 PARQUET_MAGIC = b"PAR1"
 NOT_A_TABLE = (  # how other files begin that are easily mistaken for a table

@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
-from saml_rec.schema import Schema
 
 SPLITS = ("train", "valid", "test")
 

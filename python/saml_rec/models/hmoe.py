@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from saml_kernels.checks import check_integer
 from saml_kernels.layers import MixtureOfExperts, ScoreMixture
+from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
-from saml_rec.features import Batch, ScenarioAwareFeatures
-from saml_rec.schema import Schema
+from saml_rec.models.features import Batch, ScenarioAwareFeatures
 
 
 class HMoEOutput(NamedTuple):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from saml_kernels import TrunkOutput
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP
+from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
-from saml_rec.features import Batch, ScenarioAwareFeatures
-from saml_rec.schema import Schema
+from saml_rec.models.features import Batch, ScenarioAwareFeatures
 
 
 class SAMLOutput(NamedTuple):

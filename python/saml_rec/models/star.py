@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from saml_kernels.checks import check_integer
 from saml_kernels.layers import STARMLP, PartitionedNorm
-from saml_rec.features import Batch, ScenarioAwareFeatures
-from saml_rec.schema import Schema
+from saml_rec.data.schema import Schema
+from saml_rec.models.features import Batch, ScenarioAwareFeatures
 
 
 class STAROutput(NamedTuple):

@@ -1,0 +1,96 @@
+"""Trains several models side by side."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from saml_rec.cli.options import (
+    FILE,
+    ModelOption,
+    device_option,
+)
+from saml_rec.errors import InputError
+
+
+@click.command()
+@click.option("--data", type=FILE, required=True, help="Table of labelled rows, CSV or Parquet.")
+@click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
+@click.option("--out", type=FILE, required=True, help="Directory; made if missing. Runs finished there are kept.")
+@click.option("--models", default="saml,shared_bottom", show_default=True, help="Architectures, separated by commas.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each model.")
+@click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of a random split.")
+@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data at most.")
+@click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows a step.")
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW.")
+@click.option("--weight-decay", type=float, default=1e-5, show_default=True, help="Weight decay of AdamW.")
+@click.option("--patience", type=click.IntRange(0), default=2, show_default=True, help="As in train.")
+@click.option(
+    "--set",
+    "settings",
+    type=ModelOption(),
+    multiple=True,
+    help="An option for one of the models only; may be repeated. E.g. saml.dropout=0.1, star.lr=0.002.",
+)
+@click.option("--reference-epoch", is_flag=True, help="Also time an epoch of each model on the reference backend.")
+@device_option
+def compare(
+    data: Path,
+    schema: Path,
+    out: Path,
+    models: str,
+    seeds: int,
+    split_seed: int,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    patience: int,
+    settings: tuple[tuple[str, str, Any], ...],
+    reference_epoch: bool,
+    device: str,
+) -> None:
+    """Train several models with several seeds on one split, and write compare.json and report.html.
+
+    Repeat the command after an interruption: finished runs are not trained again.
+    """
+    from saml_rec import comparison
+    from saml_rec.console import backend_seconds, say, stdout
+    from saml_rec.data.preparation import prepare
+    from saml_rec.data.schema import load_schema
+    from saml_rec.models.construction import check_model, resolve_device
+    from saml_rec.training.loop import time_backends
+    from saml_rec.training.options import TrainOptions
+
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    comparison.check_models(names)
+    comparison.check_directory(out)
+    options = TrainOptions(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=lr,
+        weight_decay=weight_decay,
+        patience=patience,
+        device=device,
+    )
+    changes: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for name, keyword, value in settings:
+        if name not in changes:
+            raise InputError(f"--set {name}.{keyword.replace('_', '-')}: {name} is not among --models")
+        changes[name][keyword] = value
+    loaded_schema = load_schema(schema)
+    own = {name: comparison.options_of(name, options, changes[name]).resolved() for name in names}
+    for name in names:
+        check_model(name, own[name].model_options, loaded_schema, resolve_device(device))
+    console = stdout()
+    prepared = prepare(data, loaded_schema, seed=split_seed)
+    record = comparison.compare(
+        prepared, loaded_schema, names, seeds, options, out, changes=changes, data_path=data, console=console
+    )
+    console.print(comparison.comparison_table(record))
+    if reference_epoch:
+        for name in names:
+            timed = time_backends(prepared, loaded_schema, own[name])
+            say(console, f"{name}, one epoch: {backend_seconds(timed)}")
+    say(console, f"wrote {out / 'compare.json'}")
+    say(console, f"report: {out / 'report.html'}")

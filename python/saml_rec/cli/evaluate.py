@@ -1,0 +1,46 @@
+"""Measures a trained model."""
+
+from pathlib import Path
+
+import click
+
+from saml_rec.cli.options import (
+    FILE,
+    backend_option,
+    device_option,
+)
+
+
+@click.command()
+@click.argument("run", type=FILE)
+@click.option("--data", type=FILE, help="Table to measure on; the file the run was trained on unless given.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "valid", "test"]),
+    help="Rows that were this split in training. Default: test, or all rows of --data.",
+)
+@click.option("--out", type=FILE, help="A .json file, or a directory for metrics.json. Default: a file in RUN.")
+@device_option
+@backend_option
+def evaluate(
+    run: Path, data: Path | None, split: str | None, out: Path | None, device: str, backend: str | None
+) -> None:
+    """Measure the model of the finished run RUN."""
+    from saml_rec.console import metrics_table, say, stdout
+    from saml_rec.evaluation import scoring
+    from saml_rec.files import check_output_file, write_json
+
+    if out is None:
+        target = run / f"evaluation-{split or ('test' if data is None else data.name)}.json"
+    else:
+        target = out if out.suffix == ".json" else out / "metrics.json"
+    if target.parent.exists():
+        check_output_file(target)
+    console = stdout()
+    metrics = scoring.evaluate(run, data_path=data, split=split, device=device, backend=backend, console=console)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target, metrics)
+    rows = f"the {metrics['split']} rows" if metrics["split"] else f"all rows of {data}"
+    say(console, f"{metrics['model']} on {rows}")
+    console.print(metrics_table(metrics))
+    say(console, f"wrote {target}")

@@ -1,0 +1,106 @@
+"""Trains a model."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from saml_rec.cli.group import INTERRUPT_STATUS
+from saml_rec.cli.options import (
+    FILE,
+    device_option,
+    hyperparameter_options,
+)
+
+
+@click.command()
+@click.option("--data", type=FILE, required=True, help="Table of labelled rows, CSV or Parquet.")
+@click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
+@click.option("--out", type=FILE, required=True, help="Run directory; made if missing.")
+@click.option(
+    "--model", default="saml", show_default=True, help="Architecture: saml, star, hmoe, mmoe or shared_bottom."
+)
+@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data at most.")
+@click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows a step.")
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW.")
+@click.option("--weight-decay", type=float, default=1e-5, show_default=True, help="Weight decay of AdamW.")
+@click.option(
+    "--patience",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="Stop after this many epochs without a better validation log loss; 0 never stops early.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, shuffling and split.")
+@device_option
+@click.option("--resume", is_flag=True, help="Continue the run in --out; all other options as before.")
+@click.option("--overwrite", is_flag=True, help="Delete the run in --out and start anew.")
+@hyperparameter_options
+@click.pass_context
+def train(
+    ctx: click.Context,
+    data: Path,
+    schema: Path,
+    out: Path,
+    model: str,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    patience: int,
+    seed: int,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+    **hyperparameters: Any,
+) -> None:
+    """Train a model and measure it on the test rows.
+
+    Options whose default is not shown belong to the model and default to its own value.
+    """
+    from saml_rec.console import metrics_table, say, stdout
+    from saml_rec.data.preparation import prepare
+    from saml_rec.data.schema import load_schema
+    from saml_rec.models.construction import check_model, resolve_device
+    from saml_rec.run_directory import RunDirectory
+    from saml_rec.training.loop import train as train_model
+    from saml_rec.training.options import TrainOptions
+
+    run = RunDirectory(out)
+    run.require_startable(resume=resume, overwrite=overwrite)
+    options = TrainOptions(
+        model=model,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=lr,
+        weight_decay=weight_decay,
+        patience=patience,
+        seed=seed,
+        device=device,
+        model_options={name: value for name, value in hyperparameters.items() if value is not None},
+    ).resolved()
+    loaded_schema = load_schema(schema)
+    check_model(model, options.model_options, loaded_schema, resolve_device(options.device))
+    console = stdout()
+    try:
+        result = train_model(
+            prepare(data, loaded_schema, seed=seed),
+            loaded_schema,
+            options,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            data_path=data,
+            console=console,
+        )
+    except KeyboardInterrupt:
+        advice = f"; to continue, repeat the command with --resume{' in place of --overwrite' if overwrite else ''}"
+        click.echo(f"interrupted{advice if run.started else ''}", err=True)
+        ctx.exit(INTERRUPT_STATUS)
+    best = f"best epoch {result.metrics['best_epoch']} of {result.metrics['epochs']}"
+    if result.already_finished:
+        say(console, f"{out} is finished already ({best}): nothing to resume")
+        return
+    say(console, f"{model} on the test rows, {best}")
+    console.print(metrics_table(result.metrics))
+    say(console, f"wrote {run.metrics}, {run.history.name}, {run.model.name}")

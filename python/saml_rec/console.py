@@ -1,0 +1,90 @@
+"""What commands print: a line an epoch, a progress bar on a terminal, tables of metrics."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+
+def decimals(value: float | None) -> str:
+    """Four decimals, or a dash for a metric that is not defined."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def spread(summary: Mapping[str, float | None] | None) -> str:
+    """``mean ± deviation`` with four decimals, or a dash."""
+    if summary is None:
+        return decimals(None)
+    deviation = summary["deviation"]
+    return decimals(summary["mean"]) + ("" if deviation is None else f" ± {deviation:.4f}")
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """AUC, log loss and row count of every scenario and overall.
+
+    Args:
+        metrics: with ``overall`` and ``scenarios`` as :func:`saml_rec.evaluation.metrics.evaluate_scores` gives them.
+    """
+    table = Table()
+    # Names are data: Text keeps brackets in them from being read as markup, folding keeps them complete.
+    table.add_column("scenario", overflow="fold")
+    for heading in ("AUC", "log loss", "rows"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, scores in metrics["scenarios"].items():
+        table.add_row(Text(name), *_cells(scores))
+    table.add_section()
+    table.add_row("overall", *_cells(metrics["overall"]), style="bold")
+    return table
+
+
+def _cells(scores: Mapping[str, Any]) -> tuple[str, str, str]:
+    return decimals(scores["auc"]), decimals(scores["logloss"]), f"{scores['rows']:,}"
+
+
+def epoch_line(history: Sequence[Mapping[str, Any]], epochs: int, best: int) -> str:
+    """The last epoch of the history on one line, with a star if it is the best one so far."""
+    entry = history[-1]
+    return (
+        f"epoch {entry['epoch']}/{epochs}  train loss {decimals(entry['train_loss'])}  "
+        f"valid log loss {decimals(entry['valid']['logloss'])}  valid AUC {decimals(entry['valid']['auc'])}  "
+        f"{entry['seconds']:.1f} s  {entry['rows_per_second']:,.0f} rows/s{'  *' if entry['epoch'] == best else ''}"
+    )
+
+
+def backend_seconds(seconds: Mapping[str, float]) -> str:
+    """Seconds by the backends that ran: ``cpp 1.2 s, reference 4.8 s``."""
+    return ", ".join(f"{backend} {value:.1f} s" for backend, value in seconds.items())
+
+
+def say(console: Console | None, message: str) -> None:
+    """Prints one line as it is: no markup, no highlighting, no wrapping."""
+    if console is not None:
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(console: Console | None, description: str, steps: int) -> Iterator[Callable[[], None]]:
+    """A function to call after every step. It moves a bar on a terminal, and prints nothing elsewhere."""
+    if console is None or not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(description, total=steps)
+        yield lambda: bar.advance(task)
+
+
+def print_written(paths: Iterable[Path]) -> None:
+    """One line a file."""
+    for path in paths:
+        print(f"wrote {path}")
+
+
+def stdout() -> Console:
+    """The terminal, or where a pipe leads."""
+    return Console(highlight=False)

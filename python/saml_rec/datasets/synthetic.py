@@ -1,0 +1,229 @@
+"""Multi-scenario data with a planted relation between the scenarios, to see what a model recovers of it.
+
+There are M scenarios, M base tastes, U users, I items and 12 tags. Item v carries a set G_v of one to three tags,
+user u has a favourite tag f_u, and these are standard normal: the appeal a_jv of item v and c_jg of tag g to base
+taste j, the user's leniency b_u, and the number x_n of row n:
+
+    t_j(v)  = √0.6 a_jv + √0.4 Σ_{g∈G_v} c_jg / √|G_v|                        base taste j, variance 1 over items
+    T_i(v)  = Σ_j R_ij t_j(v) / ‖R_i‖₂                                        taste of scenario i, variance 1
+    logit_n = 1.2 T_i(v) + 0.6 b_u + 0.5 x_n + 1.2 [f_u ∈ G_v] − 0.8          i, u, v: scenario, user, item of row n
+    label_n ~ Bernoulli(sigmoid(logit_n))
+
+R (M, M) is the planted relation. Its rows sum to 1: R_ii = 0.5, and the other half is spread over j ≠ i by a
+Dirichlet(0.3, .., 0.3) draw, which favours one or two relatives (M = 1: R = [[1]]). Two scenarios share taste as far as
+⟨R_i, R_k⟩ / (‖R_i‖ ‖R_k‖) is large.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from sklearn.metrics import log_loss, roc_auc_score
+
+from saml_rec.datasets.history import add_history
+from saml_rec.datasets.output import make_directory
+from saml_rec.errors import InputError
+from saml_rec.files import replacing, write_json
+
+TAGS = 12
+MOST_TAGS = 3
+OWN_TASTE = 0.5
+RELATIVES = 0.3  # Dirichlet concentration of the other tastes
+ITEM_SHARE = 0.6
+WEIGHTS = {"taste": 1.2, "user": 0.6, "price": 0.5, "favourite_tag": 1.2, "constant": -0.8}
+MISSING_PRICES = 0.05
+HISTORY = 20
+START = 1_704_067_200  # 2024-01-01, in seconds since 1970
+LONGEST_GAP = 60  # seconds between two rows; some are 0
+FEWEST_ROWS = 10  # of a scenario, so that a split by time leaves some for training
+
+SCHEMA = f"""\
+label = "label"
+scenario = "scenario"
+time = "timestamp"
+split = [0.8, 0.1, 0.1]
+
+[features.user_id]
+kind = "sparse"
+dim = 8
+
+[features.item_id]
+kind = "sparse"
+scenario_aware = true
+dim = 8
+
+[features.tags]
+kind = "multi"
+scenario_aware = true
+dim = 8
+
+[features.price]
+kind = "dense"
+
+[features.history]
+kind = "sequence"
+item = "item_id"
+max_length = {HISTORY}
+"""
+
+
+def write_synthetic(
+    out_dir: str | Path,
+    *,
+    scenarios: int = 4,
+    rows: int = 20_000,
+    users: int = 400,
+    items: int = 200,
+    seed: int = 0,
+    smallest_share: float | None = None,
+) -> tuple[Path, Path, Path]:
+    """Write ``synthetic.csv``, its schema ``synthetic.toml`` and what was planted, ``synthetic-relation.json``.
+
+    The table has scenario (``s0``, ``s1``, ..), label, timestamp (whole seconds, some equal), user_id, item_id, tags,
+    price (x_n, 5 % missing) and history (the last 20 items the user liked at a strictly earlier time), ordered by time.
+    Scenario k gets a share of the rows proportional to 1 / (k + 1). Users and items are drawn with probabilities
+    proportional to 1 / √rank. The JSON holds the relation R, the rows and base rates of the scenarios, and the AUC and
+    logloss of the true probabilities (which know the missing prices too): no model can be expected to beat them.
+
+    Args:
+        out_dir: made where it is missing; each file is replaced as a whole.
+        scenarios: M.
+        rows: in all.
+        users, items: how many there are to draw from.
+        seed: the same seed and sizes give the same files.
+        smallest_share: share of the last scenario, at most 1 / M; the other shares keep their proportions.
+
+    Returns:
+        The paths of the table, the schema and the JSON.
+
+    Raises:
+        InputError: a size out of range, a scenario with fewer than 10 rows, or a directory that cannot be written to.
+    """
+    counts = _scenario_rows(scenarios, rows, smallest_share)
+    for name, value in (("users", users), ("items", items)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more, not {seed}")
+    out = make_directory(out_dir)
+    table, planted = _generate(counts, users, items, np.random.default_rng(seed))
+    data_path, schema_path, relation_path = (
+        out / name for name in ("synthetic.csv", "synthetic.toml", "synthetic-relation.json")
+    )
+    with replacing(data_path) as file:
+        table.write_csv(file)
+    with replacing(schema_path) as file:
+        file.write(SCHEMA.encode())
+    write_json(relation_path, {"seed": seed, "users": users, "items": items, **planted})
+    return data_path, schema_path, relation_path
+
+
+def _scenario_rows(scenarios: int, rows: int, smallest_share: float | None) -> np.ndarray:
+    if scenarios < 1:
+        raise InputError(f"scenarios must be at least 1, not {scenarios}")
+    shares = 1 / np.arange(1, scenarios + 1)
+    shares /= shares.sum()
+    if smallest_share is not None:
+        if not 0 < smallest_share <= 1 / scenarios:
+            raise InputError(f"smallest_share must lie in (0, {1 / scenarios:g}], not {smallest_share}")
+        shares[:-1] *= (1 - smallest_share) / (1 - shares[-1]) if scenarios > 1 else 1
+        shares[-1] = smallest_share
+    counts = np.diff(np.rint(np.cumsum(shares) * rows).astype(np.int64), prepend=0)
+    if counts.min() < FEWEST_ROWS:
+        raise InputError(
+            f"{rows} rows give the smallest of {scenarios} scenarios {counts.min()}; at least {FEWEST_ROWS} are needed"
+        )
+    return counts
+
+
+def _relation(scenarios: int, rng: np.random.Generator) -> np.ndarray:
+    if scenarios == 1:
+        return np.ones((1, 1))
+    relation = np.eye(scenarios) * OWN_TASTE
+    relation[~np.eye(scenarios, dtype=bool)] = (
+        (1 - OWN_TASTE) * rng.dirichlet(np.full(scenarios - 1, RELATIVES), size=scenarios)
+    ).ravel()
+    return relation
+
+
+def _generate(
+    counts: np.ndarray, users: int, items: int, rng: np.random.Generator
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    scenarios, rows = len(counts), int(counts.sum())
+    relation = _relation(scenarios, rng)
+
+    has_tag = rng.random((items, TAGS)).argsort(axis=1) < rng.integers(1, MOST_TAGS + 1, items)[:, None]
+    tag_appeal = rng.standard_normal((scenarios, TAGS)) @ (has_tag / np.sqrt(has_tag.sum(axis=1, keepdims=True))).T
+    base_taste = np.sqrt(ITEM_SHARE) * rng.standard_normal((scenarios, items)) + np.sqrt(1 - ITEM_SHARE) * tag_appeal
+    taste = relation @ base_taste / np.linalg.norm(relation, axis=1, keepdims=True)
+    leniency = rng.standard_normal(users)
+    favourite = rng.integers(0, TAGS, users)
+
+    scenario = rng.permutation(np.repeat(np.arange(scenarios), counts))
+    user = _popular(users, rows, rng)
+    item = _popular(items, rows, rng)
+    price = rng.standard_normal(rows)
+    logit = (
+        WEIGHTS["taste"] * taste[scenario, item]
+        + WEIGHTS["user"] * leniency[user]
+        + WEIGHTS["price"] * price
+        + WEIGHTS["favourite_tag"] * has_tag[item, favourite[user]]
+        + WEIGHTS["constant"]
+    )
+    probability = 1 / (1 + np.exp(-logit))
+    label = rng.random(rows) < probability
+    timestamp = START + np.cumsum(rng.integers(0, LONGEST_GAP + 1, rows))
+    is_missing = rng.random(rows) < MISSING_PRICES
+
+    scenario_names = _names("s", scenarios)
+    tag_names = np.array(_names("t", TAGS))
+    tags = np.array(["|".join(tag_names[has]) for has in has_tag])
+    table = pl.DataFrame(
+        {
+            "scenario": np.array(scenario_names)[scenario],
+            "label": label.astype(np.int8),
+            "timestamp": timestamp,
+            "user_id": np.array(_names("u", users))[user],
+            "item_id": np.array(_names("i", items))[item],
+            "tags": tags[item],
+            "price": price.round(6),
+        }
+    )
+    table = table.with_columns(pl.when(~pl.Series(is_missing)).then("price").alias("price"))
+    table = add_history(table, user="user_id", item="item_id", time="timestamp", label="label", last=HISTORY)
+    table = table.with_columns(pl.col("history").list.join("|"))
+    planted = {
+        "scenarios": scenario_names,
+        "relation": relation.tolist(),
+        "bayes": {
+            "overall": _bayes(label, probability),
+            "scenarios": {
+                name: _bayes(label[scenario == index], probability[scenario == index])
+                for index, name in enumerate(scenario_names)
+            },
+        },
+    }
+    return table, planted
+
+
+def _popular(count: int, rows: int, rng: np.random.Generator) -> np.ndarray:
+    weight = 1 / np.sqrt(np.arange(1, count + 1))
+    return rng.choice(count, size=rows, p=weight / weight.sum())
+
+
+def _names(prefix: str, count: int) -> list[str]:
+    """Names of one width, so that their order as strings is that of their numbers."""
+    width = len(str(count - 1))
+    return [f"{prefix}{index:0{width}d}" for index in range(count)]
+
+
+def _bayes(label: np.ndarray, probability: np.ndarray) -> dict[str, float | int | None]:
+    """Measures of the true probabilities; the AUC of a single class does not exist."""
+    has_both = 0 < label.sum() < len(label)
+    return {
+        "rows": len(label),
+        "base_rate": float(label.mean()),
+        "auc": float(roc_auc_score(label, probability)) if has_both else None,
+        "logloss": float(log_loss(label, probability, labels=[0, 1])),
+    }

@@ -1,0 +1,1 @@
+"""How well a trained model scores: measures, probabilities, mutual weights."""

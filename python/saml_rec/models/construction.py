@@ -1,0 +1,137 @@
+"""Models built from their names and options, on a device, by a backend."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from saml_kernels.backends import BackendUnavailable, choose_backend
+from saml_kernels.backends.base import Operation
+from saml_kernels.layers import STARMLP, GroupedMLP, MultiBranchMLP, MutualUnit, ScoreMixture
+from saml_rec.data.encoding import Encoder
+from saml_rec.data.schema import Schema
+from saml_rec.errors import InputError, did_you_mean
+from saml_rec.models import MODELS
+
+OPERATION_OF_LAYER: dict[type[nn.Module], Operation] = {
+    MultiBranchMLP: "multi_branch",
+    GroupedMLP: "grouped_mlp",
+    MutualUnit: "mutual_unit",
+    STARMLP: "grouped_mlp",
+    ScoreMixture: "branch_scores",
+}
+
+
+def hyperparameters(model: str) -> dict[str, Any]:
+    """The options a model takes, with their defaults: the keyword-only parameters of its class.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    if model not in MODELS:
+        raise InputError(f"there is no model {model!r} (models: {', '.join(MODELS)}){did_you_mean(model, MODELS)}")
+    parameters = inspect.signature(MODELS[model]).parameters.values()
+    return {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+    }
+
+
+def resolve_model_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's defaults, overridden by ``given``.
+
+    Raises:
+        InputError: there is no such model, or it does not take one of the options.
+    """
+    defaults = hyperparameters(model)
+    for name in given:
+        if name not in defaults:
+            raise InputError(f"model {model} does not take {name}; it takes {', '.join(defaults)}")
+    return {**defaults, **given}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The named device after a test allocation; "auto" is a GPU if torch sees one, else the CPU.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used here: {reason}") from error
+    return device
+
+
+def build_model(name: str, options: Mapping[str, Any], schema: Schema, encoder: Encoder) -> nn.Module:
+    """A freshly initialised model on the CPU, from torch's global generator.
+
+    Raises:
+        InputError: a hyperparameter that the model refuses.
+    """
+    return _construct(name, options, schema, encoder.num_scenarios, encoder.vocabulary_sizes)
+
+
+def check_model(name: str, options: Mapping[str, Any], schema: Schema, device: torch.device) -> None:
+    """Tries hyperparameters and backend on a model of the smallest size, before any data are read.
+
+    Args:
+        name, options: as :func:`build_model`.
+        schema: its features.
+        device: where the model is to run.
+
+    Raises:
+        InputError: a hyperparameter that the model refuses, or a backend that cannot run here.
+    """
+    sizes = {feature.name: 2 for kind in ("sparse", "multi") for feature in schema.of_kind(kind)}
+    backends_used(_construct(name, options, schema, 2, sizes), device)
+
+
+def _construct(
+    name: str, options: Mapping[str, Any], schema: Schema, num_scenarios: int, vocabulary_sizes: Mapping[str, int]
+) -> nn.Module:
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    try:
+        return MODELS[name](schema, num_scenarios, vocabulary_sizes=vocabulary_sizes, **options)
+    # RuntimeError: widths that memory cannot hold.
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"model {name}: {str(error).splitlines()[0]}") from error
+
+
+def backends_used(model: nn.Module, device: torch.device) -> dict[str, str]:
+    """The backend that runs each kernel operation of the model.
+
+    Raises:
+        InputError: a backend that was asked for by name cannot run here.
+    """
+    like = torch.empty(0, device=device)
+    used: dict[str, str] = {}
+    for module in model.modules():
+        if (operation := OPERATION_OF_LAYER.get(type(module))) is not None:
+            stop_gradient = getattr(module, "stop_gradient", True)
+            try:
+                chosen = choose_backend(str(module.backend), operation, like, stop_gradient=stop_gradient)
+            except BackendUnavailable as error:
+                raise InputError(str(error)) from error
+            used[operation] = chosen.name
+    return used
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Numbers in all parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def own_random_numbers(device: torch.device) -> Iterator[None]:
+    """Leaves the caller's global generators as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

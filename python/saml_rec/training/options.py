@@ -1,0 +1,69 @@
+"""How to train."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from saml_rec.errors import InputError
+from saml_rec.models.construction import resolve_device, resolve_model_options
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Args:
+        model: a name in :data:`saml_rec.models.MODELS`.
+        epochs: at most this many passes over the training rows.
+        batch_size: rows a step.
+        learning_rate, weight_decay: of AdamW.
+        patience: epochs without a better validation log loss after which training stops; 0 never stops early.
+        seed: of the initial weights, shuffling and dropout; also of the split, if the data were prepared with it.
+        device: "auto" (a GPU if torch sees one), or what :class:`torch.device` takes.
+        model_options: hyperparameters of the model by keyword; the model's defaults for the others.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    model: str = "saml"
+    epochs: int = 10
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-5
+    patience: int = 2
+    seed: int = 0
+    device: str = "auto"
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("seed", 0)):
+            if getattr(self, name) < smallest:
+                raise InputError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
+
+    def resolved(self) -> "TrainOptions":
+        """With the device chosen and every hyperparameter of the model filled in.
+
+        Raises:
+            InputError: no such model or device, or an option that the model does not take.
+        """
+        return dataclasses.replace(
+            self,
+            device=str(resolve_device(self.device)),
+            model_options=resolve_model_options(self.model, self.model_options),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As values that JSON can hold."""
+        options = {name: _plain(value) for name, value in self.model_options.items()}
+        return {**dataclasses.asdict(self), "model_options": options}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
