@@ -162,13 +162,9 @@ def test_sdist_builds_the_wheel_and_the_wheel_works(tmp_path):
 
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {
-        "csrc/ops.cpp",
-        "csrc/grouping.h",
-        "csrc/cuda/grouping.cu",
-        "python/saml_rec/cli/__init__.py",
-        "LICENSE",
-    } <= names
+    page = {f"saml_rec/comparison/report_page/report.{suffix}" for suffix in ("html.jinja", "css")}
+    sources = {f"python/{file}" for file in {"saml_rec/cli/__init__.py", *page}}
+    assert {"csrc/ops.cpp", "csrc/grouping.h", "csrc/cuda/grouping.cu", "LICENSE", *sources} <= names
     content = zipfile.ZipFile(wheel).namelist()
     assert any(name.startswith("saml_kernels/_C.") for name in content)
     assert {
@@ -178,7 +174,7 @@ def test_sdist_builds_the_wheel_and_the_wheel_works(tmp_path):
         "saml_kernels/py.typed",
         "saml_rec/py.typed",
     } <= set(content)
-    assert not any("test" in name or name.startswith("csrc") for name in content)
+    assert not any(name.startswith(("tests/", "csrc")) for name in content)
 
     # The other environment shares torch and the like; only what the wheel brings must come from the wheel.
     environment = tmp_path / "environment"

@@ -64,6 +64,12 @@ def test_parity(case, schedule):
     assert_close(run(problem.to(torch.float32), schedule=schedule), oracle(problem), FLOAT32_TOLERANCE)
 
 
+def test_parity_where_weights_end_within_a_tile_and_others_do_not():
+    """All widths whole vectors, so that weights could share code: of 16 rows of the branch stream, and of 12."""
+    problem = make(Case(M=3, B=20, local_dim=16, global_dim=8, hidden_dims=(12, 16, 8), aux_dims=(8, 8, 8)))
+    assert_close(run(problem.to(torch.float32)), oracle(problem), FLOAT32_TOLERANCE)
+
+
 @pytest.mark.parametrize("case", [CASES[3], CASES[5], CASES[6]], ids=str)
 def test_parity_of_streams_computed_again(case, monkeypatch):
     """In turns of a tile each, as where all streams would take too much memory."""

@@ -312,7 +312,9 @@ def _sharing(stage: Stage) -> Any:
         return None
     if not stage.tile.whole_vectors:
         return None
-    return type(stage), dataclasses.replace(stage.tile, column_tiles=None)
+    # A tile with rows of both factors chooses row by row, which others need not.
+    mixed = isinstance(stage, WeightGradient) and stage.whole_tiles is False
+    return type(stage), dataclasses.replace(stage.tile, column_tiles=None), mixed
 
 
 def _described(stage: Stage) -> Stage:

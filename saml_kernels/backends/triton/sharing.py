@@ -29,6 +29,9 @@ class Varying:
     word: int = 0
     """All entries by their multiple in one word, stage 0 in the lowest bits."""
 
+    def __bool__(self) -> bool:
+        raise TypeError(f"a number that differs between stages decides nothing at compile time: {self.values}")
+
 
 def varying(values: tuple[tuple[int, int], ...]) -> Varying:
     """Numbers that differ, as a kernel reads them."""
