@@ -75,8 +75,8 @@ class Recorded:
     """Equal for equal constants."""
     divisible: tuple[tuple[int, ...], ...]
     """Places of arguments that are multiples of 16, as Triton's compiler names them."""
-    warps: int
-    stages: int
+    options: tuple[tuple[str, int], ...]
+    """What Triton's compiler is told beside: warps, stages of the software pipeline."""
 
     @property
     def name(self) -> str:
@@ -116,7 +116,7 @@ def _recording(into: dict[Recorded, None], choice: Choice) -> Iterator[None]:
         signature: list[tuple[str, Any]] = []
         constants: list[tuple[tuple[int, ...], Any]] = []
         divisible: list[tuple[int, ...]] = []
-        warps, stages = options.pop("num_warps"), options.pop("num_stages", 3)
+        told = tuple((name, options.pop(name)) for name in tuple(options) if name not in names)
         values = dict(zip(names, arguments, strict=False)) | options
         assert set(values) == set(names)
 
@@ -138,7 +138,7 @@ def _recording(into: dict[Recorded, None], choice: Choice) -> Iterator[None]:
         for index, name in enumerate(names):
             signature.append((name, type_of(values[name], (index,))))
         identity = repr([(place, getattr(value, "cache_key", value)) for place, value in constants])
-        recorded = Recorded(kernel, tuple(signature), tuple(constants), identity, tuple(divisible), warps, stages)
+        recorded = Recorded(kernel, tuple(signature), tuple(constants), identity, tuple(divisible), told)
         into[recorded] = None
 
     replaced = configs.choice, configs.multiprocessors, launching.start
@@ -231,9 +231,7 @@ def compile_for(launch: Recorded, chip: Chip) -> Report:
         constexprs=dict(launch.constants),
         attrs={place: [["tt.divisibility", 16]] for place in launch.divisible},
     )
-    compiled = triton.compile(
-        source, target=chip.target, options={"num_warps": launch.warps, "num_stages": launch.stages}
-    )
+    compiled = triton.compile(source, target=chip.target, options=dict(launch.options))
     if chip.target.backend == "hip":
         assembly = compiled.asm["amdgcn"]
         spills = re.search(r"\.vgpr_spill_count:\s*(\d+)", assembly)

@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,13 +102,16 @@ class Bucket:
 
 # By bytes of an element. Few rows take small tiles, so that there are items for all multiprocessors.
 _SMALL = {2: Config(64, 64, 64, 4, 3, programs=2), 4: Config(32, 64, 32, 8, 3, programs=2)}
+_SMALL_BACKWARD = _SMALL | {4: Config(32, 64, 32, 4, 2, programs=2)}
 _LARGE = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 _BACKWARD = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 RAGGED_TILE = 64, 64, 32
 """BLOCK_M, BLOCK_N, BLOCK_K at most where a width is no multiple of a vector: there places need addresses of their own,
 and larger tiles spill."""
-ROWS_OF_ACTIVATION = {"gelu": 64}
+ROWS_OF_ACTIVATION = {"gelu": 64, "silu": 64}
 """BLOCK_M at most of a layer whose epilogue takes so many registers that larger tiles spill."""
+MOST_REGISTERS = 255
+"""A thread's, on NVIDIA's chips."""
 NARROWEST = 16
 """Columns and steps of k that matrix units want at least."""
 VECTOR_BYTES = 16
@@ -134,7 +137,7 @@ def built_in(bucket: Bucket, itemsize: int, amd: bool = False) -> Choice:
     small = amd or bucket.scenarios > SCENARIO_BUCKETS[-1]
     forward, backward = _BACKWARD if small else _LARGE, _BACKWARD
     if bucket.rows <= SMALL_ROWS:
-        forward = backward = _SMALL
+        forward, backward = _SMALL, _SMALL_BACKWARD
     return Choice(schedule, forward[itemsize], backward[itemsize], _WEIGHTS[itemsize])
 
 
@@ -182,6 +185,16 @@ def _product_tile(
     )
 
 
+def launch_options(config: Config, stages: Iterable[Stage]) -> dict[str, int]:
+    """What Triton's compiler is told of a launch beside its constants."""
+    told = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    ragged = any(isinstance(stage.tile, ProductTile) and not stage.tile.whole_vectors for stage in stages)
+    if ragged and torch.version.hip is None:
+        # Without a bound ptxas keeps a second program on the multiprocessor by spilling a few of their addresses.
+        told["maxnreg"] = MOST_REGISTERS
+    return told
+
+
 _forced: Choice | None = None
 
 
@@ -222,7 +235,7 @@ def candidates(itemsize: int) -> tuple[Config, ...]:
     if INTERPRETED:
         return (_INTERPRETED, dataclasses.replace(_INTERPRETED, block_n=16))
     if itemsize == 4:
-        return (_SMALL[4], _LARGE[4])
+        return (_SMALL[4], _SMALL_BACKWARD[4], _LARGE[4])
     return (_SMALL[2], _BACKWARD[2], _LARGE[2], Config(128, 256, 64, 8, 3), Config(64, 128, 64, 4, 3, programs=2))
 
 

@@ -165,6 +165,7 @@ class Planned(NamedTuple):
     launch: Launch
     order: Order
     bindings: tuple["Binding", ...]
+    options: dict[str, int]
 
 
 class PlannedWeights(NamedTuple):
@@ -174,6 +175,7 @@ class PlannedWeights(NamedTuple):
     bindings: tuple["Binding", ...]
     tiles: int
     tile_elements: int
+    options: dict[str, int]
 
 
 class Binding(NamedTuple):
@@ -214,7 +216,7 @@ def run(
     if row0:
         permutation = permutation[row0:]
     most = configs.multiprocessors(like.device.index or 0) * config.programs
-    for launch, order, bindings in planned(program, schedule, config, tensors, num_scenarios, most, like):
+    for launch, order, bindings, options in planned(program, schedule, config, tensors, num_scenarios, most, like):
         items = order.most_items(rows)
         if items == 0:
             continue
@@ -232,8 +234,7 @@ def run(
             1.0 / temperature,
             LAUNCH=launch,
             device=like.device,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            **options,
         )
 
 
@@ -256,29 +257,29 @@ def planned(
             for stage, starts in zip(program.stages, aligned, strict=True)
         )
         program.planned[key] = [
-            _plan(stages, config.block_m, num_scenarios, programs) for stages in scheduling.split(cut, schedule)
+            _plan(stages, config, num_scenarios, programs) for stages in scheduling.split(cut, schedule)
         ]
     found: list[Planned] = program.planned[key]
     return found
 
 
-def _plan(stages: Sequence[Stage], block_m: int, num_scenarios: int, programs: int) -> Planned:
+def _plan(stages: Sequence[Stage], config: Config, num_scenarios: int, programs: int) -> Planned:
     numbers, bodies, bindings = shared_bodies(stages)
     persistent = len(stages) > 1
-    order = scheduling.order(stages, numbers, block_m, num_scenarios, programs if persistent else 1)
+    order = scheduling.order(stages, numbers, config.block_m, num_scenarios, programs if persistent else 1)
     launch = Launch(
         slots=sealed(merged(dict(enumerate(order.slots)))),
         bodies=sealed(bodies),
         stages=sealed(len(stages)),
         persistent=sealed(persistent),
         num_scenarios=sealed(num_scenarios),
-        block_m=sealed(block_m),
+        block_m=sealed(config.block_m),
         items_per_step=sealed(order.items_per_step),
         own_items_per_step=sealed(order.own_items_per_step),
         any_rows_lag=sealed(order.any_rows_lag),
         own_lag=sealed(order.own_lag),
     )
-    return Planned(launch, order, bindings)
+    return Planned(launch, order, bindings, configs.launch_options(config, stages))
 
 
 def shared_bodies(stages: Sequence[Stage]) -> tuple[list[int], tuple[Body, ...], tuple[Binding, ...]]:
@@ -348,7 +349,7 @@ def run_weight_gradients(
         grouped: :func:`num_weight_counters` counters at least.
         like: any tensor of that type.
     """
-    launch, bindings, tiles, tile_elements = planned_weights(gradients, config, tensors, num_scenarios, like)
+    launch, bindings, tiles, tile_elements, options = planned_weights(gradients, config, tensors, num_scenarios, like)
     chunk = configs.chunk_rows(rows)
     # Scenarios of more than one chunk have fewer than 2 chunks for every chunk's worth of rows.
     slots = 2 * rows // chunk if rows > chunk else 0
@@ -363,8 +364,7 @@ def run_weight_gradients(
         chunk,
         LAUNCH=launch,
         device=like.device,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        **options,
     )
 
 
@@ -391,7 +391,8 @@ def planned_weights(
         numbers, bodies, bindings = shared_bodies(stages)
         placed = {n: dataclasses.replace(slot, body=numbers[n]) for n, slot in enumerate(slots)}
         launch = WeightLaunch(*map(sealed, (merged(placed), bodies, len(stages), num_scenarios, tiles, elements)))
-        gradients.planned[key] = PlannedWeights(launch, bindings, tiles, elements)
+        options = configs.launch_options(config, stages)
+        gradients.planned[key] = PlannedWeights(launch, bindings, tiles, elements, options)
     found: PlannedWeights = gradients.planned[key]
     return found
 
