@@ -2,13 +2,14 @@
 
 import runpy
 
+import click
 import pytest
 import torch
 from torch import nn
 
 from saml_kernels import activations, extension
 from saml_kernels.activations import ACTIVATIONS, Activation
-from saml_rec.cli import options
+from saml_rec.models.hyperparameters import HYPERPARAMETERS
 
 LOADED = pytest.mark.skipif(extension.EXTENSION_MISSING is not None, reason=str(extension.EXTENSION_MISSING))
 MISH = Activation("mish", torch.nn.functional.mish, nn.Mish, needs_preact=True)
@@ -96,6 +97,9 @@ def test_triton_without_device_functions_for_a_row_is_refused(monkeypatch):
         runpy.run_module("saml_kernels.backends.triton.kernels.activations")
 
 
-def test_the_command_line_knows_every_row():
-    choices, _ = options.HYPERPARAMETERS["activation"]
-    assert list(choices.choices) == list(ACTIVATIONS)
+def test_the_command_line_takes_every_row(monkeypatch):
+    option = HYPERPARAMETERS["activation"].type
+    monkeypatch.setattr(activations, "ACTIVATIONS", with_a_row_more())
+    assert [option.convert(name, None, None) for name in with_a_row_more()] == list(with_a_row_more())
+    with pytest.raises(click.BadParameter, match=r"'swish' is not one of 'relu'.*'mish'"):
+        option.convert("swish", None, None)

@@ -10,9 +10,9 @@ import polars
 import pytest
 
 from saml_rec.cli import main
-from saml_rec.cli.options import HYPERPARAMETERS
 from saml_rec.models import MODELS
-from saml_rec.models.construction import hyperparameters
+from saml_rec.models.hyperparameters import HYPERPARAMETERS
+from saml_rec.models.registry import hyperparameters
 
 DOCS = Path(__file__).parents[2] / "docs"
 CLI = (DOCS / "cli.md").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from saml_rec.data import prepare
 from saml_rec.data.schema import Schema, load_schema
 from saml_rec.errors import InputError
 from saml_rec.evaluation.scoring import evaluate, load_trained
-from saml_rec.models.construction import hyperparameters
+from saml_rec.models.registry import hyperparameters
 from saml_rec.run_directory import load
 from saml_rec.training import TrainOptions, best_epoch, train
 from saml_rec.training import loop as training

@@ -6,10 +6,10 @@ import click
 
 from saml_rec.cli.options import (
     FILE,
-    IntegerList,
     device_option,
 )
 from saml_rec.errors import InputError
+from saml_rec.models.hyperparameters import IntegerList
 
 
 @click.command()

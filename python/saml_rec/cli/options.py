@@ -6,49 +6,9 @@ from typing import Any
 
 import click
 
-
-class IntegerList(click.ParamType):
-    """Positive integers separated by commas, as a tuple; ``none`` is the empty one."""
-
-    name = "integers"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return "N,N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [] if value == "none" else value.split(",")
-        if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is neither none nor a list of positive integers such as 64,32.", param, ctx)
-        return tuple(int(part) for part in parts)
-
+from saml_rec.models.hyperparameters import BACKENDS, HYPERPARAMETERS
 
 FILE = click.Path(path_type=Path)
-BACKENDS = click.Choice(["auto", "reference", "cpp", "triton"])
-
-# Hyperparameters of models, by the keyword in the model's class. Which model takes which, and the defaults,
-# stand in the classes.
-HYPERPARAMETERS: dict[str, tuple[click.ParamType, str]] = {
-    "hidden_dims": (IntegerList(), "Widths of the hidden layers, e.g. 64,32."),
-    "aux_dims": (IntegerList(), "Widths of the auxiliary network; as --hidden-dims unless given."),
-    "num_experts": (click.IntRange(1), "Experts of the mixture."),
-    "scenario_dim": (click.IntRange(1), "Width of the scenario's embedding in the auxiliary network."),
-    "tower_dims": (IntegerList(), "Widths of each scenario's tower; none for one linear layer."),
-    "mutual_layers": (IntegerList(), "Layers followed by a mutual unit, counted from 1; none for no layer."),
-    "combine": (click.Choice(["product", "sum"]), "How partitioned normalisation joins shared and scenario's scale."),
-    "gate": (click.Choice(["vector", "scalar"]), "Gate of the mutual unit."),
-    "score": (click.Choice(["ratio", "softmax"]), "How the mutual unit weighs the other scenarios."),
-    "temperature": (click.FloatRange(min=0, min_open=True), "Temperature of --score softmax."),
-    "activation": (
-        click.Choice(["relu", "leaky_relu", "gelu", "silu", "tanh", "identity"]),
-        "Activation of the hidden layers.",
-    ),
-    "stop_gradient": (click.BOOL, "Whether a branch is trained by its own scenario's rows only; false is an ablation."),
-    "aux_loss_weight": (click.FloatRange(min=0), "Weight of the auxiliary loss."),
-    "dropout": (click.FloatRange(0, 1, max_open=True), "Share of the features dropped in training."),
-    "backend": (BACKENDS, "What runs the kernels; auto takes the fastest one."),
-}
 
 # What else may differ between the models of a comparison, by the option's name in train.
 TRAINING_CHANGES: dict[str, tuple[str, click.ParamType]] = {
@@ -76,7 +36,7 @@ class ModelOption(click.ParamType):
         if keyword in TRAINING_CHANGES:
             keyword, kind = TRAINING_CHANGES[keyword]
         elif keyword in HYPERPARAMETERS:
-            kind, _ = HYPERPARAMETERS[keyword]
+            kind = HYPERPARAMETERS[keyword].type
         else:
             known = ", ".join(name.replace("_", "-") for name in (*TRAINING_CHANGES, *HYPERPARAMETERS))
             self.fail(f"{value!r}: there is no option {option!r} (options: {known}).", param, ctx)
@@ -88,8 +48,8 @@ Command = Callable[..., Any]
 
 def hyperparameter_options(command: Command) -> Command:
     """One option for every hyperparameter, None unless given."""
-    for name, (kind, text) in reversed(HYPERPARAMETERS.items()):
-        command = click.option(f"--{name.replace('_', '-')}", name, type=kind, help=text)(command)
+    for each in reversed(HYPERPARAMETERS.values()):
+        command = click.option(f"--{each.name.replace('_', '-')}", each.name, type=each.type, help=each.text)(command)
     return command
 
 

@@ -30,7 +30,7 @@ from saml_rec.errors import InputError
 from saml_rec.evaluation.mutual_weights import mean_mutual_weights
 from saml_rec.evaluation.scoring import load_trained
 from saml_rec.files import write_json
-from saml_rec.models.construction import hyperparameters
+from saml_rec.models.registry import hyperparameters
 from saml_rec.run_directory import RunDirectory, read_json, versions
 from saml_rec.training import TrainOptions, train
 

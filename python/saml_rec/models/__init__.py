@@ -1,19 +1,29 @@
-"""Models by their command-line name."""
+"""The models, each one screen, and their registry."""
 
-from torch import nn
+from typing import TYPE_CHECKING
 
-from saml_rec.models.hmoe import HMoE
-from saml_rec.models.mmoe import MMoE
-from saml_rec.models.saml import SAML
-from saml_rec.models.shared_bottom import SharedBottom
-from saml_rec.models.star import STAR
+from saml_rec.lazy import lazily
 
-MODELS: dict[str, type[nn.Module]] = {
-    "saml": SAML,
-    "star": STAR,
-    "hmoe": HMoE,
-    "mmoe": MMoE,
-    "shared_bottom": SharedBottom,
-}
+if TYPE_CHECKING:
+    from saml_rec.models.base import ScenarioModel
+    from saml_rec.models.hmoe import HMoE
+    from saml_rec.models.mmoe import MMoE
+    from saml_rec.models.registry import MODELS
+    from saml_rec.models.saml import SAML
+    from saml_rec.models.shared_bottom import SharedBottom
+    from saml_rec.models.star import STAR
 
-__all__ = ["MODELS", "SAML", "STAR", "HMoE", "MMoE", "SharedBottom"]
+__all__ = ["MODELS", "SAML", "STAR", "HMoE", "MMoE", "ScenarioModel", "SharedBottom"]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "MODELS": "saml_rec.models.registry",
+        "SAML": "saml_rec.models.saml",
+        "STAR": "saml_rec.models.star",
+        "HMoE": "saml_rec.models.hmoe",
+        "MMoE": "saml_rec.models.mmoe",
+        "ScenarioModel": "saml_rec.models.base",
+        "SharedBottom": "saml_rec.models.shared_bottom",
+    },
+)

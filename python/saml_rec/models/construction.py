@@ -1,6 +1,5 @@
 """Models built from their names and options, on a device, by a backend."""
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +12,9 @@ from saml_kernels.backends.base import Operation
 from saml_kernels.layers import STARMLP, GroupedMLP, MultiBranchMLP, MutualUnit, ScoreMixture
 from saml_rec.data.encoding import Encoder
 from saml_rec.data.schema import Schema
-from saml_rec.errors import InputError, did_you_mean
-from saml_rec.models import MODELS
+from saml_rec.errors import InputError
+from saml_rec.models.base import ScenarioModel
+from saml_rec.models.registry import MODELS, hyperparameters
 
 OPERATION_OF_LAYER: dict[type[nn.Module], Operation] = {
     MultiBranchMLP: "multi_branch",
@@ -23,22 +23,6 @@ OPERATION_OF_LAYER: dict[type[nn.Module], Operation] = {
     STARMLP: "grouped_mlp",
     ScoreMixture: "branch_scores",
 }
-
-
-def hyperparameters(model: str) -> dict[str, Any]:
-    """The options a model takes, with their defaults: the keyword-only parameters of its class.
-
-    Raises:
-        InputError: there is no such model.
-    """
-    if model not in MODELS:
-        raise InputError(f"there is no model {model!r} (models: {', '.join(MODELS)}){did_you_mean(model, MODELS)}")
-    parameters = inspect.signature(MODELS[model]).parameters.values()
-    return {
-        parameter.name: parameter.default
-        for parameter in parameters
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
-    }
 
 
 def resolve_model_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +55,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def build_model(name: str, options: Mapping[str, Any], schema: Schema, encoder: Encoder) -> nn.Module:
+def build_model(name: str, options: Mapping[str, Any], schema: Schema, encoder: Encoder) -> ScenarioModel:
     """A freshly initialised model on the CPU, from torch's global generator.
 
     Raises:
@@ -97,7 +81,7 @@ def check_model(name: str, options: Mapping[str, Any], schema: Schema, device: t
 
 def _construct(
     name: str, options: Mapping[str, Any], schema: Schema, num_scenarios: int, vocabulary_sizes: Mapping[str, int]
-) -> nn.Module:
+) -> ScenarioModel:
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
         return MODELS[name](schema, num_scenarios, vocabulary_sizes=vocabulary_sizes, **options)

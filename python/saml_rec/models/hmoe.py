@@ -5,26 +5,17 @@ H_t(x)  = W_t(x) S_t(x) + Σ_{j≠t} W_j(x) sg(S_j(x)),   S_j = sigmoid of scena
 loss    = BCE(H_t, y)
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from saml_kernels.checks import check_integer
 from saml_kernels.layers import MixtureOfExperts, ScoreMixture
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
-from saml_rec.models.features import Batch, ScenarioAwareFeatures
+from saml_rec.models.base import Logits, ScenarioModel, check_widths
+from saml_rec.models.features import Batch
+from saml_rec.models.hyperparameters import Activation, Backend, Dropout, HiddenDims, NumExperts, TowerDims
 
 
-class HMoEOutput(NamedTuple):
-    """Logit of H_t, (B,)."""
-
-    logit: Tensor
-
-
-class HMoE(nn.Module):
+class HMoE(ScenarioModel):
     """HMoE on a schema's features.
 
     Args:
@@ -43,28 +34,20 @@ class HMoE(nn.Module):
         num_scenarios: int,
         *,
         vocabulary_sizes: Mapping[str, int],
-        num_experts: int = 4,
-        hidden_dims: Sequence[int] = (64,),
-        tower_dims: Sequence[int] = (32,),
-        activation: str = "relu",
-        dropout: float = 0.0,
-        backend: str = "auto",
+        num_experts: NumExperts = 4,
+        hidden_dims: HiddenDims = (64,),
+        tower_dims: TowerDims = (32,),
+        activation: Activation = "relu",
+        dropout: Dropout = 0.0,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__()
-        for option, widths in (("hidden_dims", hidden_dims), ("tower_dims", tower_dims)):
-            for width in widths:
-                check_integer(f"every width in {option}", width, 1)
+        check_widths(hidden_dims=hidden_dims, tower_dims=tower_dims)
         if not hidden_dims:
             raise InputError("hidden_dims must name at least one layer of the experts, got none")
-        self.features = ScenarioAwareFeatures(schema, num_scenarios, vocabulary_sizes, dropout, local=False)
+        super().__init__(schema, num_scenarios, vocabulary_sizes, dropout)
         self.bottom = MixtureOfExperts(num_experts, self.features.global_dim, hidden_dims, activation=activation)
         self.mixture = ScoreMixture(num_scenarios, hidden_dims[-1], tower_dims, activation, backend=backend)
 
-    def forward(self, batch: Batch) -> HMoEOutput:
-        # Dense values are float32 whatever the model's type is.
-        x = self.bottom(self.features(batch)[0].to(self.bottom.weights[0].dtype))
-        return HMoEOutput(self.mixture(x, batch["scenario"]))
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean binary cross entropy over the batch."""
-        return F.binary_cross_entropy_with_logits(self(batch).logit, batch["label"])
+    def forward(self, batch: Batch) -> Logits:
+        x = self.bottom(self.inputs(batch)[0])
+        return Logits(self.mixture(x, batch["scenario"]))

@@ -1,25 +1,16 @@
 """MMoE: shared experts, a gate and a tower for each scenario (KDD 2018); the usual multi-task baseline."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from saml_kernels.checks import check_integer
 from saml_kernels.layers import GroupedMLP, MixtureOfExperts
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
-from saml_rec.models.features import Batch, ScenarioAwareFeatures
+from saml_rec.models.base import Logits, ScenarioModel, check_widths
+from saml_rec.models.features import Batch
+from saml_rec.models.hyperparameters import Activation, Backend, Dropout, HiddenDims, NumExperts, TowerDims
 
 
-class MMoEOutput(NamedTuple):
-    """Logit of the own scenario's tower, (B,)."""
-
-    logit: Tensor
-
-
-class MMoE(nn.Module):
+class MMoE(ScenarioModel):
     """MMoE on a schema's features.
 
     Args:
@@ -38,31 +29,23 @@ class MMoE(nn.Module):
         num_scenarios: int,
         *,
         vocabulary_sizes: Mapping[str, int],
-        num_experts: int = 4,
-        hidden_dims: Sequence[int] = (64,),
-        tower_dims: Sequence[int] = (32,),
-        activation: str = "relu",
-        dropout: float = 0.0,
-        backend: str = "auto",
+        num_experts: NumExperts = 4,
+        hidden_dims: HiddenDims = (64,),
+        tower_dims: TowerDims = (32,),
+        activation: Activation = "relu",
+        dropout: Dropout = 0.0,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__()
-        for option, widths in (("hidden_dims", hidden_dims), ("tower_dims", tower_dims)):
-            for width in widths:
-                check_integer(f"every width in {option}", width, 1)
+        check_widths(hidden_dims=hidden_dims, tower_dims=tower_dims)
         if not hidden_dims:
             raise InputError("hidden_dims must name at least one layer of the experts, got none")
-        self.features = ScenarioAwareFeatures(schema, num_scenarios, vocabulary_sizes, dropout, local=False)
+        super().__init__(schema, num_scenarios, vocabulary_sizes, dropout)
         self.bottom = MixtureOfExperts(
             num_experts, self.features.global_dim, hidden_dims, num_scenarios, activation, backend
         )
         self.towers = GroupedMLP(num_scenarios, hidden_dims[-1], (*tower_dims, 1), activation, "identity", backend)
 
-    def forward(self, batch: Batch) -> MMoEOutput:
+    def forward(self, batch: Batch) -> Logits:
         scenario = batch["scenario"]
-        # Dense values are float32 whatever the model's type is.
-        x = self.bottom(self.features(batch)[0].to(self.bottom.weights[0].dtype), scenario)
-        return MMoEOutput(self.towers(x, scenario).squeeze(1))
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean binary cross entropy over the batch."""
-        return F.binary_cross_entropy_with_logits(self(batch).logit, batch["label"])
+        x = self.bottom(self.inputs(batch)[0], scenario)
+        return Logits(self.towers(x, scenario).squeeze(1))

@@ -8,7 +8,7 @@ loss       = BCE(logit, y) + λ BCE(aux_logit, y)
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,21 @@ from saml_kernels import TrunkOutput
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
-from saml_rec.models.features import Batch, ScenarioAwareFeatures
+from saml_rec.models.base import ScenarioModel
+from saml_rec.models.features import Batch
+from saml_rec.models.hyperparameters import (
+    Activation,
+    AuxDims,
+    AuxLossWeight,
+    Backend,
+    Dropout,
+    Gate,
+    HiddenDims,
+    MutualLayers,
+    Score,
+    StopGradient,
+    Temperature,
+)
 
 
 class SAMLOutput(NamedTuple):
@@ -29,7 +43,7 @@ class SAMLOutput(NamedTuple):
     aux_logit: Tensor
 
 
-class SAML(nn.Module):
+class SAML(ScenarioModel):
     """The model of the paper on a schema's features.
 
     Args:
@@ -48,22 +62,21 @@ class SAML(nn.Module):
         num_scenarios: int,
         *,
         vocabulary_sizes: Mapping[str, int],
-        hidden_dims: Sequence[int] = (64, 32),
-        aux_dims: Sequence[int] | None = None,
-        mutual_layers: Sequence[int] = (1,),
-        gate: str = "vector",
-        score: str = "ratio",
-        temperature: float = 0.1,
-        activation: str = "relu",
-        stop_gradient: bool = True,
-        aux_loss_weight: float = 1.0,
-        dropout: float = 0.0,
-        backend: str = "auto",
+        hidden_dims: HiddenDims = (64, 32),
+        aux_dims: AuxDims | None = None,
+        mutual_layers: MutualLayers = (1,),
+        gate: Gate = "vector",
+        score: Score = "ratio",
+        temperature: Temperature = 0.1,
+        activation: Activation = "relu",
+        stop_gradient: StopGradient = True,
+        aux_loss_weight: AuxLossWeight = 1.0,
+        dropout: Dropout = 0.0,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__()
         if not 0 <= aux_loss_weight < math.inf:
             raise InputError(f"aux_loss_weight must be finite and at least 0, got {aux_loss_weight}")
-        self.features = ScenarioAwareFeatures(schema, num_scenarios, vocabulary_sizes, dropout)
+        super().__init__(schema, num_scenarios, vocabulary_sizes, dropout, local=True)
         self.trunk = MultiBranchMLP(
             num_scenarios,
             self.features.local_dim,
@@ -96,8 +109,7 @@ class SAML(nn.Module):
         return {layer: rows for layer, rows in enumerate(scores or (), start=1) if rows is not None}
 
     def _trunk_output(self, batch: Batch, return_scores: bool = False) -> TrunkOutput:
-        # Dense values are float32 whatever the model's type is.
-        x_global, x_local = (x.to(self.aux_head.weight.dtype) for x in self.features(batch))
+        x_global, x_local = self.inputs(batch)
         output: TrunkOutput = self.trunk(x_local, x_global, batch["scenario"], return_scores=return_scores)
         return output
 

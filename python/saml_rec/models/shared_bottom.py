@@ -1,26 +1,19 @@
 """Shared bottom: one network for all scenarios and a small tower for each; the plain multi-scenario baseline."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from saml_kernels.activations import ACTIVATIONS
-from saml_kernels.checks import check_integer
 from saml_kernels.layers import GroupedMLP
 from saml_rec.data.schema import Schema
-from saml_rec.models.features import Batch, ScenarioAwareFeatures
+from saml_rec.models.base import Logits, ScenarioModel, check_widths
+from saml_rec.models.features import Batch
+from saml_rec.models.hyperparameters import Activation, Backend, Dropout, HiddenDims, TowerDims
 
 
-class SharedBottomOutput(NamedTuple):
-    """Logit of the own scenario's tower, (B,)."""
-
-    logit: Tensor
-
-
-class SharedBottom(nn.Module):
+class SharedBottom(ScenarioModel):
     """Global features only, a shared MLP, and a tower per scenario.
 
     Args:
@@ -40,17 +33,14 @@ class SharedBottom(nn.Module):
         num_scenarios: int,
         *,
         vocabulary_sizes: Mapping[str, int],
-        hidden_dims: Sequence[int] = (64,),
-        tower_dims: Sequence[int] = (32,),
-        activation: str = "relu",
-        dropout: float = 0.0,
-        backend: str = "auto",
+        hidden_dims: HiddenDims = (64,),
+        tower_dims: TowerDims = (32,),
+        activation: Activation = "relu",
+        dropout: Dropout = 0.0,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__()
-        for option, widths in (("hidden_dims", hidden_dims), ("tower_dims", tower_dims)):
-            for width in widths:
-                check_integer(f"every width in {option}", width, 1)
-        self.features = ScenarioAwareFeatures(schema, num_scenarios, vocabulary_sizes, dropout, local=False)
+        check_widths(hidden_dims=hidden_dims, tower_dims=tower_dims)
+        super().__init__(schema, num_scenarios, vocabulary_sizes, dropout)
         widths = (self.features.global_dim, *hidden_dims)
         self.bottom = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths))
         self.towers = GroupedMLP(
@@ -62,13 +52,8 @@ class SharedBottom(nn.Module):
             backend=backend,
         )
 
-    def forward(self, batch: Batch) -> SharedBottomOutput:
-        # Dense values are float32 whatever the model's type is.
-        shared = self.features(batch)[0].to(self.towers.weights[0].dtype)
+    def forward(self, batch: Batch) -> Logits:
+        shared = self.inputs(batch)[0]
         for layer in self.bottom:
             shared = ACTIVATIONS[self.towers.activation].function(layer(shared))
-        return SharedBottomOutput(self.towers(shared, batch["scenario"]).squeeze(1))
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean binary cross entropy over the batch."""
-        return F.binary_cross_entropy_with_logits(self(batch).logit, batch["label"])
+        return Logits(self.towers(shared, batch["scenario"]).squeeze(1))

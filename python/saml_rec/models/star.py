@@ -5,26 +5,20 @@ logit = STAR network of the own scenario on z + auxiliary network on (scenario e
 loss  = BCE(logit, y)
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from saml_kernels.checks import check_integer
 from saml_kernels.layers import STARMLP, PartitionedNorm
 from saml_rec.data.schema import Schema
-from saml_rec.models.features import Batch, ScenarioAwareFeatures
+from saml_rec.models.base import Logits, ScenarioModel, check_widths
+from saml_rec.models.features import Batch
+from saml_rec.models.hyperparameters import Activation, AuxDims, Backend, Combine, Dropout, HiddenDims, ScenarioDim
 
 
-class STAROutput(NamedTuple):
-    """The sum of the star network's and the auxiliary network's logits, (B,)."""
-
-    logit: Tensor
-
-
-class STAR(nn.Module):
+class STAR(ScenarioModel):
     """STAR on a schema's features.
 
     Args:
@@ -45,19 +39,17 @@ class STAR(nn.Module):
         num_scenarios: int,
         *,
         vocabulary_sizes: Mapping[str, int],
-        hidden_dims: Sequence[int] = (64, 32),
-        scenario_dim: int = 8,
-        aux_dims: Sequence[int] = (16,),
-        activation: str = "relu",
-        combine: str = "product",
-        dropout: float = 0.0,
-        backend: str = "auto",
+        hidden_dims: HiddenDims = (64, 32),
+        scenario_dim: ScenarioDim = 8,
+        aux_dims: AuxDims = (16,),
+        activation: Activation = "relu",
+        combine: Combine = "product",
+        dropout: Dropout = 0.0,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__()
         check_integer("scenario_dim", scenario_dim, 1)
-        for width in aux_dims:
-            check_integer("every width in aux_dims", width, 1)
-        self.features = ScenarioAwareFeatures(schema, num_scenarios, vocabulary_sizes, dropout, local=False)
+        check_widths(aux_dims=aux_dims)
+        super().__init__(schema, num_scenarios, vocabulary_sizes, dropout)
         width = self.features.global_dim
         self.norm = PartitionedNorm(num_scenarios, width, combine=combine)
         self.network = STARMLP(num_scenarios, width, (*hidden_dims, 1), activation, "identity", backend)
@@ -69,13 +61,8 @@ class STAR(nn.Module):
             before = after
         self.aux_network = nn.Sequential(*layers, nn.Linear(before, 1))
 
-    def forward(self, batch: Batch) -> STAROutput:
+    def forward(self, batch: Batch) -> Logits:
         scenario = batch["scenario"]
-        # Dense values are float32 whatever the model's type is.
-        z = self.norm(self.features(batch)[0].to(self.norm.weight.dtype), scenario)
+        z = self.norm(self.inputs(batch)[0], scenario)
         aux_logit = self.aux_network(torch.cat([self.scenario_embedding(scenario), z], dim=1))
-        return STAROutput((self.network(z, scenario) + aux_logit).squeeze(1))
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean binary cross entropy over the batch."""
-        return F.binary_cross_entropy_with_logits(self(batch).logit, batch["label"])
+        return Logits((self.network(z, scenario) + aux_logit).squeeze(1))

@@ -1,0 +1,69 @@
+"""What the models have in common: features of a schema, a logit of every sample's own scenario, a loss."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saml_kernels.checks import check_integer
+from saml_rec.data.schema import Schema
+from saml_rec.models.features import Batch, ScenarioAwareFeatures
+
+
+class Logits(NamedTuple):
+    """Logit of every sample's own scenario, (B,)."""
+
+    logit: Tensor
+
+
+class ScenarioModel(nn.Module):
+    """A recommender for several scenarios. A subclass builds its network after this and gives :meth:`forward`.
+
+    Its own parameters beyond these are keyword-only and annotated as in :mod:`saml_rec.models.hyperparameters`: they
+    are the model's hyperparameters.
+
+    Args:
+        schema: the features.
+        num_scenarios: M.
+        vocabulary_sizes: per sparse and multi-valued feature the rows of its tables.
+        dropout: of the features.
+        local: whether features flagged scenario_aware get local tables.
+
+    Raises:
+        InputError: dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        num_scenarios: int,
+        vocabulary_sizes: Mapping[str, int],
+        dropout: float,
+        local: bool = False,
+    ) -> None:
+        super().__init__()
+        self.features = ScenarioAwareFeatures(schema, num_scenarios, vocabulary_sizes, dropout, local)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """x_g (B, global_dim) and x_l (B, local_dim), in the network's type: dense values are float32 always."""
+        network = chain.from_iterable(child.parameters() for child in islice(self.children(), 1, None))
+        dtype = next(network).dtype
+        x_global, x_local = self.features(batch)
+        return x_global.to(dtype), x_local.to(dtype)
+
+    def forward(self, batch: Batch) -> Any:
+        """A batch as EncodedTable makes it → a NamedTuple whose ``logit`` is (B,)."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean binary cross entropy over the batch."""
+        return F.binary_cross_entropy_with_logits(self(batch).logit, batch["label"])
+
+
+def check_widths(**widths: Sequence[int]) -> None:
+    """ValueError unless all are positive integers; by the option's name."""
+    for option, each in widths.items():
+        for width in each:
+            check_integer(f"every width in {option}", width, 1)
