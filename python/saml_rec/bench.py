@@ -19,7 +19,7 @@ from saml_kernels.testing import timing
 from saml_kernels.testing.accuracy import one_line
 from saml_kernels.testing.problem import backend as run_on
 from saml_kernels.testing.timing import Protocol
-from saml_rec.console import say
+from saml_rec.console import say, table_of
 from saml_rec.errors import InputError
 from saml_rec.files import check_output_file
 from saml_rec.run_directory import versions
@@ -151,10 +151,11 @@ def describe(record: Mapping[str, Any]) -> str:
 
 def table(record: Mapping[str, Any]) -> Table:
     """Milliseconds of every backend that ran, and how many times as fast as the reference it is."""
-    shown = Table(caption="medians, with the 20th and 80th percentile; × is the reference's time divided by it")
-    shown.add_column("backend")
-    for heading in ("forward, ms", "×", "training step, ms", "×"):
-        shown.add_column(heading, justify="right", no_wrap=True)
+    shown = table_of(
+        "backend",
+        ("forward, ms", "×", "training step, ms", "×"),
+        caption="medians, with the 20th and 80th percentile; × is the reference's time divided by it",
+    )
     for backend, figures in record["backends"].items():
         if "reason" in figures:
             continue

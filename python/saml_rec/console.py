@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -24,18 +25,26 @@ def spread(summary: Mapping[str, float | None] | None) -> str:
     return decimals(summary["mean"]) + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
+def table_of(names: str, numbers: Iterable[str], caption: str | None = None) -> Table:
+    """An empty table: a column of names, which fold if they are too long for the terminal, and columns of numbers."""
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, caption=caption, caption_justify="left"
+    )
+    table.add_column(names, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
     """AUC, log loss and row count of every scenario and overall.
 
     Args:
         metrics: with ``overall`` and ``scenarios`` as :func:`saml_rec.evaluation.metrics.evaluate_scores` gives them.
     """
-    table = Table()
-    # Names are data: Text keeps brackets in them from being read as markup, folding keeps them complete.
-    table.add_column("scenario", overflow="fold")
-    for heading in ("AUC", "log loss", "rows"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = table_of("scenario", ("AUC", "log loss", "rows"))
     for name, scores in metrics["scenarios"].items():
+        # Names are data: Text keeps brackets in them from being read as markup.
         table.add_row(Text(name), *_cells(scores))
     table.add_section()
     table.add_row("overall", *_cells(metrics["overall"]), style="bold")

@@ -25,10 +25,10 @@ def test_every_backend_is_a_row_or_has_a_reason(saml_rec):
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("20 rows, 3 scenarios, inputs 5 + 4, layers 6,4, float32 on cpu\n")
     for name in BACKENDS:
-        listed = f"│ {name}" if name in PRESENT else f"not timed: {name}: "
+        listed = f"\n{name} " if name in PRESENT else f"\nnot timed: {name}: "
         assert listed in result.stdout
-    (row,) = (line for line in result.stdout.splitlines() if line.startswith("│ reference"))
-    assert row.count(" 1.00 ") == 2
+    (row,) = (line for line in result.stdout.splitlines() if line.startswith("reference "))
+    assert row.split().count("1.00") == 2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -1,5 +1,6 @@
 """saml-rec compare: what it writes, what it repeats, what it refuses, and when it calls a difference one."""
 
+import io
 import json
 import math
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from saml_rec import comparison
 from saml_rec.data import prepare
@@ -36,6 +38,28 @@ def arguments(dataset, out, models="saml,shared_bottom", seeds=2, epochs=2):
 
 def read(out):
     return json.loads((out / "compare.json").read_text(encoding="utf-8"))
+
+
+def test_the_table_fits_80_columns_with_every_word_whole():
+    summary = {"mean": 0.7153, "deviation": 0.0024}
+    entry = {"overall": {"auc": summary, "logloss": summary}, "parameters": 99_999_999}
+    entry |= {"rows_per_second": {"mean": 1_234_567}, "peak_bytes": 99_999 * 2**20}
+    console = Console(width=80, file=io.StringIO())
+    console.print(comparison.comparison_table({"models": {"shared_bottom": entry}}))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[2].split("  ")[0] == "shared_bottom"
+    assert lines[2].split()[1:] == [
+        "0.7153",
+        "±",
+        "0.0024",
+        "0.7153",
+        "±",
+        "0.0024",
+        "99,999,999",
+        "1,234,567",
+        "99,999",
+    ]
 
 
 def test_means_and_deviations_are_those_of_the_runs(compared):

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from saml_rec.comparison.memory import PeakMemory
 from saml_rec.comparison.report_page import write_page
-from saml_rec.console import say, spread
+from saml_rec.console import say, spread, table_of
 from saml_rec.data.preparation import PreparedData
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
@@ -312,10 +312,7 @@ def judge(first: Sequence[float], second: Sequence[float]) -> dict[str, float | 
 
 def comparison_table(record: Record) -> Table:
     """What is printed: a row per model."""
-    table = Table()
-    table.add_column("model", overflow="fold")
-    for heading in ("AUC", "log loss", "parameters", "rows/s", "peak MiB"):
-        table.add_column(heading, justify="right")
+    table = table_of("model", ("AUC", "log loss", "parameters", "rows/s", "peak MiB"))
     for model, entry in record["models"].items():
         peak = entry["peak_bytes"]
         table.add_row(
