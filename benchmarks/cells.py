@@ -14,7 +14,7 @@ from contenders import Contender, products
 from peers import PEERS
 from records import QUIET_SHARE, Record, Row, rows, verdict
 from saml_kernels.testing import timing
-from saml_kernels.testing.accuracy import Gate, Verdict, one_line, without_kinks
+from saml_kernels.testing.accuracy import AccuracyGate, Verdict, one_line, without_kinks
 from saml_kernels.testing.problem import PASSES, Call, Problem, Results, make
 from saml_kernels.testing.timing import Protocol
 from workload import Cell
@@ -100,7 +100,7 @@ def measure(
     if any(contender.dtype == torch.float32 for contender in plan.contenders):
         # The plain formulation, which sets a low precision's bounds, meets the same kinks.
         problem = without_kinks(problem, {None, *(contender.foreign_dtype for contender in plan.contenders)})
-    gate = Gate(problem, Contender("all_towers").function())
+    gate = AccuracyGate(problem, Contender("all_towers").function())
     entries = [Entry(host, cell, contender, plan.dynamic) for contender in plan.contenders]
     for entry in entries:
         entry.judge(gate, deadline)
@@ -164,7 +164,7 @@ class Entry:
         self.calls: dict[str, dict[str, Call]] = {kind: {} for kind in PASSES}
         self.peak: dict[str, Any] = {}
 
-    def judge(self, gate: Gate, deadline: float) -> None:
+    def judge(self, gate: AccuracyGate, deadline: float) -> None:
         """The gate's verdict on eager calls; left out past the deadline and where memory is short."""
         reason = "left out: no time was left" if time.monotonic() > deadline else self.too_large()
         judged = (self.contender.dtype, self.contender.foreign_dtype)
@@ -177,7 +177,7 @@ class Entry:
             return None
         return f"left out: may need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
 
-    def prepare(self, gate: Gate, plan: Plan, pool: Any) -> None:
+    def prepare(self, gate: AccuracyGate, plan: Plan, pool: Any) -> None:
         """Eager calls and captured graphs over copies of the inputs; a graph's results go through the gate too."""
         problem = gate.problems(self.contender.dtype)
         copies = self.host.copies(sum(tensor.nbytes for _, tensor in problem.named()))
@@ -192,7 +192,7 @@ class Entry:
         if graph and self.no_graph is None:
             self._capture(gate, problems, pool)
 
-    def _capture(self, gate: Gate, problems: list[Problem], pool: Any) -> None:
+    def _capture(self, gate: AccuracyGate, problems: list[Problem], pool: Any) -> None:
         results: Results = {}
         try:
             for kind in PASSES:

@@ -8,7 +8,7 @@ import pytest
 
 from contenders import CPP, CPP_FOREIGN, EAGER_PEERS, REFERENCE, Contender
 from saml_kernels import available_backends
-from saml_kernels.testing.accuracy import Gate, without_kinks
+from saml_kernels.testing.accuracy import AccuracyGate, without_kinks
 from saml_kernels.testing.problem import PASSES, make
 from workload import Cell
 
@@ -22,8 +22,8 @@ CONTENDERS = (*EAGER_PEERS, REFERENCE, CPP, CPP_FOREIGN)
 
 
 @cache
-def gate(cell: Cell) -> Gate:
-    return Gate(without_kinks(make(cell.case()), {contender.foreign_dtype for contender in CONTENDERS}))
+def gate(cell: Cell) -> AccuracyGate:
+    return AccuracyGate(without_kinks(make(cell.case()), {contender.foreign_dtype for contender in CONTENDERS}))
 
 
 @pytest.mark.parametrize("contender", CONTENDERS, ids=lambda contender: contender.name)

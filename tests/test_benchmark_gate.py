@@ -14,7 +14,7 @@ from peers import PEERS
 from saml_kernels.testing import accuracy
 from saml_kernels.testing.accuracy import (
     KINK_MARGIN,
-    Gate,
+    AccuracyGate,
     Verdict,
     kink_margin,
     reference_results,
@@ -29,7 +29,7 @@ TINY = Cell(B=37, M=3, local_dim=5, global_dim=6, hidden_dims=(7, 4))
 
 def judge(problem: Problem, contender: Contender) -> Verdict:
     plain = Contender("all_towers").function()
-    return Gate(problem, plain).judge(contender.function(), contender.dtype, contender.foreign_dtype)
+    return AccuracyGate(problem, plain).judge(contender.function(), contender.dtype, contender.foreign_dtype)
 
 
 @pytest.mark.parametrize("contender", [*EAGER_PEERS, REFERENCE], ids=lambda contender: contender.name)
@@ -69,7 +69,7 @@ def test_gate_stops_wrong_outputs_and_wrong_gradients(change: Callable[..., Any]
     def function(*arguments: Any) -> tuple[Tensor, Tensor]:
         return change(*PEERS["grouped"].function(*arguments))
 
-    verdict = Gate(make(TINY.case())).judge(of_problem(function), torch.float32)
+    verdict = AccuracyGate(make(TINY.case())).judge(of_problem(function), torch.float32)
     assert verdict.failure is not None
     assert verdict.failure.startswith("wrong: relative error of ")
 
@@ -78,7 +78,7 @@ def test_gate_records_why_a_contender_does_not_run() -> None:
     def function(problem: Problem) -> tuple[Tensor, Tensor]:
         raise RuntimeError("cannot compile\nlong trace")
 
-    assert Gate(make(TINY.case())).judge(function, torch.float32).failure == "RuntimeError: cannot compile"
+    assert AccuracyGate(make(TINY.case())).judge(function, torch.float32).failure == "RuntimeError: cannot compile"
 
 
 def test_chunks_of_the_reference_agree_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import workload
 from contenders import Contender, of_problem
 from peers import PEERS
 from peers.permutation import _TakeRows
-from saml_kernels.testing.accuracy import Gate, reference_results, relative_errors, without_kinks
+from saml_kernels.testing.accuracy import AccuracyGate, reference_results, relative_errors, without_kinks
 from saml_kernels.testing.problem import make
 from workload import Cell
 
@@ -49,7 +49,7 @@ def test_peers_compute_the_reference_in_float64(name: str, cell: Cell) -> None:
 )
 def test_grouped_mm_computes_the_reference(cell: Cell) -> None:
     problem = without_kinks(make(cell.case()))
-    verdict = Gate(problem).judge(Contender("grouped_mm").function(), torch.float32)
+    verdict = AccuracyGate(problem).judge(Contender("grouped_mm").function(), torch.float32)
     assert verdict.failure is None
 
 

@@ -18,7 +18,7 @@ from on_gpu import roofline
 from on_gpu.target import Target
 from peers import PEERS
 from saml_kernels.testing import timing
-from saml_kernels.testing.accuracy import Gate, one_line, reference_results, relative_error
+from saml_kernels.testing.accuracy import AccuracyGate, one_line, reference_results, relative_error
 from saml_kernels.testing.problem import PASSES, Call, Problem, backend, make
 from workload import Cell
 
@@ -171,7 +171,7 @@ def stages(run: Run, deadline: float, save: Save) -> None:
         problem, found = run.problem(cell), {**asdict(cell), "contenders": [], "rows": []}
         done.append(found)
         ours = backend(run.target.ours)
-        failure = Gate(problem, Contender("all_towers").function()).judge(ours, run.target.dtype).failure
+        failure = AccuracyGate(problem, Contender("all_towers").function()).judge(ours, run.target.dtype).failure
         if failure is not None:
             found["failure"] = failure
             continue

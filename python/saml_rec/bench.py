@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 PASSES = {"forward": "forward", "training_step": "step"}
 """As they are called in the record, and in saml_kernels.testing.problem.PASSES."""
 REFERENCE = "reference"
-TUNING_STAGES = 5
+TUNED_LAUNCHES = 5
 """That share the budget: forward, backward, weights, and the result's forward and step beside the built-in choice."""
 
 
@@ -103,8 +103,8 @@ def tune(shape: Shape, budget: float, say: Callable[[str], None]) -> tuple[Tuned
 
     Args:
         shape: what to time; :func:`require_tunable` has passed.
-        budget: seconds for the rounds of all stages together; compiling comes on top.
-        say: receives a line for every stage and every candidate that is skipped.
+        budget: seconds for the rounds of all of them together; compiling comes on top.
+        say: receives a line for every kind of launch and every candidate that is skipped.
 
     Returns:
         What was found, and the record that ``--out`` writes, with ``tuned`` in place of ``backends``.
@@ -114,7 +114,7 @@ def tune(shape: Shape, budget: float, say: Callable[[str], None]) -> tuple[Tuned
     """
 
     def timer(calls: Mapping[Choice, Call]) -> dict[Choice, float]:
-        times = timing.interleave(calls, Protocol(budget / TUNING_STAGES), timing.clock_of(shape.device))
+        times = timing.interleave(calls, Protocol(budget / TUNED_LAUNCHES), timing.clock_of(shape.device))
         return {choice: statistics.median(seconds) for choice, seconds in times.items()}
 
     try:
@@ -179,9 +179,9 @@ def say_results(console: Console, record: Mapping[str, Any]) -> None:
 
 def say_tuned(console: Console, found: Tuned) -> None:
     """Prints what tuning chose, how much faster it is, and where it stands."""
-    for stage in ("forward", "backward", "weights"):
-        kept = "" if _part(found.choice, stage) != _part(found.built_in, stage) else " (as built in)"
-        say(console, f"{stage}: {tuning.describe(found.choice, stage)}{kept}")
+    for launch in ("forward", "backward", "weights"):
+        kept = "" if _tiles(found.choice, launch) != _tiles(found.built_in, launch) else " (as built in)"
+        say(console, f"{launch}: {tuning.describe(found.choice, launch)}{kept}")
     if found.forward is None or found.step is None:
         same = found.choice == found.built_in
         why = "the built-in choice is kept" if same else "the built-in choice does not run here"
@@ -194,5 +194,5 @@ def say_tuned(console: Console, found: Tuned) -> None:
     say(console, f"wrote {found.path}: {found.key}")
 
 
-def _part(choice: Choice, stage: str) -> object:
-    return (choice.schedule, choice.forward) if stage == "forward" else getattr(choice, stage)
+def _tiles(choice: Choice, launch: str) -> object:
+    return (choice.schedule, choice.forward) if launch == "forward" else getattr(choice, launch)

@@ -102,7 +102,7 @@ class Verdict:
     """None, or one line: why there is no figure."""
 
 
-class Gate:
+class AccuracyGate:
     """The gate of one batch. References and yardsticks are computed when first needed, then kept.
 
     Args:

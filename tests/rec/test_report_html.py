@@ -311,7 +311,7 @@ def test_charts_and_tables_say_what_they_show():
     assert "scenario 0 ← scenario 1: 0.017" in weights["title"]
     assert len([title for title in weights["title"] if "←" in title]) == 6
     labels = [attributes["aria-label"] for tag, attributes in page.tags if attributes.get("role") == "region"]
-    assert labels == ["overall measures", "AUC by scenario", "log loss by scenario", "differences"]
+    assert labels == ["overall metrics", "AUC by scenario", "log loss by scenario", "differences"]
     assert page.tables[1][0] == ["AUC by scenario", "rows", "saml", "star", "hmoe", "shared_bottom"]
     assert page.tables[1][1][:3] == ["scenario 0", "100", "0.7110 ± 0.0010"]
     assert page.tables[1][3] == [HOSTILE, "100", "-", "-", "-", "-"]

@@ -78,7 +78,7 @@ def test_the_fastest_is_chosen_written_and_read(path, monkeypatch):
 @pytest.fixture
 def open_gate(monkeypatch):
     """Nothing is compared, which takes seconds a candidate here."""
-    monkeypatch.setattr(tuning.Gate, "failure", lambda self, choice: None)
+    monkeypatch.setattr(tuning.ChoiceGate, "failure", lambda self, choice: None)
 
 
 def test_other_entries_stay(path, open_gate):
@@ -134,7 +134,7 @@ def test_a_candidate_that_does_not_compile_fails_in_one_line(weights_of):
 
     weights_of(fail)
     choice = dataclasses.replace(BUILT_IN, weights=NARROW)
-    assert tuning.Gate(SHAPE.problem()).failure(choice) == "RuntimeError: out of resource: shared memory"
+    assert tuning.ChoiceGate(SHAPE.problem()).failure(choice) == "RuntimeError: out of resource: shared memory"
 
 
 def test_nothing_is_written_where_no_candidate_is_right(path, monkeypatch):
@@ -146,7 +146,7 @@ def test_nothing_is_written_where_no_candidate_is_right(path, monkeypatch):
 
 def test_float16_passes_its_gate():
     shape = dataclasses.replace(SHAPE, rows=60, local_dim=17, hidden_dims=(18, 17), dtype=torch.float16)
-    assert tuning.Gate(shape.problem()).failure(BUILT_IN) is None
+    assert tuning.ChoiceGate(shape.problem()).failure(BUILT_IN) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": {"schedule": "round"}}', '{"a": {"schedule": "persistent"}}'])

@@ -1,7 +1,7 @@
-"""Several models on one split and several seeds: measures with their spread, and which differences exceed it.
+"""Several models on one split and several seeds: metrics with their spread, and which differences exceed it.
 
     OUT/runs/MODEL/seed-S/       the training runs, as saml-rec train leaves them, and run.json with what comparing adds
-    OUT/compare.json             all measures
+    OUT/compare.json             all metrics
     OUT/report.html              the same as one page without any other file
 
 A finished run is not trained again; a run of other options or data is refused.
@@ -35,7 +35,7 @@ from saml_rec.run_directory import RunDirectory, read_json, versions
 from saml_rec.training import TrainOptions, train
 
 OVERALL = "overall"
-MEASURES = ("auc", "logloss")
+METRICS = ("auc", "logloss")
 CALIBRATION_BINS = 10
 STANDARD_ERRORS = 2.0
 TRAINING_CHANGES = ("learning_rate", "weight_decay")
@@ -221,8 +221,8 @@ def summarize(
             difference
             for first, second in combinations(runs, 2)
             for index, name in [(None, OVERALL), *enumerate(scenarios)]
-            for measure in MEASURES
-            if (difference := _difference(runs, first, second, index, name, measure)) is not None
+            for metric in METRICS
+            if (difference := _difference(runs, first, second, index, name, metric)) is not None
         ],
     }
 
@@ -235,14 +235,14 @@ def _scores(run: Record, index: int | None) -> Record:
 
 
 def _summary_of_model(runs: Sequence[Record], scenarios: Sequence[str]) -> Record:
-    def over_seeds(index: int | None, measure: str) -> dict[str, float | None] | None:
-        values = [_scores(run, index)[measure] for run in runs]
+    def over_seeds(index: int | None, metric: str) -> dict[str, float | None] | None:
+        values = [_scores(run, index)[metric] for run in runs]
         return None if None in values else Summary.of(values).to_dict()
 
     peaks = [run["peak_bytes"] for run in runs if run["peak_bytes"] is not None]
     return {
-        OVERALL: {measure: over_seeds(None, measure) for measure in MEASURES},
-        "scenarios": [{measure: over_seeds(index, measure) for measure in MEASURES} for index in range(len(scenarios))],
+        OVERALL: {metric: over_seeds(None, metric) for metric in METRICS},
+        "scenarios": [{metric: over_seeds(index, metric) for metric in METRICS} for index in range(len(scenarios))],
         "parameters": runs[0]["metrics"]["parameters"],
         "rows_per_second": Summary.of([run["metrics"]["timing"]["rows_per_second"] for run in runs]).to_dict(),
         "peak_bytes": max(peaks) if peaks else None,
@@ -270,17 +270,17 @@ def _mean_weights(weights: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]
 
 
 def _difference(
-    runs: Mapping[str, Sequence[Record]], first: str, second: str, index: int | None, name: str, measure: str
+    runs: Mapping[str, Sequence[Record]], first: str, second: str, index: int | None, name: str, metric: str
 ) -> Record | None:
-    """First minus second; None where a measure is not defined."""
-    a, b = ([_scores(run, index)[measure] for run in runs[model]] for model in (first, second))
+    """First minus second; None where a metric is not defined."""
+    a, b = ([_scores(run, index)[metric] for run in runs[model]] for model in (first, second))
     if None in a or None in b:
         return None
     return {
         "first": first,
         "second": second,
         "scenario": None if index is None else name,
-        "measure": measure,
+        "measure": metric,
         **judge(a, b),
     }
 
@@ -289,7 +289,7 @@ def judge(first: Sequence[float], second: Sequence[float]) -> dict[str, float | 
     """Whether two models differ by more than seeds make them differ.
 
     Args:
-        first, second: a measure by seed, the same seeds in both.
+        first, second: a metric by seed, the same seeds in both.
 
     Returns:
         ``mean``, of first − second; ``pooled_deviation``, √((s₁² + s₂²) / 2); ``standard_error`` of the differences
@@ -317,7 +317,7 @@ def comparison_table(record: Record) -> Table:
         peak = entry["peak_bytes"]
         table.add_row(
             Text(model),
-            *(spread(entry[OVERALL][measure]) for measure in MEASURES),
+            *(spread(entry[OVERALL][metric]) for metric in METRICS),
             f"{entry['parameters']:,}",
             f"{entry['rows_per_second']['mean']:,.0f}",
             "-" if peak is None else f"{peak / 2**20:,.0f}",

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import platformdirs
 import polars as pl
 
-from saml_rec.datasets.history import add_history
+from saml_rec.datasets.behaviour import add_behaviour_sequence
 from saml_rec.datasets.output import make_directory
 from saml_rec.errors import InputError
 from saml_rec.files import replacing
@@ -176,7 +176,9 @@ def ratings_table(inter: bytes, user: bytes, item: bytes) -> pl.DataFrame:
         pl.when(pl.col("release_year").str.contains(r"^[0-9]{4}$")).then("release_year").alias("year"),
     )
     ratings = ratings.sort("timestamp", maintain_order=True)
-    ratings = add_history(ratings, user="user_id", item="item_id", time="timestamp", label="label", last=HISTORY)
+    ratings = add_behaviour_sequence(
+        ratings, user="user_id", item="item_id", time="timestamp", label="label", last=HISTORY
+    )
     return (
         ratings.with_columns(
             pl.from_epoch("timestamp", time_unit="s").dt.hour().alias("hour"), pl.col("history").list.join("|")

@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 from sklearn.metrics import log_loss, roc_auc_score
 
-from saml_rec.datasets.history import add_history
+from saml_rec.datasets.behaviour import add_behaviour_sequence
 from saml_rec.datasets.output import make_directory
 from saml_rec.errors import InputError
 from saml_rec.files import replacing, write_json
@@ -191,7 +191,7 @@ def _generate(
         }
     )
     table = table.with_columns(pl.when(~pl.Series(is_missing)).then("price").alias("price"))
-    table = add_history(table, user="user_id", item="item_id", time="timestamp", label="label", last=HISTORY)
+    table = add_behaviour_sequence(table, user="user_id", item="item_id", time="timestamp", label="label", last=HISTORY)
     table = table.with_columns(pl.col("history").list.join("|"))
     planted = {
         "scenarios": scenario_names,

@@ -1,1 +1,1 @@
-"""How well a trained model scores: measures, probabilities, mutual weights."""
+"""How well a trained model scores: metrics, probabilities, mutual weights."""

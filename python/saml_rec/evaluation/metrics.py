@@ -9,7 +9,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 
 class Scores(TypedDict):
-    """Measures of one group of rows; None where a measure is not defined for it."""
+    """Metrics of one group of rows; None where one is not defined for it."""
 
     auc: float | None
     logloss: float | None
@@ -24,7 +24,7 @@ class Evaluation(TypedDict):
 
 
 def score_rows(labels: NDArray[np.floating], logits: NDArray[np.floating]) -> Scores:
-    """Measures of one group of rows.
+    """Metrics of one group of rows.
 
     Args:
         labels: (N,) zeros and ones.

@@ -1,4 +1,4 @@
-"""Scoring with a trained model: measures of a table's rows, and their probabilities."""
+"""Scoring with a trained model: metrics of a table's rows, and their probabilities."""
 
 import math
 import time
@@ -122,12 +122,12 @@ def evaluate(
     if len(table) == 0:
         raise InputError(f"{data_path}: has no rows to evaluate" + (f" in split {split}" if split else ""))
     start = time.perf_counter()
-    measures = measure(trained.model, table, trained.encoder, trained.device, console)
+    metrics = metrics_of(trained.model, table, trained.encoder, trained.device, console)
     seconds = time.perf_counter() - start
     return {
         "model": trained.content["options"]["model"],
         "split": split,
-        **measures,
+        **metrics,
         "best_epoch": trained.content["best_epoch"],
         "seed": trained.content["options"]["seed"],
         "parameters": parameter_count(trained.model),
@@ -199,7 +199,7 @@ def score(
     return logits
 
 
-def measure(
+def metrics_of(
     model: nn.Module, table: EncodedTable, encoder: Encoder, device: torch.device, console: Console | None
 ) -> dict[str, Any]:
     """Overall and per scenario as :func:`saml_rec.evaluation.metrics.evaluate_scores` gives them.

@@ -28,7 +28,7 @@ from saml_rec.data.schema import Schema
 from saml_rec.data.splits import SPLITS
 from saml_rec.data.table import Batch, fingerprint
 from saml_rec.errors import InputError
-from saml_rec.evaluation.scoring import measure, num_batches, to_device
+from saml_rec.evaluation.scoring import metrics_of, num_batches, to_device
 from saml_rec.models.construction import (
     backends_used,
     build_model,
@@ -114,7 +114,7 @@ def train(
     """Trains a model, keeps the best epoch's weights and measures them on the test rows.
 
     Writes the files of :mod:`saml_rec.run_directory` into ``out``. A resumed run ends with the same weights
-    and measures as one that was never interrupted: bit by bit on a CPU with the same number of threads.
+    and metrics as one that was never interrupted: bit by bit on a CPU with the same number of threads.
 
     Args:
         data: prepared with ``options.seed``.
@@ -155,8 +155,8 @@ def train(
                     return RunResult(out, metrics, history, already_finished=True)
             _run_epochs(run, state, saved, identity, data, options, device, console)
             state.model.load_state_dict(state.best_weights)
-            measures = measure(state.model, data.tables["test"], data.encoder, device, console)
-            return _write(run, state, measures, identity, data, options, backends, data_path)
+            tested = metrics_of(state.model, data.tables["test"], data.encoder, device, console)
+            return _write(run, state, tested, identity, data, options, backends, data_path)
 
 
 def _run_epochs(
@@ -189,7 +189,7 @@ def _run_epochs(
 def _write(
     run: RunDirectory,
     state: _State,
-    measures: Mapping[str, Any],
+    tested: Mapping[str, Any],
     identity: Mapping[str, Any],
     data: PreparedData,
     options: TrainOptions,
@@ -201,7 +201,7 @@ def _write(
     metrics = {
         "model": options.model,
         "split": "test",
-        **measures,
+        **tested,
         "best_epoch": best_epoch(history),
         "epochs": len(history),
         "valid": history[best_epoch(history) - 1]["valid"],
@@ -278,7 +278,7 @@ def _run_epoch(
     return {
         "epoch": epoch,
         "train_loss": loss,
-        "valid": measure(state.model, data.tables["valid"], data.encoder, device, console)["overall"],
+        "valid": metrics_of(state.model, data.tables["valid"], data.encoder, device, console)["overall"],
         "seconds": seconds,
         "rows_per_second": len(table) / seconds,
     }

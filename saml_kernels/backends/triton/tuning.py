@@ -18,7 +18,7 @@ from saml_kernels.testing.problem import PASSES, Case, Problem, backend, make
 Call = Callable[[], object]
 Timer = Callable[[Mapping[Choice, Call]], Mapping[Choice, float]]
 """Seconds of a call, for every contender. All have run before, and may be timed in turns."""
-Report = Callable[[str], None]
+Say = Callable[[str], None]
 
 GATE_ROWS = 16384
 """So many rows at most are compared with the reference, whose float64 streams take twice as much memory and more."""
@@ -53,12 +53,12 @@ class Shape:
         return make(case).to(self.dtype, self.device).leaves()
 
 
-class Gate:
-    """Whether a choice's numbers are right, by :class:`saml_kernels.testing.accuracy.Gate`."""
+class ChoiceGate:
+    """Whether a choice's numbers are right, by :class:`saml_kernels.testing.accuracy.AccuracyGate`."""
 
     def __init__(self, problem: Problem) -> None:
         self._dtype = problem.x_local.dtype
-        self._gate = accuracy.Gate(accuracy.without_kinks(problem.rows(slice(GATE_ROWS))))
+        self._gate = accuracy.AccuracyGate(accuracy.without_kinks(problem.rows(slice(GATE_ROWS))))
         self._failures: dict[Choice, str | None] = {}
 
     def failure(self, choice: Choice) -> str | None:
@@ -96,7 +96,7 @@ class Tuned:
     """Forward and backward."""
 
 
-def tune(shape: Shape, timer: Timer, report: Report = lambda line: None, path: Path | None = None) -> Tuned:
+def tune(shape: Shape, timer: Timer, say: Say = lambda line: None, path: Path | None = None) -> Tuned:
     """Times candidates for the shape's bucket, and writes the fastest choice.
 
     Forward configurations, in both schedules, are timed in inference, those of backward and weight gradients in a
@@ -106,7 +106,7 @@ def tune(shape: Shape, timer: Timer, report: Report = lambda line: None, path: P
     Args:
         shape: float32, bfloat16 or float16, on a device that the Triton backend supports.
         timer: seconds of every contender.
-        report: receives a line for every stage and for every candidate that is skipped.
+        say: receives a line for every kind of launch and for every candidate that is skipped.
         path: the file to add the choice to; None: :func:`configs.cache_path`.
 
     Raises:
@@ -118,7 +118,7 @@ def tune(shape: Shape, timer: Timer, report: Report = lambda line: None, path: P
     configs.forget()
     configs.tuned(path)
     problem = shape.problem()
-    gate = Gate(problem)
+    gate = ChoiceGate(problem)
     built_in = _built_in(shape)
     others = configs.candidates(shape.dtype.itemsize)
 
@@ -126,15 +126,15 @@ def tune(shape: Shape, timer: Timer, report: Report = lambda line: None, path: P
     trials = [
         replace(built_in, schedule=schedule, forward=config) for config in others for schedule in configs.SCHEDULES
     ]
-    best = _fastest("forward", trials, built_in, forward, gate, timer, report)
+    best = _fastest("forward", trials, built_in, forward, gate, timer, say)
     # Where the built-in forward does not run here, nothing could be timed with it.
     base = built_in if gate.failure(built_in) is None else best
-    backward = _fastest("backward", [replace(base, backward=c) for c in others], base, step, gate, timer, report)
-    weights = _fastest("weights", [replace(base, weights=c) for c in others], base, step, gate, timer, report)
+    backward = _fastest("backward", [replace(base, backward=c) for c in others], base, step, gate, timer, say)
+    weights = _fastest("weights", [replace(base, weights=c) for c in others], base, step, gate, timer, say)
     choice = Choice(best.schedule, best.forward, backward.backward, weights.weights)
     forward_seconds = step_seconds = None
     if choice != base and (failure := gate.failure(choice)) is not None:
-        report(f"the three together: {failure}")
+        say(f"the three together: {failure}")
         choice = base
     if choice != built_in and gate.failure(built_in) is None:
         forward_seconds, step_seconds = (
@@ -142,7 +142,7 @@ def tune(shape: Shape, timer: Timer, report: Report = lambda line: None, path: P
             for seconds in (_time([built_in, choice], call, timer) for call in (forward, step))
         )
         if forward_seconds.tuned + step_seconds.tuned >= forward_seconds.built_in + step_seconds.built_in:
-            report("the three together are not faster than the built-in choice")
+            say("the three together are not faster than the built-in choice")
             choice, forward_seconds, step_seconds = built_in, None, None
     key = configs.key(configs.device_name(shape.device), shape.dtype, shape.bucket)
     # Another process may have added to the file meanwhile.
@@ -158,7 +158,7 @@ def _built_in(shape: Shape) -> Choice:
 
 
 def _fastest(
-    stage: str, trials: Sequence[Choice], base: Choice, call: Call, gate: Gate, timer: Timer, report: Report
+    launch: str, trials: Sequence[Choice], base: Choice, call: Call, gate: ChoiceGate, timer: Timer, say: Say
 ) -> Choice:
     contenders: list[Choice] = []
     failure = None
@@ -167,13 +167,13 @@ def _fastest(
         if failure is None:
             contenders.append(trial)
         else:
-            report(f"{stage}: skipped {describe(trial, stage)}: {failure}")
+            say(f"{launch}: skipped {describe(trial, launch)}: {failure}")
     if not contenders:
-        raise TuningFailed(f"no candidate for {stage} can be used; the last one: {failure}")
+        raise TuningFailed(f"no candidate for {launch} can be used; the last one: {failure}")
     seconds = _time(contenders, call, timer)
     fastest = min(contenders, key=lambda choice: seconds[choice])
-    found = f"fastest {describe(fastest, stage)} with {1e3 * seconds[fastest]:.3f} ms"
-    report(f"{stage}: {len(contenders)} candidates, {found}")
+    found = f"fastest {describe(fastest, launch)} with {1e3 * seconds[fastest]:.3f} ms"
+    say(f"{launch}: {len(contenders)} candidates, {found}")
     return fastest
 
 
@@ -188,9 +188,9 @@ def _time(contenders: Sequence[Choice], call: Call, timer: Timer) -> Mapping[Cho
     return timer({choice: forced(choice) for choice in contenders})
 
 
-def describe(choice: Choice, stage: str) -> str:
+def describe(choice: Choice, launch: str) -> str:
     """A configuration of a choice, and of a forward the schedule too, for a person."""
-    config: Config = getattr(choice, stage)
-    schedule = f"{choice.schedule} " if stage == "forward" else ""
+    config: Config = getattr(choice, launch)
+    schedule = f"{choice.schedule} " if launch == "forward" else ""
     tiles = f"{config.block_m}x{config.block_n}x{config.block_k}"
     return f"{schedule}{tiles}, {config.num_warps} warps, {config.num_stages} stages, {config.programs} programs"

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from saml_rec.console import decimals, spread
 from saml_rec.files import replacing
 
-MEASURE_NAMES = {"auc": "AUC", "logloss": "log loss"}
+METRIC_NAMES = {"auc": "AUC", "logloss": "log loss"}
 
 Record = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ environment = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-environment.filters |= {"measure": decimals, "spread": spread, "count": lambda value: f"{value:,.0f}"}
+environment.filters |= {"metric": decimals, "spread": spread, "count": lambda value: f"{value:,.0f}"}
 
 
 def write_page(record: Record, path: Path) -> None:
@@ -49,7 +49,7 @@ def render_page(record: Record) -> str:
 
     return environment.get_template("report.html.jinja").render(
         record=record,
-        measure_names=MEASURE_NAMES,
+        metric_names=METRIC_NAMES,
         notes=_notes(record),
         verdict=_verdict(record),
         marks=[charts.mark(index) for index in range(len(record["models"]))],
@@ -80,7 +80,7 @@ def _verdict(record: Record) -> dict[str, Any]:
         sentences["overall" if everywhere else "scenarios"].append(
             f"{'overall' if everywhere else entry['scenario']}: {entry['first']} "
             f"{'above' if entry['mean'] > 0 else 'below'} {entry['second']} "
-            f"by {abs(entry['mean']):.4f} {MEASURE_NAMES[entry['measure']]} "
+            f"by {abs(entry['mean']):.4f} {METRIC_NAMES[entry['measure']]} "
             f"(spread between seeds {entry['pooled_deviation']:.4f})"
         )
     return {**sentences, "within": len(record["differences"]) - len(found)}

@@ -85,9 +85,10 @@ class Chunk(NamedTuple):
     """-1 past the last chunk."""
     first: Any
     end: Any
-    part: Any
+    number: Any
     """Number of the chunk among the scenario's."""
-    parts: Any
+    count: Any
+    """Chunks of the scenario."""
     slot: Any
     """Place of its sum, where the scenario has several chunks."""
 
@@ -107,16 +108,16 @@ def chunk_of_scenario(batch, number, chunk, by_scenario, M: tl.constexpr):
         start = tl.where(k == 0, 0, start)
         stop = tl.where(k == 0, batch.rows, stop)
         present = k < 1
-    parts = tl.where(present, tl.maximum((stop - start + chunk - 1) // chunk, 1), 0)
-    end = tl.cumsum(parts, 0)
-    slots = tl.where(parts > 1, parts, 0)
+    counts = tl.where(present, tl.maximum((stop - start + chunk - 1) // chunk, 1), 0)
+    end = tl.cumsum(counts, 0)
+    slots = tl.where(counts > 1, counts, 0)
     first_slot = tl.cumsum(slots, 0) - slots
     scenario = tl.sum((end <= number).to(tl.int32), 0)
     here = k == scenario
-    part = number - tl.sum(tl.where(here, end - parts, 0), 0)
-    begin = tl.sum(tl.where(here, start, 0), 0) + part * chunk
+    own = number - tl.sum(tl.where(here, end - counts, 0), 0)
+    begin = tl.sum(tl.where(here, start, 0), 0) + own * chunk
     last = tl.sum(tl.where(here, stop, 0), 0)
-    count = tl.sum(tl.where(here, parts, 0), 0)
-    slot = tl.sum(tl.where(here, first_slot, 0), 0) + part
+    count = tl.sum(tl.where(here, counts, 0), 0)
+    slot = tl.sum(tl.where(here, first_slot, 0), 0) + own
     scenario = tl.where(count > 0, scenario, -1)
-    return Chunk(scenario, begin, tl.minimum(last, begin + chunk), part, count, slot)
+    return Chunk(scenario, begin, tl.minimum(last, begin + chunk), own, count, slot)

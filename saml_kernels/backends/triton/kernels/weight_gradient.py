@@ -127,18 +127,18 @@ def sum_of_products(STAGE: tl.constexpr, pointers, weight, dz, K, N, k, n, row_t
 @triton.jit
 def store_sum(gradient, total, mask, place, rows, scratch, LAUNCH: tl.constexpr):
     """A chunk's sum to the gradient where it is the only one, else to its slot; the last chunk adds all, in order."""
-    if rows.parts == 1:
+    if rows.count == 1:
         tl.store(gradient, total, mask=mask)
     else:
         slot = scratch.sums + (rows.slot * LAUNCH.tiles + scratch.tile) * LAUNCH.tile_elements
         tl.store(slot + place, total)
         tl.debug_barrier()
         counter = scratch.counters + scratch.tile * LAUNCH.num_scenarios + rows.scenario
-        if tl.atomic_add(counter, 1) == rows.parts - 1:
+        if tl.atomic_add(counter, 1) == rows.count - 1:
             step: tl.constexpr = LAUNCH.tiles * LAUNCH.tile_elements
             whole = tl.zeros(total.shape, tl.float32)
-            first_slot = slot - rows.part.to(tl.int64) * step
-            for _ in range(0, rows.parts):
+            first_slot = slot - rows.number.to(tl.int64) * step
+            for _ in range(0, rows.count):
                 whole += tl.load(first_slot + place)
                 first_slot += step
             tl.store(gradient, whole, mask=mask)

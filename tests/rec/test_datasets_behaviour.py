@@ -4,11 +4,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from saml_rec.datasets.history import add_history
+from saml_rec.datasets.behaviour import add_behaviour_sequence
 
 
 def histories(log, last=50):
-    with_history = add_history(log, user="u", item="i", time="t", label="y", last=last)
+    with_history = add_behaviour_sequence(log, user="u", item="i", time="t", label="y", last=last)
     assert with_history.drop("history").equals(log)
     return with_history["history"].to_list()
 

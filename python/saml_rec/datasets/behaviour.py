@@ -3,7 +3,9 @@
 import polars as pl
 
 
-def add_history(log: pl.DataFrame, *, user: str, item: str, time: str, label: str, last: int) -> pl.DataFrame:
+def add_behaviour_sequence(
+    log: pl.DataFrame, *, user: str, item: str, time: str, label: str, last: int
+) -> pl.DataFrame:
     """The log with a column ``history``: the items its user liked before.
 
     Only rows of the same user with label 1 and a strictly smaller time count, so that neither the row's own label
