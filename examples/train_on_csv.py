@@ -1,4 +1,4 @@
-"""SAML trained on a table of your own from Python, and its measures by scenario.
+"""SAML trained on a table of your own from Python, and its metrics by scenario.
 
     python examples/train_on_csv.py --data clicks.csv --schema schema.toml --out runs/mine
     python examples/train_on_csv.py --out runs/example                     # without --data: writes an example first
