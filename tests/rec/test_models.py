@@ -13,7 +13,7 @@ from torch import nn
 
 from saml_rec.data.schema import FeatureSpec, Schema
 from saml_rec.errors import InputError
-from saml_rec.models import MODELS
+from saml_rec.models import MODELS, ScenarioModel
 
 M, V, B = 3, 9, 8
 SCHEMA = Schema(
@@ -496,3 +496,11 @@ def test_parameter_counts(name):
     }[name]
     count = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.features.parameters())
     assert count == expected
+
+
+def test_a_model_without_forward_cannot_be_made():
+    class Headless(ScenarioModel):
+        pass
+
+    with pytest.raises(TypeError, match=r"abstract.*forward"):
+        Headless(SCHEMA, M, SIZES, 0.0)

@@ -9,6 +9,7 @@ from saml_rec.cli.options import (
     FILE,
     ModelOption,
     device_option,
+    optimizer_options,
 )
 from saml_rec.errors import InputError
 
@@ -20,10 +21,7 @@ from saml_rec.errors import InputError
 @click.option("--models", default="saml,shared_bottom", show_default=True, help="Architectures, separated by commas.")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each model.")
 @click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of a random split.")
-@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data at most.")
-@click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows a step.")
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW.")
-@click.option("--weight-decay", type=float, default=1e-5, show_default=True, help="Weight decay of AdamW.")
+@optimizer_options
 @click.option("--patience", type=click.IntRange(0), default=2, show_default=True, help="As in train.")
 @click.option(
     "--set",

@@ -53,6 +53,22 @@ def hyperparameter_options(command: Command) -> Command:
     return command
 
 
+def optimizer_options(command: Command) -> Command:
+    """How a model is trained, the same in every command that trains."""
+    for option in reversed(
+        (
+            click.option(
+                "--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data at most."
+            ),
+            click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows a step."),
+            click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW."),
+            click.option("--weight-decay", type=float, default=1e-5, show_default=True, help="Weight decay of AdamW."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 def device_option(command: Command) -> Command:
     text = "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."
     return click.option("--device", default="auto", show_default=True, help=text)(command)

@@ -10,6 +10,7 @@ from saml_rec.cli.options import (
     FILE,
     device_option,
     hyperparameter_options,
+    optimizer_options,
 )
 
 
@@ -20,10 +21,7 @@ from saml_rec.cli.options import (
 @click.option(
     "--model", default="saml", show_default=True, help="Architecture: saml, star, hmoe, mmoe or shared_bottom."
 )
-@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data at most.")
-@click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows a step.")
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW.")
-@click.option("--weight-decay", type=float, default=1e-5, show_default=True, help="Weight decay of AdamW.")
+@optimizer_options
 @click.option(
     "--patience",
     type=click.IntRange(0),

@@ -1,5 +1,6 @@
 """What the models have in common: features of a schema, a logit of every sample's own scenario, a loss."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ class Logits(NamedTuple):
     logit: Tensor
 
 
-class ScenarioModel(nn.Module):
+class ScenarioModel(nn.Module, ABC):
     """A recommender for several scenarios. A subclass builds its network after this and gives :meth:`forward`.
 
     Its own parameters beyond these are keyword-only and annotated as in :mod:`saml_rec.models.hyperparameters`: they
@@ -53,9 +54,9 @@ class ScenarioModel(nn.Module):
         x_global, x_local = self.features(batch)
         return x_global.to(dtype), x_local.to(dtype)
 
+    @abstractmethod
     def forward(self, batch: Batch) -> Any:
         """A batch as EncodedTable makes it → a NamedTuple whose ``logit`` is (B,)."""
-        raise NotImplementedError
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean binary cross entropy over the batch."""
