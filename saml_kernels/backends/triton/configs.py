@@ -69,6 +69,9 @@ class Config:
     """Elements of the (rows, M, columns) block in registers."""
     whole_elements: int = 8192
     """Elements of the largest (M, d) that is read once."""
+    bodies_apart: bool = False
+    """Whether what a body derives from the number of a thread stays within it. Else it is computed once a launch and
+    occupies registers during all bodies."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,10 @@ class Bucket:
 
 
 # By bytes of an element. Few rows take small tiles, so that there are items for all multiprocessors.
-_SMALL = {2: Config(64, 64, 64, 4, 3, programs=2), 4: Config(32, 64, 32, 8, 3, programs=2)}
+_SMALL = {2: Config(64, 64, 64, 4, 3, programs=2), 4: Config(32, 64, 32, 8, 3, programs=2, bodies_apart=True)}
 _SMALL_BACKWARD = _SMALL | {4: Config(32, 64, 32, 4, 2, programs=2)}
-_LARGE = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
-_BACKWARD = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
+_LARGE = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3, bodies_apart=True)}
+_BACKWARD = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3, bodies_apart=True)}
 RAGGED_TILE = 64, 64, 32
 """BLOCK_M, BLOCK_N, BLOCK_K at most where a width is no multiple of a vector: there places need addresses of their own,
 and larger tiles spill."""
@@ -117,7 +120,7 @@ NARROWEST = 16
 VECTOR_BYTES = 16
 _WEIGHTS = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 # Small tiles reach every edge with small tensors.
-_INTERPRETED = Config(16, 32, 16, 4, 1, item_rows=8, group_elements=512, whole_elements=256)
+_INTERPRETED = Config(16, 32, 16, 4, 1, item_rows=8, group_elements=512, whole_elements=256, bodies_apart=True)
 SMALL_ROWS = 1024
 PERSISTENT_ROWS = 4096
 """Up to these rows the forward is one launch, above the per-layer ones. A model's choice, not a measurement."""
@@ -138,7 +141,11 @@ def built_in(bucket: Bucket, itemsize: int, amd: bool = False) -> Choice:
     forward, backward = _BACKWARD if small else _LARGE, _BACKWARD
     if bucket.rows <= SMALL_ROWS:
         forward, backward = _SMALL, _SMALL_BACKWARD
-    return Choice(schedule, forward[itemsize], backward[itemsize], _WEIGHTS[itemsize])
+    chosen = [
+        dataclasses.replace(config, bodies_apart=config.bodies_apart or amd)
+        for config in (forward[itemsize], backward[itemsize])
+    ]
+    return Choice(schedule, *chosen, _WEIGHTS[itemsize])
 
 
 def tile(stage: Stage, config: Config, dtype: torch.dtype, starts_at_vectors: bool, precision: str) -> Tile:

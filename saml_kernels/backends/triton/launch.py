@@ -83,6 +83,7 @@ class Launch:
     bodies: tuple[Body, ...]
     stages: int
     persistent: bool
+    bodies_apart: bool
     num_scenarios: int
     block_m: int
     items_per_step: int
@@ -272,6 +273,7 @@ def _plan(stages: Sequence[Stage], config: Config, num_scenarios: int, programs:
         bodies=sealed(bodies),
         stages=sealed(len(stages)),
         persistent=sealed(persistent),
+        bodies_apart=sealed(config.bodies_apart and len(bodies) > 1),
         num_scenarios=sealed(num_scenarios),
         block_m=sealed(config.block_m),
         items_per_step=sealed(order.items_per_step),

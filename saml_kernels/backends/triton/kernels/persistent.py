@@ -57,7 +57,12 @@ def persistent_kernel(
             if LAUNCH.persistent:
                 wait(counters, value(LAUNCH.slots.after_1, item.stage), item, batch, tiles, LAUNCH)
                 wait(counters, value(LAUNCH.slots.after_2, item.stage), item, batch, tiles, LAUNCH)
-            run(pointers, item, batch, LAUNCH)
+            if LAUNCH.bodies_apart:
+                # A loop of one round, which the compiler does not know, and out of which it moves nothing.
+                for _ in tl.range(item.zero, 1, disable_licm=True):
+                    run(pointers, item, batch, LAUNCH)
+            else:
+                run(pointers, item, batch, LAUNCH)
             if LAUNCH.persistent:
                 release(counters, item, tiles)
         number = draw(counters, LAUNCH) if LAUNCH.persistent else total
