@@ -1,4 +1,4 @@
-"""The Triton kernels compiled ahead of time for GPUs that need not be there: what ptxas says of each.
+"""The Triton kernels compiled ahead of time for GPUs that need not be there: what the code of each takes.
 
     python tests/triton/aot.py        writes the table of docs/gpu-kernels.md
 
@@ -37,8 +37,8 @@ TYPES = {
     torch.float8_e4m3fn: "fp8e4nv",
 }
 MULTIPROCESSORS = 132
-OLDER_PTXAS = 8, 8
-"""The newest PTX that the older of Triton's two assemblers takes."""
+DISASSEMBLED = "sm_80", "sm_90"
+"""Chips whose code Triton's disassembler reads."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Chip:
     target: GPUTarget
     shared_memory: int
     tensor_core: str
-    """A pattern of the instruction in the assembly that shows the matrix unit at work."""
+    """A pattern of the instruction, in PTX or AMD's assembly, that shows the matrix unit at work."""
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("sm_80", GPUTarget("cuda", 80, 32), 166912, r"\b[HIQ]MMA\b"),
-        Chip("sm_90", GPUTarget("cuda", 90, 32), 232448, r"\b[HIQ]GMMA\b"),
+        Chip("sm_80", GPUTarget("cuda", 80, 32), 166912, r"\bmma\.sync"),
+        Chip("sm_90", GPUTarget("cuda", 90, 32), 232448, r"\bwgmma\.mma_async"),
         Chip("sm_100", GPUTarget("cuda", 100, 32), 232448, r"tcgen05\.mma|mma\.sync"),
         Chip("gfx942", GPUTarget("hip", "gfx942", 64), 65536, r"v_mfma"),
     )
@@ -98,12 +98,13 @@ class Recorded:
 class Report:
     """What compiling gave."""
 
-    registers: int | None
-    spilled_bytes: int | None
+    registers: int
+    """A thread's."""
+    spilled_bytes: int
+    """On NVIDIA's chips those of a thread's stack, which nothing else uses."""
     shared_memory: int
+    """Bytes of a program."""
     tensor_core: bool
-    main_loop: tuple[int, int] | None = None
-    """Instructions of the shortest loop with products, and products among them; None where it is not disassembled."""
 
 
 @contextmanager
@@ -213,64 +214,55 @@ def recorded(
     return tuple(found)
 
 
-def assembled(ptx: str, arguments: list[str], blackwell: bool) -> str:
-    """What ptxas says. The newer of Triton's two is for Blackwell, and for all where the older knows not the PTX."""
-    version = re.search(r"^\.version (\d+)\.(\d+)", ptx, re.MULTILINE)
-    assert version is not None
-    newer = blackwell or (int(version[1]), int(version[2])) > OLDER_PTXAS
-    tool = TOOLS / ("ptxas-blackwell" if newer else "ptxas")
-    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stderr
-
-
 @functools.cache
-def compile_for(launch: Recorded, chip: Chip) -> Report:
-    """Compiles, and for NVIDIA asks ptxas about registers and spills."""
+def compiled(launch: Recorded, chip: Chip) -> Any:
+    """What Triton's compiler makes of a launch, its own assembler's code included."""
     source = ASTSource(
         fn=launch.kernel,
         signature=dict(launch.signature),
         constexprs=dict(launch.constants),
         attrs={place: [["tt.divisibility", 16]] for place in launch.divisible},
     )
-    compiled = triton.compile(source, target=chip.target, options=dict(launch.options))
+    return triton.compile(source, target=chip.target, options=dict(launch.options))
+
+
+def compile_for(launch: Recorded, chip: Chip) -> Report:
+    """Compiles, and reads from the code what it takes."""
+    code = compiled(launch, chip)
     if chip.target.backend == "hip":
-        assembly = compiled.asm["amdgcn"]
-        spills = re.search(r"\.vgpr_spill_count:\s*(\d+)", assembly)
-        registers = re.search(r"\.vgpr_count:\s*(\d+)", assembly)
-        return Report(
-            int(registers[1]) if registers else None,
-            int(spills[1]) if spills else None,
-            compiled.metadata.shared,
-            re.search(chip.tensor_core, assembly) is not None,
-        )
-    blackwell = chip.name == "sm_100"
-    architecture = {"sm_90": "sm_90a", "sm_100": "sm_100a"}.get(chip.name, chip.name)
-    with tempfile.TemporaryDirectory() as folder:
-        ptx, cubin = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
-        ptx.write_text(compiled.asm["ptx"])
-        told = assembled(compiled.asm["ptx"], ["-v", f"-arch={architecture}", str(ptx), "-o", str(cubin)], blackwell)
-        if blackwell:
-            assembly = compiled.asm["ptx"]
-        else:
-            assembly = subprocess.run([TOOLS / "nvdisasm", cubin], capture_output=True, text=True, check=True).stdout
-    registers = re.search(r"Used (\d+) registers", told)
-    spills = [int(n) for n in re.findall(r"(\d+) bytes spill", told)]
-    return Report(
-        int(registers[1]) if registers else None,
-        sum(spills),
-        compiled.metadata.shared,
-        re.search(chip.tensor_core, assembly) is not None,
-        None if blackwell else main_loop(assembly),
-    )
+        text = resources = code.asm["amdgcn"]
+        patterns = r"\.vgpr_count:\s*(\d+)", r"\.vgpr_spill_count:\s*(\d+)"
+    else:
+        text, resources = code.asm["ptx"], tool("cuobjdump", code.asm["cubin"], "-res-usage")
+        patterns = r"\bREG:(\d+)", r"\bSTACK:(\d+)"
+    registers, spilled = (int(re.findall(pattern, resources)[0]) for pattern in patterns)
+    tensor_core = re.search(chip.tensor_core, text) is not None
+    return Report(registers, spilled, code.metadata.shared, tensor_core)
+
+
+def tool(name: str, cubin: bytes, *options: str) -> str:
+    """What a tool that comes with Triton prints of a kernel's code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([TOOLS / name, *options, file.name], capture_output=True, text=True, check=True).stdout
 
 
 PRODUCT = re.compile(r"\b([HIQ]GMMA|[HIQ]MMA|FFMA)\b")
 
 
-def main_loop(assembly: str) -> tuple[int, int] | None:
-    """(instructions, products) of the shortest loop of a disassembled kernel that has products."""
+def main_loop(launch: Recorded, chip: Chip) -> int | None:
+    """Instructions of the shortest loop with products, where the code can be disassembled."""
+    if chip.name not in DISASSEMBLED:
+        return None
+    return shortest_loop(tool("nvdisasm", compiled(launch, chip).asm["cubin"]))
+
+
+def shortest_loop(assembly: str) -> int | None:
+    """Instructions of the shortest loop with products in a disassembled kernel."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
-    loops: list[tuple[int, int]] = []
+    loops: list[int] = []
     for line in assembly.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(instructions)
@@ -279,8 +271,9 @@ def main_loop(assembly: str) -> tuple[int, int] | None:
             jump = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", instruction[1])
             if jump and jump[1] in labels:
                 body = instructions[labels[jump[1]] :]
-                loops.append((len(body), sum(PRODUCT.search(each) is not None for each in body)))
-    return min((loop for loop in loops if loop[1]), default=None)
+                if any(PRODUCT.search(each) for each in body):
+                    loops.append(len(body))
+    return min(loops, default=None)
 
 
 FP8 = torch.float8_e4m3fn
@@ -355,15 +348,17 @@ def cells(launch: Recorded, on_amd: Recorded) -> list[str]:
     found = []
     for chip in CHIPS.values():
         chosen = on_amd if chip.target.backend == "hip" else launch
-        found.append("–" if unavailable(chosen, chip) else cell(compile_for(chosen, chip)))
+        found.append("–" if unavailable(chosen, chip) else cell(chosen, chip))
     return found
 
 
-def cell(report: Report) -> str:
+def cell(launch: Recorded, chip: Chip) -> str:
     """Registers, shared memory in KiB, instructions of the main loop, and a mark for matrix instructions."""
+    report = compile_for(launch, chip)
     mark = " ●" if report.tensor_core else ""
     spilled = f" **{report.spilled_bytes} spilled**" if report.spilled_bytes else ""
-    loop = f" / {report.main_loop[0]}" if report.main_loop and report.tensor_core else ""
+    instructions = main_loop(launch, chip) if report.tensor_core else None
+    loop = f" / {instructions}" if instructions else ""
     return f"{report.registers} / {report.shared_memory / 1024:.0f}{loop}{spilled}{mark}"
 
 

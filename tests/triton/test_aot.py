@@ -41,7 +41,6 @@ def check(aot, launch, chip):
     report = aot.compile_for(launch, chip)
     if aot.documented_triton(aot.PAGE.read_text(encoding="utf-8")) == aot.triton.__version__:
         assert report.spilled_bytes == 0, (aot.title(launch), chip.name)
-    assert report.registers is not None
     assert 0 < report.registers <= 512
     assert report.shared_memory <= chip.shared_memory, (aot.title(launch), chip.name)
     if aot.has_products(launch) and aot.type_of_factors(launch) != "*fp32":
@@ -59,7 +58,8 @@ def test_listed_launches(aot, eighth, chip):
         chosen = on_amd if chip == "gfx942" else launch
         if aot.unavailable(chosen, aot.CHIPS[chip]):
             continue
-        found = aot.cell(check(aot, chosen, aot.CHIPS[chip]))
+        check(aot, chosen, aot.CHIPS[chip])
+        found = aot.cell(chosen, aot.CHIPS[chip])
         if documented:
             rows = [line.split("|") for line in page.splitlines() if line.startswith(start)]
             cells = [row[4 + CHIPS.index(chip)].strip() for row in rows]

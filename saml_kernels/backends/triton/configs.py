@@ -141,11 +141,11 @@ def built_in(bucket: Bucket, itemsize: int, amd: bool = False) -> Choice:
     forward, backward = _BACKWARD if small else _LARGE, _BACKWARD
     if bucket.rows <= SMALL_ROWS:
         forward, backward = _SMALL, _SMALL_BACKWARD
-    chosen = [
-        dataclasses.replace(config, bodies_apart=config.bodies_apart or amd)
-        for config in (forward[itemsize], backward[itemsize])
-    ]
-    return Choice(schedule, *chosen, _WEIGHTS[itemsize])
+    of_forward, of_backward = forward[itemsize], backward[itemsize]
+    if amd:
+        of_forward = dataclasses.replace(of_forward, bodies_apart=True)
+        of_backward = dataclasses.replace(of_backward, bodies_apart=True)
+    return Choice(schedule, of_forward, of_backward, _WEIGHTS[itemsize])
 
 
 def tile(stage: Stage, config: Config, dtype: torch.dtype, starts_at_vectors: bool, precision: str) -> Tile:
@@ -312,7 +312,7 @@ def _parse(entry: dict[str, Any]) -> Choice:
     return Choice(entry["schedule"], *(_parse_config(entry[name]) for name in ("forward", "backward", "weights")))
 
 
-def _parse_config(numbers: dict[str, int]) -> Config:
+def _parse_config(numbers: dict[str, Any]) -> Config:
     return Config(**{OLD_FIELDS.get(name, name): number for name, number in numbers.items()})
 
 
