@@ -108,6 +108,23 @@ def test_no_option_spills_at_the_documented_shape(aot, activation, chip):
             check(aot, launch, aot.CHIPS[chip])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_float32_spills_with_no_option(aot, chip):
+    """The longest epilogues with every gate, odd widths, many branches."""
+    trunks = [
+        *(aot.Trunk(activation=activation, gate="scalar") for activation in ("gelu", "silu")),
+        aot.Trunk(activation="gelu", score="softmax"),
+        aot.Trunk(hidden_dims=(30, 21), M=3, mutual_layers=(1,), activation="gelu", gate="scalar", per_branch=True),
+        aot.Trunk(global_dim=70),
+        aot.Trunk(hidden_dims=(72, 104), M=64, mutual_layers=(0, 1), activation="silu", score="softmax"),
+        aot.Trunk(hidden_dims=(64, 1), M=5, mutual_layers=(), activation="tanh", all_branches=True),
+    ]
+    for trunk in trunks:
+        for launch in aot.recorded(torch.float32, trunk, "persistent", amd=chip == "gfx942"):
+            check(aot, launch, aot.CHIPS[chip])
+
+
 def test_an_odd_width_costs_only_the_stages_that_read_it(aot):
     """A scalar gate, or 70 global features: the other products keep their tiles, and the launch its shared memory."""
     chip = aot.CHIPS["sm_90"]

@@ -70,8 +70,8 @@ class Config:
     whole_elements: int = 8192
     """Elements of the largest (M, d) that is read once."""
     bodies_apart: bool = False
-    """Whether what a body derives from the number of a thread stays within it. Else it is computed once a launch and
-    occupies registers during all bodies."""
+    """Whether what a body that is no product derives from the number of a thread stays within it, where all products
+    move whole vectors. Else it is computed once a launch and occupies registers during all bodies."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ _SMALL = {2: Config(64, 64, 64, 4, 3, programs=2), 4: Config(32, 64, 32, 8, 3, p
 _SMALL_BACKWARD = _SMALL | {4: Config(32, 64, 32, 4, 2, programs=2)}
 _LARGE = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3, bodies_apart=True)}
 _BACKWARD = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3, bodies_apart=True)}
-RAGGED_TILE = 64, 64, 32
-"""BLOCK_M, BLOCK_N, BLOCK_K at most where a width is no multiple of a vector: there places need addresses of their own,
-and larger tiles spill."""
+RAGGED_TILE = {2: (64, 64, 32), 4: (32, 32, 32)}
+"""By bytes of an element, BLOCK_M, BLOCK_N, BLOCK_K at most where a width is no multiple of a vector: there places need
+addresses of their own, and larger tiles spill."""
 ROWS_OF_ACTIVATION = {"gelu": 64, "silu": 64}
 """BLOCK_M at most of a layer whose epilogue takes so many registers that larger tiles spill."""
 MOST_REGISTERS = 255
@@ -121,6 +121,8 @@ VECTOR_BYTES = 16
 _WEIGHTS = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 # Small tiles reach every edge with small tensors.
 _INTERPRETED = Config(16, 32, 16, 4, 1, item_rows=8, group_elements=512, whole_elements=256, bodies_apart=True)
+AMD_WHOLE_ELEMENTS = {2: 8192, 4: 4096}
+"""By bytes of an element. With 64 branches, float32's chain spills with twice as many, float16's forward with half."""
 SMALL_ROWS = 1024
 PERSISTENT_ROWS = 4096
 """Up to these rows the forward is one launch, above the per-layer ones. A model's choice, not a measurement."""
@@ -143,8 +145,8 @@ def built_in(bucket: Bucket, itemsize: int, amd: bool = False) -> Choice:
         forward, backward = _SMALL, _SMALL_BACKWARD
     of_forward, of_backward = forward[itemsize], backward[itemsize]
     if amd:
-        of_forward = dataclasses.replace(of_forward, bodies_apart=True)
-        of_backward = dataclasses.replace(of_backward, bodies_apart=True)
+        told: dict[str, Any] = {"bodies_apart": True, "whole_elements": AMD_WHOLE_ELEMENTS[itemsize]}
+        of_forward, of_backward = (dataclasses.replace(config, **told) for config in (of_forward, of_backward))
     return Choice(schedule, of_forward, of_backward, _WEIGHTS[itemsize])
 
 
@@ -177,7 +179,7 @@ def _product_tile(
     if isinstance(stage, Layer):
         block_m = min(block_m, ROWS_OF_ACTIVATION.get(stage.activation, block_m))
     if vector < whole:
-        ragged_m, ragged_n, ragged_k = RAGGED_TILE
+        ragged_m, ragged_n, ragged_k = RAGGED_TILE[dtype.itemsize]
         narrow = max(NARROWEST, 1 << (stage.columns - 1).bit_length())
         block_m, block_n, block_k = min(block_m, ragged_m), min(block_n, ragged_n, narrow), min(block_k, ragged_k)
     return ProductTile(
@@ -192,12 +194,17 @@ def _product_tile(
     )
 
 
-def launch_options(config: Config, stages: Iterable[Stage]) -> dict[str, int]:
+def is_ragged(stages: Iterable[Stage]) -> bool:
+    """Whether some products of a launch take places one by one, as their widths or addresses are odd."""
+    return any(isinstance(stage.tile, ProductTile) and not stage.tile.whole_vectors for stage in stages)
+
+
+def launch_options(config: Config, stages: Iterable[Stage], itemsize: int) -> dict[str, int]:
     """What Triton's compiler is told of a launch beside its constants."""
     told = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    ragged = any(isinstance(stage.tile, ProductTile) and not stage.tile.whole_vectors for stage in stages)
-    if ragged and torch.version.hip is None:
+    if itemsize == 2 and is_ragged(stages) and torch.version.hip is None:
         # Without a bound ptxas keeps a second program on the multiprocessor by spilling a few of their addresses.
+        # Of float32's products it reads ahead up to any bound, and spills for that.
         told["maxnreg"] = MOST_REGISTERS
     return told
 

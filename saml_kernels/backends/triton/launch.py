@@ -73,6 +73,8 @@ class Body:
 
     run: Any
     stage: Stage
+    apart: bool = False
+    """Whether nothing of it is computed outside it, once for all items, to occupy registers during the other bodies."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,6 @@ class Launch:
     bodies: tuple[Body, ...]
     stages: int
     persistent: bool
-    bodies_apart: bool
     num_scenarios: int
     block_m: int
     items_per_step: int
@@ -258,14 +259,17 @@ def planned(
             for stage, starts in zip(program.stages, aligned, strict=True)
         )
         program.planned[key] = [
-            _plan(stages, config, num_scenarios, programs) for stages in scheduling.split(cut, schedule)
+            _plan(stages, config, num_scenarios, programs, like.dtype.itemsize)
+            for stages in scheduling.split(cut, schedule)
         ]
     found: list[Planned] = program.planned[key]
     return found
 
 
-def _plan(stages: Sequence[Stage], config: Config, num_scenarios: int, programs: int) -> Planned:
+def _plan(stages: Sequence[Stage], config: Config, num_scenarios: int, programs: int, itemsize: int) -> Planned:
     numbers, bodies, bindings = shared_bodies(stages)
+    if config.bodies_apart and not configs.is_ragged(stages):
+        bodies = tuple(dataclasses.replace(body, apart=not isinstance(body.stage, ProductStage)) for body in bodies)
     persistent = len(stages) > 1
     order = scheduling.order(stages, numbers, config.block_m, num_scenarios, programs if persistent else 1)
     launch = Launch(
@@ -273,7 +277,6 @@ def _plan(stages: Sequence[Stage], config: Config, num_scenarios: int, programs:
         bodies=sealed(bodies),
         stages=sealed(len(stages)),
         persistent=sealed(persistent),
-        bodies_apart=sealed(config.bodies_apart and len(bodies) > 1),
         num_scenarios=sealed(num_scenarios),
         block_m=sealed(config.block_m),
         items_per_step=sealed(order.items_per_step),
@@ -281,7 +284,7 @@ def _plan(stages: Sequence[Stage], config: Config, num_scenarios: int, programs:
         any_rows_lag=sealed(order.any_rows_lag),
         own_lag=sealed(order.own_lag),
     )
-    return Planned(launch, order, bindings, configs.launch_options(config, stages))
+    return Planned(launch, order, bindings, configs.launch_options(config, stages, itemsize))
 
 
 def shared_bodies(stages: Sequence[Stage]) -> tuple[list[int], tuple[Body, ...], tuple[Binding, ...]]:
@@ -393,7 +396,7 @@ def planned_weights(
         numbers, bodies, bindings = shared_bodies(stages)
         placed = {n: dataclasses.replace(slot, body=numbers[n]) for n, slot in enumerate(slots)}
         launch = WeightLaunch(*map(sealed, (merged(placed), bodies, len(stages), num_scenarios, tiles, elements)))
-        options = configs.launch_options(config, stages)
+        options = configs.launch_options(config, stages, like.dtype.itemsize)
         gradients.planned[key] = PlannedWeights(launch, bindings, tiles, elements, options)
     found: PlannedWeights = gradients.planned[key]
     return found

@@ -57,12 +57,7 @@ def persistent_kernel(
             if LAUNCH.persistent:
                 wait(counters, value(LAUNCH.slots.after_1, item.stage), item, batch, tiles, LAUNCH)
                 wait(counters, value(LAUNCH.slots.after_2, item.stage), item, batch, tiles, LAUNCH)
-            if LAUNCH.bodies_apart:
-                # A loop of one round, which the compiler does not know, and out of which it moves nothing.
-                for _ in tl.range(item.zero, 1, disable_licm=True):
-                    run(pointers, item, batch, LAUNCH)
-            else:
-                run(pointers, item, batch, LAUNCH)
+            run(pointers, item, batch, LAUNCH)
             if LAUNCH.persistent:
                 release(counters, item, tiles)
         number = draw(counters, LAUNCH) if LAUNCH.persistent else total
@@ -153,7 +148,12 @@ def run(pointers, item, batch, LAUNCH: tl.constexpr):
     """The item's work, by the body that serves its stage."""
     for b in tl.static_range(len(LAUNCH.bodies)):
         if value(LAUNCH.slots.body, item.stage) == b:
-            LAUNCH.bodies[b].run(LAUNCH.bodies[b].stage, pointers[b], item, batch)
+            if LAUNCH.bodies[b].apart:
+                # A loop of one round, which the compiler does not know, and out of which it moves nothing.
+                for _ in tl.range(item.zero, 1, disable_licm=True):
+                    LAUNCH.bodies[b].run(LAUNCH.bodies[b].stage, pointers[b], item, batch)
+            else:
+                LAUNCH.bodies[b].run(LAUNCH.bodies[b].stage, pointers[b], item, batch)
 
 
 @triton.jit
