@@ -41,10 +41,12 @@ inline scalar_t sum(vec<scalar_t> v) {
 inline vec<double> load_double(const double* p) { return load(p); }
 
 inline vec<double> load_double(const float* p) {
-  typedef float half_vec __attribute__((vector_size(SAML_VECTOR_BYTES / 2)));
-  half_vec v;
-  std::memcpy(&v, p, sizeof(v));
-  return __builtin_convertvector(v, vec<double>);
+  // Place by place: of __builtin_convertvector GCC makes two conversions of half a vector each.
+  vec<double> v = {};
+  for (int i = 0; i < kLanes<double>; ++i) {
+    v[i] = p[i];
+  }
+  return v;
 }
 
 // <a, b> over n elements, always in the same order, in double: the ratio c_ij / Σ c_ij divides by a sum that may be
