@@ -66,7 +66,7 @@ $(VENV)/environment: constraints.txt pyproject.toml
 	touch $@
 
 $(VENV)/built: $(VENV)/environment $(SOURCES)
-	$(INSTALL) --no-build-isolation --editable ".[triton,test,bench,lint]"
+	$(INSTALL) --no-build-isolation --editable ".[triton,tables,test,bench,lint]"
 	touch $@
 
 clean:

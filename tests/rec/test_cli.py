@@ -97,6 +97,9 @@ def test_options_reach_the_model(train, tmp_path):
         backend="reference",
         lr=0.01,
         weight_decay=0.1,
+        tables="sparse",
+        table_optimizer="adam",
+        table_lr=0.03,
         seed=3,
         patience=7,
     )
@@ -112,6 +115,9 @@ def test_options_reach_the_model(train, tmp_path):
         "patience": 7,
         "seed": 3,
         "device": "cpu",
+        "tables": "sparse",
+        "table_optimizer": "adam",
+        "table_learning_rate": 0.03,
     }
     assert model_options == {
         "hidden_dims": [8, 4],
@@ -149,6 +155,7 @@ def test_defaults_are_those_of_the_functions():
     shown = defaults(main.commands["train"])
     assert shown["lr"] == options.pop("learning_rate")
     assert options.pop("model_options") == {}
+    assert options.pop("table_learning_rate") is None
     assert {name: shown[name] for name in options} == options
     for name, function in (("synthetic", write_synthetic), ("ml-100k", write_ml100k)):
         parameters = inspect.signature(function).parameters

@@ -26,9 +26,22 @@ def embedding(scenario_aware=True, seed=0):
 def trained(module):
     """The module with weights as training would leave them: no row is zero but that of empty cells."""
     with torch.no_grad():
-        for table in (p for m in module.modules() if isinstance(m, ScenarioAwareEmbedding) for p in m.parameters()):
-            table[..., 1:, :] = torch.randn_like(table[..., 1:, :])
+        for tables in (m for m in module.modules() if isinstance(m, ScenarioAwareEmbedding)):
+            for table in (tables.global_table, tables.local_tables):
+                if table is not None:
+                    table[..., 1:, :] = torch.randn_like(table[..., 1:, :])
     return module
+
+
+def looked_up(tables, ids, scenario=SCENARIO):
+    """Global and own local embeddings of ids (B,) or (B, n)."""
+    return tuple(x.view(*ids.shape, DIM) for x in tables(ids.view(len(ids), -1), scenario))
+
+
+def gradients_of(tables):
+    """Of the global table (V, dim) and of the local ones (M, V, dim)."""
+    gradient, rows = tables.table.weight.grad, tables.vocabulary_size
+    return gradient[:rows], gradient[rows:].unflatten(0, (-1, rows))
 
 
 # --- embedding ------------------------------------------------------------------------------------------------------
@@ -39,8 +52,8 @@ def test_tables_start_normal_with_two_rows_of_zeros(scenario_aware):
     torch.manual_seed(0)
     tables = ScenarioAwareEmbedding(4, 500, 16, scenario_aware)
     shapes = {name: tuple(table.shape) for name, table in tables.named_parameters()}
-    assert shapes == {"global_table": (500, 16)} | ({"local_tables": (4, 500, 16)} if scenario_aware else {})
-    for table in tables.parameters():
+    assert shapes == {"table.weight": (2500 if scenario_aware else 500, 16)}
+    for table in (tables.global_table, tables.local_tables) if scenario_aware else (tables.global_table,):
         assert not table[..., :2, :].any()
         assert table[..., 2:, :].std().item() == pytest.approx(0.05, rel=0.05)
         assert table[..., 2:, :].mean().abs() < 0.003
@@ -58,21 +71,24 @@ def test_lookups_are_a_loop_over_samples(ids):
         expected_global += [tables.global_table[value] if value else zeros for value in values]
         expected_local += [tables.local_tables[own, value] if value else zeros for value in values]
     shape = (*ids.shape, DIM)
-    assert torch.equal(tables.global_embedding(ids), torch.stack(expected_global).view(shape))
-    assert torch.equal(tables.local_embedding(ids, SCENARIO), torch.stack(expected_local).view(shape))
+    found_global, found_local = looked_up(tables, ids)
+    assert torch.equal(found_global, torch.stack(expected_global).view(shape))
+    assert torch.equal(found_local, torch.stack(expected_local).view(shape))
 
 
 @pytest.mark.parametrize("ids", [IDS, BAGS], ids=["one", "bags"])
 def test_only_the_rows_that_were_read_are_trained(ids):
     """In the global table every id of the batch but 0; in local tables those of the scenario's own rows."""
     tables = trained(embedding())
-    (tables.global_embedding(ids).sum() + 2 * tables.local_embedding(ids, SCENARIO).sum()).backward()
+    found_global, found_local = looked_up(tables, ids)
+    (found_global.sum() + 2 * found_local.sum()).backward()
+    of_global, of_local = gradients_of(tables)
     for value in range(V):
         count = (ids == value).sum().item() if value else 0
-        assert (tables.global_table.grad[value] == count).all()
+        assert (of_global[value] == count).all()
         for k in range(M):
             own = 2 * (ids[SCENARIO.eq(k)] == value).sum().item() if value else 0
-            assert (tables.local_tables.grad[k, value] == own).all()
+            assert (of_local[k, value] == own).all()
 
 
 def test_training_keeps_empty_cells_at_zero_and_moves_unknown_values():
@@ -80,20 +96,28 @@ def test_training_keeps_empty_cells_at_zero_and_moves_unknown_values():
     optimizer = torch.optim.AdamW(tables.parameters(), lr=0.1, weight_decay=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        looked_up = torch.cat([tables.global_embedding(BAGS), tables.local_embedding(BAGS, SCENARIO)])
-        (looked_up - 1).square().sum().backward()
+        (torch.cat(looked_up(tables, BAGS)) - 1).square().sum().backward()
         optimizer.step()
-    for looked_up in (tables.global_embedding(BAGS), tables.local_embedding(BAGS, SCENARIO)):
-        assert not looked_up[BAGS == 0].any()
-        assert (looked_up[BAGS == 1] > 0.1).all()
+    for found in looked_up(tables, BAGS):
+        assert not found[BAGS == 0].any()
+        assert (found[BAGS == 1] > 0.1).all()
     assert not tables.local_tables[1, 1].any(), "scenario 1 read no unknown value"
 
 
 def test_a_bag_of_one_empty_cell():
     tables = trained(embedding())
     empty = torch.zeros(2, 1, dtype=torch.int64)
-    assert not tables.global_embedding(empty).any()
-    assert not tables.local_embedding(empty, torch.tensor([1, 2])).any()
+    assert not any(found.any() for found in looked_up(tables, empty, torch.tensor([1, 2])))
+
+
+def test_tables_of_runs_of_version_0_1_are_loaded():
+    """They kept the global table and the local ones apart."""
+    old, new = trained(embedding(seed=1)), embedding(seed=2)
+    new.load_state_dict({"global_table": old.global_table.clone(), "local_tables": old.local_tables.clone()})
+    assert torch.equal(new.table.weight, old.table.weight)
+    without, plain = embedding(scenario_aware=False), torch.randn(V, DIM, dtype=torch.float64)
+    without.load_state_dict({"global_table": plain})
+    assert torch.equal(without.table.weight, plain)
 
 
 # --- attention ------------------------------------------------------------------------------------------------------
@@ -352,10 +376,11 @@ def test_empty_bags_give_zeros_and_finite_gradients(pooling):
     schema = schema_of(spec("tags", "multi", dim=4, scenario_aware=True, pooling=pooling))
     features = features_of(schema)
     batch = batch_of(schema, size=3) | {"features": {"tags": torch.tensor([[0, 0], [3, 3], [0, 0]])}}
-    for x in features(batch):
+    outputs = features(batch)
+    for x in outputs:
         assert not x[[0, 2]].any()
         assert x[1].all()
-        x.sum().backward()
+    torch.cat(outputs, dim=1).sum().backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in features.parameters())
 
 
@@ -377,11 +402,11 @@ def test_a_scenario_trains_its_own_local_tables_alone(own):
     x_global, x_local = features(batch)
     (x_global.square().sum() + x_local.square().sum()).backward()
     for name in ("item", "tags", "words"):
-        gradient = table_of(features, name).local_tables.grad
+        of_global, gradient = gradients_of(table_of(features, name))
+        assert not of_global[0].any()
         assert gradient[own].any()
         assert not gradient[[k for k in range(M) if k != own]].any()
         assert not gradient[:, 0].any()
-    assert not any(table_of(features, name).global_table.grad[0].any() for name in CATEGORICAL)
 
 
 def test_x_global_does_not_read_the_scenario():
@@ -426,7 +451,8 @@ def test_local_false_builds_no_local_tables():
     schema = schema_of(*FEATURES)
     whole, features = features_of(schema), features_of(schema, local=False)
     assert {name for name, _ in features.named_parameters()} == {n for n in whole.state_dict() if "local" not in n}
-    features.load_state_dict(whole.state_dict(), strict=False)
+    of_global = {n: w[:V] if n.endswith("table.weight") else w for n, w in whole.state_dict().items()}
+    features.load_state_dict(of_global, strict=False)
     x_global, x_local = features(batch_of(schema))
     assert features.local_dim == 0
     assert x_local.shape == (B, 0)

@@ -152,11 +152,15 @@ def test_own_logit_reads_the_aux_logit():
 
 def scenario_parameters(model):
     """Name -> gradient of what belongs to single scenarios, first dimension M."""
-    return {
+    found = {
         name: parameter.grad
         for name, parameter in model.named_parameters()
-        if name.startswith(("trunk.branch", "trunk.gate", "head.")) or name.endswith("local_tables")
+        if name.startswith(("trunk.branch", "trunk.gate", "head."))
     }
+    for name, tables in model.features.embeddings.items():
+        if tables.num_local:
+            found[name] = tables.table.weight.grad[tables.vocabulary_size :].unflatten(0, (M, -1))
+    return found
 
 
 @every_scenario
@@ -188,7 +192,8 @@ def test_shared_parameters_are_trained_by_every_sample():
         alone = gradients(model.loss(rows_of(make_batch(), [n])), model)
         for name in ("trunk.aux_weights.0", "trunk.aux_weights.1", "aux_head.weight"):
             assert alone[name].any(), name
-        assert alone["features.embeddings.feature_user.global_table"].any()
+        rows = model.features.embeddings["feature_user"].vocabulary_size
+        assert alone["features.embeddings.feature_user.table.weight"][:rows].any()
 
 
 # --- shared bottom --------------------------------------------------------------------------------------------------

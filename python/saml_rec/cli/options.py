@@ -63,6 +63,26 @@ def optimizer_options(command: Command) -> Command:
             click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows a step."),
             click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW."),
             click.option("--weight-decay", type=float, default=1e-5, show_default=True, help="Weight decay of AdamW."),
+            click.option(
+                "--tables",
+                type=click.Choice(("auto", "dense", "sparse", "fbgemm")),
+                default="auto",
+                show_default=True,
+                help="How embedding tables are kept; auto: dense up to 100,000 rows in all, above so that a step costs "
+                "what its batch reads.",
+            ),
+            click.option(
+                "--table-optimizer",
+                type=click.Choice(("rowwise_adagrad", "adam")),
+                default="rowwise_adagrad",
+                show_default=True,
+                help="Of tables that are not dense; adam only with sparse ones.",
+            ),
+            click.option(
+                "--table-lr",
+                type=float,
+                help="Its learning rate; 0.02 for rowwise_adagrad, 0.001 for adam unless given.",
+            ),
         )
     ):
         command = option(command)

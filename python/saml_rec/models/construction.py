@@ -15,6 +15,7 @@ from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
 from saml_rec.models.base import ScenarioModel
 from saml_rec.models.registry import MODELS, hyperparameters
+from saml_rec.models.tables import FbgemmTable
 
 OPERATION_OF_LAYER: dict[type[nn.Module], Operation] = {
     MultiBranchMLP: "multi_branch",
@@ -110,8 +111,9 @@ def backends_used(model: nn.Module, device: torch.device) -> dict[str, str]:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Numbers in all parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Numbers in all parameters and tables."""
+    fused = [module.rows.numel() for module in model.modules() if isinstance(module, FbgemmTable)]
+    return sum(fused) + sum(parameter.numel() for parameter in model.parameters())
 
 
 @contextmanager

@@ -8,16 +8,15 @@ value, whose embedding starts at zero and is trained by rare values; values seen
 """
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_rec.data.schema import FeatureSpec, Schema
 from saml_rec.errors import InputError
+from saml_rec.models.tables import make_table
 
 PADDING_ID = 0
 UNKNOWN_ID = 1
@@ -26,81 +25,65 @@ EMBEDDING_STD = 0.05
 Batch = Mapping[str, Any]
 
 
-class _Rows(torch.autograd.Function):
-    """Rows of a table on the CPU. Row PADDING_ID is never trained.
-
-    The same as F.embedding, in float32 to the bit. The backward of that adds row by row through the dispatcher, which
-    takes two to three times as long as index_add_.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.table_rows = table.shape[0]
-        return table.index_select(0, ids.flatten()).view(*ids.shape, table.shape[1])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (ids,) = ctx.saved_tensors
-        dim = gradient.shape[-1]
-        total = gradient.new_zeros(ctx.table_rows, dim).index_add_(0, ids.flatten(), gradient.reshape(-1, dim))
-        total[PADDING_ID] = 0
-        return total, None
-
-
-def _look_up(table: Tensor, ids: Tensor) -> Tensor:
-    """table (V, dim), ids (...) → (..., dim); row PADDING_ID gets no gradient."""
-    if table.device.type == "cpu":
-        return cast(Tensor, _Rows.apply(table, ids))
-    # On a GPU index_add_ would make every repeated row, padding above all, wait for an atomic addition.
-    return F.embedding(ids, table, padding_idx=PADDING_ID)
-
-
 class ScenarioAwareEmbedding(nn.Module):
-    """A feature's global table and, if it is scenario-aware, its M local tables.
+    """A feature's global table and, if it is scenario-aware, its M local tables, as one table of rows.
+
+    An id's global embedding is row id, its local one of scenario k row (1 + k) V + id. Empty cells read row 0 always.
 
     Args:
         num_scenarios: M.
-        vocabulary_size: rows of a table, V, the two reserved ids included.
+        vocabulary_size: rows of one of them, V, the two reserved ids included.
         dim: width of an embedding.
         scenario_aware: whether there are local tables.
     """
-
-    local_tables: nn.Parameter | None
 
     def __init__(self, num_scenarios: int, vocabulary_size: int, dim: int, scenario_aware: bool) -> None:
         super().__init__()
         self.vocabulary_size = vocabulary_size
         self.dim = dim
-        self.global_table = nn.Parameter(torch.empty(vocabulary_size, dim))
-        if scenario_aware:
-            self.local_tables = nn.Parameter(torch.empty(num_scenarios, vocabulary_size, dim))
-        else:
-            self.register_parameter("local_tables", None)
+        self.num_local = num_scenarios if scenario_aware else 0
+        self.table = make_table((1 + self.num_local) * vocabulary_size, dim)
         self.reset_parameters()
+
+    @property
+    def global_table(self) -> Tensor:
+        """(V, dim), without gradient."""
+        return self.table.rows[: self.vocabulary_size]
+
+    @property
+    def local_tables(self) -> Tensor | None:
+        """(M, V, dim), without gradient."""
+        if self.num_local == 0:
+            return None
+        return self.table.rows[self.vocabulary_size :].unflatten(0, (self.num_local, self.vocabulary_size))
 
     def reset_parameters(self) -> None:
         """Normal with standard deviation 0.05; zeros for empty cells and unknown values."""
-        for table in self.parameters():
-            nn.init.normal_(table, std=EMBEDDING_STD)
-            with torch.no_grad():
+        for table in (self.global_table, self.local_tables):
+            if table is not None:
+                nn.init.normal_(table, std=EMBEDDING_STD)
                 table[..., : UNKNOWN_ID + 1, :] = 0
 
-    def global_embedding(self, ids: Tensor) -> Tensor:
-        """ids (...) → (..., dim)."""
-        return _look_up(self.global_table, ids)
+    def forward(self, ids: Tensor, scenario: Tensor) -> tuple[Tensor, Tensor | None]:
+        """ids (B, n), scenario (B,) → global and own local embeddings, (B, n, dim) each; one look-up for both."""
+        if self.num_local == 0:
+            return self.table.look_up(ids), None
+        own_table = (1 + scenario) * self.vocabulary_size
+        local = torch.where(ids == PADDING_ID, PADDING_ID, own_table.unsqueeze(1) + ids)
+        both = self.table.look_up(torch.cat([ids, local], dim=1))
+        return both[:, : ids.shape[1]], both[:, ids.shape[1] :]
 
-    def local_embedding(self, ids: Tensor, scenario: Tensor) -> Tensor:
-        """ids (B, ...), scenario (B,) → (B, ..., dim) from each sample's own scenario's table."""
-        assert self.local_tables is not None
-        own_table = scenario.view(-1, *[1] * (ids.dim() - 1)) * self.vocabulary_size
-        # Empty cells of every scenario share row 0 of the first table, the one row that is padding.
-        rows = torch.where(ids == PADDING_ID, PADDING_ID, own_table + ids)
-        return _look_up(self.local_tables.flatten(0, 1), rows)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        # Runs of version 0.1 keep the tables apart.
+        if f"{prefix}global_table" in state_dict:
+            tables = [state_dict.pop(f"{prefix}global_table")]
+            if (local := state_dict.pop(f"{prefix}local_tables", None)) is not None:
+                tables.append(local.flatten(0, 1))
+            state_dict[f"{prefix}table.weight"] = torch.cat(tables)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
-        tables = 1 if self.local_tables is None else 1 + self.local_tables.shape[0]
-        return f"tables={tables}, vocabulary_size={self.vocabulary_size}, dim={self.dim}"
+        return f"tables={1 + self.num_local}, vocabulary_size={self.vocabulary_size}, dim={self.dim}"
 
 
 class ScenarioAwareAttention(nn.Module):
@@ -223,25 +206,29 @@ class ScenarioAwareFeatures(nn.Module):
         local_of: dict[str, Tensor] = {}
 
         for feature, aware in self._categorical:
-            table = self._table(feature.name)
             pool = _POOLING[feature.pooling] if feature.kind == "multi" else _one
             values = ids[feature.name]
-            sequences = {name: ids[name] for name in self._sequences_of[feature.name]}
-            global_of |= _look_up_all(feature.name, values, sequences, table.global_embedding)
+            names = [feature.name, *self._sequences_of[feature.name]]
+            # In one look-up: the gradient of each may be as large as the table.
+            columns = [ids[name] if ids[name].dim() == 2 else ids[name].unsqueeze(1) for name in names]
+            found = self._table(feature.name)(columns[0] if len(columns) == 1 else torch.cat(columns, dim=1), scenario)
+            widths = [column.shape[1] for column in columns]
+            for of, embeddings in zip((global_of, local_of), found, strict=True):
+                if embeddings is not None:
+                    of.update(zip(names, embeddings.split(widths, dim=1), strict=True))
             x_global.append(pool(global_of[feature.name], values))
             if aware:
-                own = partial(table.local_embedding, scenario=scenario)
-                local_of |= _look_up_all(feature.name, values, sequences, own)
                 x_local.append(pool(local_of[feature.name], values))
 
         for feature, item, aware in self._sequences:
             attention = self.attentions[_key(feature.name)]
             assert isinstance(attention, ScenarioAwareAttention)
-            target, sequence = global_of[item.name], global_of[feature.name]
+            target, sequence = global_of[item.name].squeeze(1), global_of[feature.name]
             valid = ids[feature.name] != PADDING_ID
             x_global.append(attention.global_attention(target, sequence, valid))
             if aware:
-                x_local.append(attention.local_attention(local_of[item.name], local_of[feature.name], sequence, valid))
+                own_target = local_of[item.name].squeeze(1)
+                x_local.append(attention.local_attention(own_target, local_of[feature.name], sequence, valid))
         empty = scenario.new_empty((scenario.shape[0], 0), dtype=x_global[0].dtype)
         return self.dropout(torch.cat(x_global, dim=1)), self.dropout(torch.cat([empty, *x_local], dim=1))
 
@@ -249,6 +236,12 @@ class ScenarioAwareFeatures(nn.Module):
         table = self.embeddings[_key(name)]
         assert isinstance(table, ScenarioAwareEmbedding)
         return table
+
+
+def table_rows(schema: Schema, num_scenarios: int, vocabulary_sizes: Mapping[str, int]) -> int:
+    """Rows of all tables together, of a model that has the local ones."""
+    features = [*schema.of_kind("sparse"), *schema.of_kind("multi")]
+    return sum(vocabulary_sizes[f.name] * (1 + num_scenarios * f.scenario_aware) for f in features)
 
 
 def check_scenario_ids(scenario: Tensor, num_scenarios: int) -> None:
@@ -266,22 +259,8 @@ def _key(name: str) -> str:
     return "feature_" + name.replace("%", "%25").replace(".", "%2E")
 
 
-def _look_up_all(
-    name: str, values: Tensor, sequences: Mapping[str, Tensor], embedding: Callable[[Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """Embeddings of a feature's values and of the sequences on its tables, by name.
-
-    In one lookup: the gradient of each is as large as the tables.
-    """
-    if not sequences:
-        return {name: embedding(values)}
-    columns = [values.unsqueeze(1), *sequences.values()]
-    parts = embedding(torch.cat(columns, dim=1)).split([column.shape[1] for column in columns], dim=1)
-    return {name: parts[0].squeeze(1), **dict(zip(sequences, parts[1:], strict=True))}
-
-
 def _one(embedding: Tensor, ids: Tensor) -> Tensor:
-    return embedding
+    return embedding.squeeze(1)
 
 
 def _sum(embedding: Tensor, ids: Tensor) -> Tensor:

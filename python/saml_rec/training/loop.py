@@ -35,7 +35,10 @@ from saml_rec.models.construction import (
     own_random_numbers,
     parameter_count,
 )
+from saml_rec.models.features import table_rows
+from saml_rec.models.tables import TableOptions, resolve_engine, table_options
 from saml_rec.run_directory import RunDirectory, differences, load, save, versions
+from saml_rec.training.optimizers import Optimizers
 from saml_rec.training.options import TrainOptions
 
 # Losses stay on the device for this many steps: looking at each one would stall a GPU.
@@ -67,19 +70,23 @@ class _State:
     """What changes during training."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizers
+    tables: TableOptions
     history: list[dict[str, Any]]
     best_weights: dict[str, Tensor]
 
     @classmethod
     def fresh(cls, options: TrainOptions, schema: Schema, encoder: Encoder, device: torch.device) -> "_State":
         torch.manual_seed(stream_seed(options.seed, INITIALISATION))
-        model = build_model(options.model, options.model_options, schema, encoder).to(device)
-        # fused: a quarter of the time on embedding tables of millions of numbers.
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
-        )
-        return cls(model, optimizer, [], _weights(model))
+        rows = table_rows(schema, encoder.num_scenarios, encoder.vocabulary_sizes)
+        engine = resolve_engine(options.tables, rows, device)
+        if engine == "fbgemm" and options.tables == "auto" and options.table_optimizer != "rowwise_adagrad":
+            engine = "sparse"
+        tables = options.table_options(engine)
+        with table_options(tables):
+            model = build_model(options.model, options.model_options, schema, encoder).to(device)
+        optimizer = Optimizers(model, options.learning_rate, options.weight_decay, tables)
+        return cls(model, optimizer, tables, [], _weights(model))
 
     def add_epoch(self, entry: dict[str, Any]) -> None:
         self.history.append(entry)
@@ -178,6 +185,8 @@ def _run_epochs(
         state.restore(saved)
         run.remove_leftovers()
         say(console, f"resuming {run.path} after epoch {len(state.history)}")
+    if state.tables.engine != "dense":
+        say(console, f"tables: {state.tables.engine}, {_trained_by(state.tables)}")
     if len(data.tables["valid"]) == 0:
         say(console, "no validation rows: no early stopping, the last epoch is kept")
     while not _stops(state.history, options):
@@ -210,6 +219,10 @@ def _write(
         "parameters": parameter_count(state.model),
         "device": options.device,
         "backend": backends,
+        "tables": {
+            "engine": state.tables.engine,
+            "trained_by": _trained_by(state.tables).removeprefix(", ") or "adamw",
+        },
         "data": {
             "path": None if data_path is None else str(data_path.resolve()),
             "rows": {name: len(data.tables[name]) for name in SPLITS},
@@ -228,6 +241,11 @@ def _write(
     save(run.model, "model", model_file)
     run.write_results(history, metrics)
     return RunResult(run.path, metrics, history, already_finished=False)
+
+
+def _trained_by(tables: TableOptions) -> str:
+    """What trains them, for people."""
+    return "adamw" if tables.engine == "dense" else f"{tables.optimizer} with learning rate {tables.rate:g}"
 
 
 def time_backends(data: PreparedData, schema: Schema, options: TrainOptions) -> dict[str, float]:

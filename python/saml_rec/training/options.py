@@ -8,6 +8,7 @@ from typing import Any
 
 from saml_rec.errors import InputError
 from saml_rec.models.construction import resolve_device, resolve_model_options
+from saml_rec.models.tables import TableOptions
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class TrainOptions:
         patience: epochs without a better validation log loss after which training stops; 0 never stops early.
         seed: of the initial weights, shuffling and dropout; also of the split, if the data were prepared with it.
         device: "auto" (a GPU if torch sees one), or what :class:`torch.device` takes.
+        tables: where embedding tables are kept, "auto", "dense", "sparse" or "fbgemm" (:mod:`saml_rec.models.tables`).
+        table_optimizer, table_learning_rate: of tables that are not dense; None for the optimizer's own default.
         model_options: hyperparameters of the model by keyword; the model's defaults for the others.
 
     Raises:
@@ -36,6 +39,9 @@ class TrainOptions:
     patience: int = 2
     seed: int = 0
     device: str = "auto"
+    tables: str = "auto"
+    table_optimizer: str = "rowwise_adagrad"
+    table_learning_rate: float | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,6 +52,16 @@ class TrainOptions:
             raise InputError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
+        # What "auto" may stand for is known with the vocabularies; the rest is refused now.
+        self.table_options("sparse" if self.tables == "auto" else self.tables)
+
+    def table_options(self, engine: str) -> TableOptions:
+        """How tables are kept by an engine.
+
+        Raises:
+            InputError: as :class:`saml_rec.models.tables.TableOptions`.
+        """
+        return TableOptions(engine, self.table_optimizer, self.table_learning_rate)
 
     def resolved(self) -> "TrainOptions":
         """With the device chosen and every hyperparameter of the model filled in.
