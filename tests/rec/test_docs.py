@@ -47,7 +47,13 @@ def test_documented_defaults():
     for option, cells in rows.items():
         if option not in defaults:
             given = train[option]
-            shown = "required" if given.required else "" if given.is_flag or given.default is None else str(given.default)
+            shown = (
+                "required"
+                if given.required
+                else ""
+                if given.is_flag or not isinstance(given.default, str | int | float)
+                else str(given.default)
+            )
             assert cells[0] == shown or float(cells[0]) == given.default, option
             continue
         for model, cell in zip(MODELS, cells, strict=False):
