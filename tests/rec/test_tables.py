@@ -23,6 +23,7 @@ LAZY = ENGINE[1:]
 ROWS, DIM = 12, 8
 READ = torch.tensor([[3, 0, 5], [3, 3, 11], [0, 7, 5]])
 CPU = torch.device("cpu")
+ADAGRAD = "rowwise_adagrad"
 
 
 def table_of(engine, **options):
@@ -110,14 +111,15 @@ def test_weights_that_do_not_fit_fbgemm_are_refused():
 
 def test_auto_follows_the_rows_the_device_and_what_is_installed(monkeypatch):
     monkeypatch.setattr(tables, "has_fbgemm", lambda: True)
-    assert resolve_engine("auto", tables.DENSE_ROWS, CPU) == "dense"
-    assert resolve_engine("auto", tables.DENSE_ROWS + 1, CPU) == "fbgemm"
-    assert resolve_engine("auto", tables.DENSE_ROWS + 1, torch.device("cuda")) == "sparse"
-    assert resolve_engine("dense", 10**9, CPU) == "dense"
+    assert resolve_engine("auto", ADAGRAD, tables.DENSE_ROWS, CPU) == "dense"
+    assert resolve_engine("auto", ADAGRAD, tables.DENSE_ROWS + 1, CPU) == "fbgemm"
+    assert resolve_engine("auto", "adam", tables.DENSE_ROWS + 1, CPU) == "sparse"
+    assert resolve_engine("auto", ADAGRAD, tables.DENSE_ROWS + 1, torch.device("cuda")) == "sparse"
+    assert resolve_engine("dense", ADAGRAD, 10**9, CPU) == "dense"
     with pytest.raises(InputError, match="got device cuda; take sparse"):
-        resolve_engine("fbgemm", 1, torch.device("cuda"))
+        resolve_engine("fbgemm", ADAGRAD, 1, torch.device("cuda"))
     monkeypatch.setattr(tables, "has_fbgemm", lambda: False)
-    assert resolve_engine("auto", tables.DENSE_ROWS + 1, CPU) == "sparse"
+    assert resolve_engine("auto", ADAGRAD, tables.DENSE_ROWS + 1, CPU) == "sparse"
 
 
 @pytest.mark.parametrize(
@@ -174,3 +176,14 @@ def test_a_run_says_its_engine_resumes_to_the_same_bits_and_is_read_without_it(
     first, second = (load_trained(tmp_path / name, device="cpu").model.state_dict() for name in ("whole", "stopped"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert whole.metrics["parameters"] == sum(weight.numel() for weight in first.values())
+
+
+@needs_fbgemm
+def test_resume_where_auto_stands_for_something_else_is_refused(small_dataset, tmp_path, monkeypatch):
+    schema = load_schema(small_dataset.schema)
+    data = prepare(small_dataset.data, schema, seed=SMALL.seed)
+    monkeypatch.setattr(tables, "DENSE_ROWS", 0)
+    assert train(data, schema, SMALL, tmp_path).metrics["tables"]["engine"] == "fbgemm"
+    monkeypatch.setattr(tables, "has_fbgemm", lambda: False)
+    with pytest.raises(InputError, match=r"cannot resume, tables changed: .*engine"):
+        train(data, schema, SMALL, tmp_path, resume=True)

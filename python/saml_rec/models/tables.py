@@ -26,6 +26,8 @@ PADDING_ROW = 0
 ENGINES = ("dense", "sparse", "fbgemm")
 TABLE_OPTIMIZERS = {"rowwise_adagrad": 0.02, "adam": 0.001}
 """With the learning rate that each has unless another is given."""
+FUSED_OPTIMIZER = "rowwise_adagrad"
+"""The one that fbgemm has on the CPU."""
 DENSE_ROWS = 100_000
 """Rows of all tables together up to which "auto" keeps them dense."""
 EPSILON = 1e-8
@@ -56,8 +58,8 @@ class TableOptions:
         if not 0 < self.rate < math.inf:
             raise InputError(f"table learning rate must be above 0 and finite, got {self.rate}")
         if self.engine == "fbgemm":
-            if self.optimizer != "rowwise_adagrad":
-                raise InputError(f"tables of fbgemm are trained by rowwise_adagrad, got {self.optimizer!r}")
+            if self.optimizer != FUSED_OPTIMIZER:
+                raise InputError(f"tables of fbgemm are trained by {FUSED_OPTIMIZER}, got {self.optimizer!r}")
             if not has_fbgemm():
                 raise InputError("tables of fbgemm need fbgemm-gpu-cpu: pip install 'saml-kernels[tables]'")
 
@@ -72,8 +74,8 @@ def has_fbgemm() -> bool:
     return importlib.util.find_spec("fbgemm_gpu") is not None
 
 
-def resolve_engine(wanted: str, rows: int, device: torch.device) -> str:
-    """The engine that "auto" stands for: dense up to DENSE_ROWS rows, above fbgemm where it is and runs, else sparse.
+def resolve_engine(wanted: str, optimizer: str, rows: int, device: torch.device) -> str:
+    """The engine that "auto" stands for: dense up to DENSE_ROWS rows, above fbgemm where it can be, else sparse.
 
     Raises:
         InputError: fbgemm on another device than the CPU.
@@ -84,7 +86,8 @@ def resolve_engine(wanted: str, rows: int, device: torch.device) -> str:
         return wanted
     if rows <= DENSE_ROWS:
         return "dense"
-    return "fbgemm" if device.type == "cpu" and has_fbgemm() else "sparse"
+    fused = device.type == "cpu" and optimizer == FUSED_OPTIMIZER and has_fbgemm()
+    return "fbgemm" if fused else "sparse"
 
 
 class Table(nn.Module, ABC):

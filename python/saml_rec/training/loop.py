@@ -79,10 +79,7 @@ class _State:
     def fresh(cls, options: TrainOptions, schema: Schema, encoder: Encoder, device: torch.device) -> "_State":
         torch.manual_seed(stream_seed(options.seed, INITIALISATION))
         rows = table_rows(schema, encoder.num_scenarios, encoder.vocabulary_sizes)
-        engine = resolve_engine(options.tables, rows, device)
-        if engine == "fbgemm" and options.tables == "auto" and options.table_optimizer != "rowwise_adagrad":
-            engine = "sparse"
-        tables = options.table_options(engine)
+        tables = options.table_options(resolve_engine(options.tables, options.table_optimizer, rows, device))
         with table_options(tables):
             model = build_model(options.model, options.model_options, schema, encoder).to(device)
         optimizer = Optimizers(model, options.learning_rate, options.weight_decay, tables)
@@ -141,14 +138,15 @@ def train(
     run = RunDirectory(out)
     run.require_startable(resume=resume, overwrite=overwrite)
     options = options.resolved()
-    identity = {
-        "options": options.to_dict(),
-        "schema": schema.to_dict(),
-        "data": {name: fingerprint(data.tables[name]) for name in SPLITS},
-    }
     device = torch.device(options.device)
     with own_random_numbers(device):
         state = _State.fresh(options, schema, data.encoder, device)
+        identity = {
+            "options": options.to_dict(),
+            "schema": schema.to_dict(),
+            "tables": dataclasses.asdict(state.tables),
+            "data": {name: fingerprint(data.tables[name]) for name in SPLITS},
+        }
         backends = backends_used(state.model, device)
         with run.held():
             # What stood here may have changed until the run was held.
@@ -354,7 +352,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _require_same(out: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuses to go on with other options, another schema or other data."""
-    for part in ("options", "schema"):
+    for part in ("options", "schema", "tables"):
         if changes := differences(saved[part], now[part]):
             raise InputError(f"{out}: cannot resume, {part} changed: {'; '.join(changes)}")
     if changed := [name for name in SPLITS if saved["data"][name] != now["data"][name]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from saml_rec.errors import InputError
 from saml_rec.models.construction import resolve_device, resolve_model_options
-from saml_rec.models.tables import TableOptions
+from saml_rec.models.tables import TableOptions, resolve_engine
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,15 @@ class TrainOptions:
         """With the device chosen and every hyperparameter of the model filled in.
 
         Raises:
-            InputError: no such model or device, or an option that the model does not take.
+            InputError: no such model or device, an option that the model does not take, or tables that cannot be on
+                the device.
         """
+        device = resolve_device(self.device)
+        # Refuses an engine that does not run there; what "auto" stands for is known with the vocabularies.
+        resolve_engine(self.tables, self.table_optimizer, 0, device)
         return dataclasses.replace(
             self,
-            device=str(resolve_device(self.device)),
+            device=str(device),
             model_options=resolve_model_options(self.model, self.model_options),
         )
 
