@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from saml_rec.data.schema import Schema
-from saml_rec.models.features import ScenarioAwareFeatures, _look_up
+from saml_rec.models.features import ScenarioAwareFeatures
+from saml_rec.models.tables import DenseTable, rows_of
 
 
 def ids_of(*shape, rows=30):
@@ -20,7 +21,7 @@ def test_as_embedding_to_the_bit(dtype, shape):
     table, other = (torch.randn(30, 5, dtype=dtype).requires_grad_() for _ in range(2))
     other.data.copy_(table.data)
     ids = ids_of(*shape)
-    rows, expected = _look_up(table, ids), F.embedding(ids, other, padding_idx=0)
+    rows, expected = rows_of(table, ids), F.embedding(ids, other, padding_idx=0)
     assert torch.equal(rows, expected)
     cotangent = torch.randn_like(rows)
     rows.backward(cotangent)
@@ -32,7 +33,7 @@ def test_a_gradient_that_is_not_contiguous():
     table = torch.randn(30, 4, requires_grad=True)
     ids = ids_of(6, 7)
     cotangent = torch.randn(4, 7, 6)
-    (_look_up(table, ids) * cotangent.permute(2, 1, 0)).sum().backward()
+    (rows_of(table, ids) * cotangent.permute(2, 1, 0)).sum().backward()
     (expected,) = torch.autograd.grad(
         (F.embedding(ids, table, padding_idx=0) * cotangent.permute(2, 1, 0)).sum(), table
     )
@@ -42,24 +43,26 @@ def test_a_gradient_that_is_not_contiguous():
 def test_first_and_second_derivatives():
     table = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     ids = torch.tensor([[1, 2, 2], [4, 3, 1]])
-    assert torch.autograd.gradcheck(lambda table: _look_up(table, ids), table)
-    assert torch.autograd.gradgradcheck(lambda table: _look_up(table, ids).sin(), table)
+    assert torch.autograd.gradcheck(lambda table: rows_of(table, ids), table)
+    assert torch.autograd.gradgradcheck(lambda table: rows_of(table, ids).sin(), table)
 
 
 def test_an_id_that_is_no_row():
     with pytest.raises(IndexError):
-        _look_up(torch.zeros(5, 3), torch.tensor([5]))
+        rows_of(torch.zeros(5, 3), torch.tensor([5]))
 
 
 def test_every_table_is_read_once(monkeypatch):
-    """Each read has a gradient as large as the table, so target and sequences share one."""
+    """Each read has a gradient as large as the table, so target and sequences share one, global and local too."""
     calls = []
 
-    def counted(table, ids):
-        calls.append(tuple(table.shape))
-        return _look_up(table, ids)
+    look_up = DenseTable.look_up
 
-    monkeypatch.setattr("saml_rec.models.features._look_up", counted)
+    def counted(table, rows):
+        calls.append(tuple(table.rows.shape))
+        return look_up(table, rows)
+
+    monkeypatch.setattr(DenseTable, "look_up", counted)
     kinds = {
         "item": {"kind": "sparse", "scenario_aware": True, "dim": 4},
         "past": {"kind": "sequence", "item": "item"},
@@ -74,4 +77,4 @@ def test_every_table_is_read_once(monkeypatch):
         "features": {"item": torch.tensor([3, 0]), "past": ids_of(2, 5, rows=9), "seen": ids_of(2, 2, rows=9)},
     }
     features(batch)
-    assert calls == [(9, 4), (27, 4)]
+    assert calls == [(4 * 9, 4)]

@@ -46,6 +46,12 @@ def test_look_up(engine):
     assert table.look_up(torch.zeros(2, 1, dtype=torch.int64)).shape == (2, 1, DIM)
 
 
+@pytest.mark.parametrize("engine", ENGINE)
+def test_a_row_that_is_not_there(engine):
+    with pytest.raises((IndexError, RuntimeError)):
+        table_of(engine).look_up(torch.tensor([[ROWS]]))
+
+
 @pytest.mark.parametrize("engine", LAZY)
 def test_row_wise_adagrad_in_float64(engine):
     """Three steps; a row that is read twice has the sum of both gradients. Other rows keep their bits, padding too."""

@@ -115,10 +115,15 @@ class DenseTable(Table):
         return self.weight.detach()
 
     def look_up(self, rows: Tensor) -> Tensor:
-        if self.weight.device.type == "cpu":
-            return cast(Tensor, _Rows.apply(self.weight, rows))
-        # On a GPU index_add_ would make every repeated row, padding above all, wait for an atomic addition.
-        return F.embedding(rows, self.weight, padding_idx=PADDING_ROW)
+        return rows_of(self.weight, rows)
+
+
+def rows_of(weight: Tensor, rows: Tensor) -> Tensor:
+    """weight (V, dim), rows (...) → (..., dim); row PADDING_ROW gets no gradient, which is as large as the weight."""
+    if weight.device.type == "cpu":
+        return cast(Tensor, _Rows.apply(weight, rows))
+    # On a GPU index_add_ would make every repeated row, padding above all, wait for an atomic addition.
+    return F.embedding(rows, weight, padding_idx=PADDING_ROW)
 
 
 class _Rows(torch.autograd.Function):
@@ -163,7 +168,7 @@ class FbgemmTable(Table):
 
     def __init__(self, rows: int, dim: int, options: TableOptions) -> None:
         from fbgemm_gpu.split_embedding_configs import EmbOptimType
-        from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+        from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation
         from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
             ComputeDevice,
             SplitTableBatchedEmbeddingBagsCodegen,
@@ -175,6 +180,7 @@ class FbgemmTable(Table):
             optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
             learning_rate=options.rate,
             eps=EPSILON,
+            bounds_check_mode=BoundsCheckMode.FATAL,
         )
         # Not a submodule: its tensors go by our names in a state dict, and no other optimizer may see them.
         self._engine = (engine,)
