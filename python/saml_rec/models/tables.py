@@ -61,7 +61,7 @@ class TableOptions:
             if self.optimizer != FUSED_OPTIMIZER:
                 raise InputError(f"tables of fbgemm are trained by {FUSED_OPTIMIZER}, got {self.optimizer!r}")
             if not has_fbgemm():
-                raise InputError("tables of fbgemm need fbgemm-gpu-cpu: pip install 'saml-kernels[tables]'")
+                raise InputError("tables of fbgemm need fbgemm-gpu-cpu: pip install 'fbgemm-gpu-cpu>=1.8'")
 
     @property
     def rate(self) -> float:
