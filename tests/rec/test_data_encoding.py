@@ -1,6 +1,7 @@
 """Ids and normalisation come from the training rows alone, and equal a row-by-row encoding in plain Python."""
 
 import collections
+import hashlib
 import itertools
 import json
 import math
@@ -67,6 +68,39 @@ def test_a_sequence_uses_the_vocabulary_of_its_item_and_adds_nothing_to_it():
     encoder = fit(frame)
     assert encoder.vocabularies["item"] == ("a", "b")
     assert lists(encoder.encode(frame).ragged["history"]) == [[1, 1, 1], [2, 3], [3, 1, 2], []]
+
+
+def test_buckets_take_every_value_by_its_hash():
+    """Also those that training never saw, the same on every machine; empty cells stay 0; a sequence has its item's."""
+    features = MAPPING["features"] | {
+        "item": {"kind": "sparse", "buckets": 1000},
+        "tags": {"kind": "multi", "separator": ", ", "buckets": 3},
+    }
+    schema = Schema.from_dict(MAPPING | {"features": features})
+    frame = frame_of(
+        item=["a", "b", None, "é", "a"], tags=["x, y", "x", None, "z, z", "x"], history=["b|a", "new", None, "", "é"]
+    )
+    encoder = Encoder.fit(frame, schema, np.array([0]))
+    assert encoder.vocabularies == {}
+    assert encoder.vocabulary_sizes == {"item": 1002, "tags": 5}
+    assert Encoder.from_dict(json.loads(json.dumps(encoder.to_dict()))) == encoder
+    table = encoder.encode(frame)
+
+    def number(value, buckets):
+        # BLAKE2b with a digest of 8 bytes, as a little-endian number.
+        return 2 + int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little") % buckets
+
+    assert table.sparse["item"].tolist() == [
+        number("a", 1000),
+        number("b", 1000),
+        0,
+        number("é", 1000),
+        number("a", 1000),
+    ]
+    assert number("a", 1000) == 930
+    assert lists(table.ragged["history"])[:2] == [[number("b", 1000), number("a", 1000)], [number("new", 1000)]]
+    tags = lists(table.ragged["tags"])
+    assert tags == [[number("x", 3), number("y", 3)], [number("x", 3)], [], [number("z", 3)] * 2, [number("x", 3)]]
 
 
 def test_a_sequence_keeps_its_newest_elements():

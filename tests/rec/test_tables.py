@@ -145,7 +145,7 @@ def test_bad_options_are_refused_before_any_work(options, message):
 
 def test_without_fbgemm_the_message_names_the_line_to_install_it(monkeypatch):
     monkeypatch.setattr(tables, "has_fbgemm", lambda: False)
-    with pytest.raises(InputError, match="pip install 'fbgemm-gpu-cpu>=1.8'"):
+    with pytest.raises(InputError, match=r"pip install 'fbgemm-gpu-cpu>=1\.8'"):
         TrainOptions(tables="fbgemm")
 
 

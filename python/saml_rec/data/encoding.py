@@ -4,6 +4,7 @@ Everything learnt here — scenarios, vocabularies, means and deviations — com
 nothing of the validation and test rows reaches the model.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,10 +36,10 @@ class Encoder:
         schema: of the tables it encodes.
         scenario_names: the scenarios of the training rows in order of their ids: sorted, as numbers where all are
             integers.
-        vocabularies: per sparse and multi feature the values with an id of their own, in order of the ids from 2:
-            by falling frequency in the training rows, equally frequent ones by value. A value needs ``min_count``
-            occurrences. The elements of a sequence are looked up in the vocabulary of its item and do not count
-            towards it.
+        vocabularies: per sparse and multi feature without buckets the values with an id of their own, in order of the
+            ids from 2: by falling frequency in the training rows, equally frequent ones by value. A value needs
+            ``min_count`` occurrences. The elements of a sequence are looked up in the vocabulary of its item and do
+            not count towards it.
         moments: per dense feature mean and standard deviation of the training rows, missing values left out.
     """
 
@@ -57,6 +58,7 @@ class Encoder:
             vocabularies={
                 feature.name: _vocabulary(_flat(training[feature.name], feature), feature.min_count)
                 for feature in _categorical(schema)
+                if not feature.buckets
             },
             moments={feature.name: _moments(training[feature.name]) for feature in schema.of_kind("dense")},
         )
@@ -69,7 +71,10 @@ class Encoder:
     @cached_property
     def vocabulary_sizes(self) -> dict[str, int]:
         """Per sparse and multi feature the rows of its embedding table, the two reserved ids included."""
-        return {name: FIRST_ID + len(values) for name, values in self.vocabularies.items()}
+        return {
+            feature.name: FIRST_ID + (feature.buckets or len(self.vocabularies[feature.name]))
+            for feature in _categorical(self.schema)
+        }
 
     @property
     def dense_width(self) -> int:
@@ -114,15 +119,15 @@ class Encoder:
             )
         return torch.from_numpy(ids.to_numpy(writable=True))
 
-    def _ids(self, values: pl.Series, vocabulary: str) -> np.ndarray:
-        """String values -> int32 ids; null is the empty cell."""
-        known = self.vocabularies[vocabulary]
-        ids = values.replace_strict(
-            pl.Series(known, dtype=pl.String),
-            pl.int_range(FIRST_ID, FIRST_ID + len(known), dtype=pl.Int32, eager=True),
-            default=UNKNOWN_ID,
-            return_dtype=pl.Int32,
-        )
+    def _ids(self, values: pl.Series, feature: str) -> np.ndarray:
+        """String values of a sparse or multi feature -> int32 ids; null is the empty cell."""
+        if buckets := self.schema.feature(feature).buckets:
+            known = values.drop_nulls().unique()
+            numbers = pl.Series([_bucket(value, buckets) for value in known], dtype=pl.Int32) + FIRST_ID
+        else:
+            known = pl.Series(self.vocabularies[feature], dtype=pl.String)
+            numbers = pl.int_range(FIRST_ID, FIRST_ID + len(known), dtype=pl.Int32, eager=True)
+        ids = values.replace_strict(known, numbers, default=UNKNOWN_ID, return_dtype=pl.Int32)
         return pl.select(pl.when(values.is_not_null()).then(ids).otherwise(EMPTY_ID)).to_series().to_numpy()
 
     def _ragged(self, column: pl.Series, feature: FeatureSpec) -> Ragged:
@@ -175,6 +180,11 @@ class Encoder:
 
 def _categorical(schema: Schema) -> tuple[FeatureSpec, ...]:
     return (*schema.of_kind("sparse"), *schema.of_kind("multi"))
+
+
+def _bucket(value: str, buckets: int) -> int:
+    """Of a hash that is the same on every machine and in every version of its library."""
+    return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little") % buckets
 
 
 def _flat(column: pl.Series, feature: FeatureSpec) -> pl.Series:

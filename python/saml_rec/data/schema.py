@@ -30,12 +30,13 @@ Kind = Literal["sparse", "multi", "dense", "sequence"]
 Pooling = Literal["mean", "sum"]
 
 DEFAULT_SPLIT = (0.8, 0.1, 0.1)
+MAX_BUCKETS = 2**30  # ids are 32-bit integers
 MAX_SIZE = 65536  # bound on dim, heads and max_length: beyond it a value is a slip of the keyboard
 
 # The keys a feature of each kind may have besides "kind".
 _KEYS: dict[str, tuple[str, ...]] = {
-    "sparse": ("scenario_aware", "dim", "min_count"),
-    "multi": ("scenario_aware", "dim", "min_count", "pooling", "separator"),
+    "sparse": ("scenario_aware", "dim", "min_count", "buckets"),
+    "multi": ("scenario_aware", "dim", "min_count", "buckets", "pooling", "separator"),
     "dense": (),
     "sequence": ("item", "max_length", "heads", "separator"),
 }
@@ -45,6 +46,7 @@ _WHY_NOT = {
     ("sequence", "dim"): "a sequence uses the table of its item and inherits dim from it",
     ("sequence", "scenario_aware"): "a sequence uses the tables of its item and inherits scenario_aware from it",
     ("sequence", "min_count"): "a sequence uses the vocabulary of its item; set min_count there",
+    ("sequence", "buckets"): "a sequence has the ids of its item; set buckets there",
     ("sequence", "pooling"): "a sequence is read by attention, not pooled",
 }
 
@@ -60,6 +62,8 @@ class FeatureSpec:
         scenario_aware: one local embedding table per scenario besides the global one. A sequence has its item's.
         dim: width of the embedding. A sequence has its item's.
         min_count: training occurrences a value needs to get an id of its own (sparse, multi).
+        buckets: 0 for a vocabulary of the training rows' values; else values have no ids of their own but one of so
+            many by their hash, those that training never saw too, and two values may share one (sparse, multi).
         pooling: how the embeddings of a bag become one vector (multi).
         item: the sparse feature whose table and vocabulary a sequence uses, and which is the attention query.
         max_length: the newest elements of a sequence that are kept.
@@ -75,6 +79,7 @@ class FeatureSpec:
     scenario_aware: bool = False
     dim: int = 16
     min_count: int = 1
+    buckets: int = 0
     pooling: Pooling = "mean"
     item: str | None = None
     max_length: int = 50
@@ -88,6 +93,8 @@ class FeatureSpec:
         _check(where, "kind", self.kind)
         for key in _CHECKS.keys() - {"kind", "item"}:
             _check(where, key, getattr(self, key))
+        if self.buckets and self.min_count > 1:
+            raise InputError(f"{where}.min_count: a feature with buckets has no vocabulary; leave one of them out")
         if self.kind == "dense" and self.scenario_aware:
             raise InputError(f"{where}.scenario_aware: {_WHY_NOT['dense', 'scenario_aware']}")
         if self.kind == "sequence":
@@ -294,6 +301,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scenario_aware": (lambda value: isinstance(value, bool), "true or false"),
     "dim": (_is_size, f"a whole number from 1 to {MAX_SIZE}"),
     "min_count": (lambda value: type(value) is int and value >= 1, "a whole number of at least 1"),
+    "buckets": (
+        lambda value: type(value) is int and 0 <= value <= MAX_BUCKETS,
+        f"a whole number from 1 to {MAX_BUCKETS}, or 0 for a vocabulary",
+    ),
     "pooling": (lambda value: value in ("mean", "sum"), "mean or sum"),
     "item": (_is_text, "the name of a sparse feature"),
     "max_length": (_is_size, f"a whole number from 1 to {MAX_SIZE}"),
