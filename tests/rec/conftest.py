@@ -134,3 +134,25 @@ def finished_run(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactor
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     return out
+
+
+@pytest.fixture
+def train_one_epoch(monkeypatch):
+    """Trains as train does, and is interrupted in the second epoch."""
+    from saml_rec.training import loop
+
+    run_epoch = loop._run_epoch
+
+    def stop_in_second(state, *arguments):
+        if state.history:
+            raise KeyboardInterrupt
+        return run_epoch(state, *arguments)
+
+    def call(data, schema, options, out):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_run_epoch", stop_in_second)
+            with pytest.raises(KeyboardInterrupt):
+                loop.train(data, schema, options, out)
+        return out
+
+    return call

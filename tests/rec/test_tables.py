@@ -14,7 +14,6 @@ from saml_rec.models import tables
 from saml_rec.models.features import ScenarioAwareEmbedding
 from saml_rec.models.tables import ENGINES, EPSILON, TableOptions, make_table, resolve_engine, table_options
 from saml_rec.training import TrainOptions, train
-from saml_rec.training import loop as training
 from saml_rec.training.optimizers import Optimizers
 
 needs_fbgemm = pytest.mark.skipif(importlib.util.find_spec("fbgemm_gpu") is None, reason="fbgemm is not installed")
@@ -154,7 +153,7 @@ SMALL = TrainOptions(epochs=2, batch_size=64, patience=0, model_options={"hidden
 
 @pytest.mark.parametrize("engine", ENGINE)
 def test_a_run_says_its_engine_resumes_to_the_same_bits_and_is_read_without_it(
-    small_dataset, tmp_path, monkeypatch, engine
+    small_dataset, tmp_path, train_one_epoch, engine
 ):
     schema = load_schema(small_dataset.schema)
     data = prepare(small_dataset.data, schema, seed=SMALL.seed)
@@ -163,20 +162,7 @@ def test_a_run_says_its_engine_resumes_to_the_same_bits_and_is_read_without_it(
     trained_by = "adamw" if engine == "dense" else "rowwise_adagrad with learning rate 0.02"
     assert whole.metrics["tables"] == {"engine": engine, "trained_by": trained_by}
 
-    class Stopped(Exception):
-        pass
-
-    run_epoch = training._run_epoch
-
-    def stop_in_second(state, *arguments):
-        if state.history:
-            raise Stopped
-        return run_epoch(state, *arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training, "_run_epoch", stop_in_second)
-        with pytest.raises(Stopped):
-            train(data, schema, options, tmp_path / "stopped")
+    train_one_epoch(data, schema, options, tmp_path / "stopped")
     resumed = train(data, schema, options, tmp_path / "stopped", resume=True)
     assert resumed.metrics["overall"] == whole.metrics["overall"]
     first, second = (load_trained(tmp_path / name, device="cpu").model.state_dict() for name in ("whole", "stopped"))

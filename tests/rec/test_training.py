@@ -20,7 +20,6 @@ from saml_rec.evaluation.scoring import evaluate, load_trained
 from saml_rec.models.registry import hyperparameters
 from saml_rec.run_directory import load
 from saml_rec.training import TrainOptions, best_epoch, train
-from saml_rec.training import loop as training
 
 SMALL = TrainOptions(epochs=3, batch_size=64, patience=0, model_options={"hidden_dims": (8, 4), "dropout": 0.2})
 
@@ -255,20 +254,9 @@ def test_interrupted_run_says_how_to_resume(small_dataset, python, tmp_path):
 
 
 @pytest.fixture
-def stopped_run(data, schema, tmp_path, monkeypatch):
+def stopped_run(data, schema, tmp_path, train_one_epoch):
     """A run of SMALL that stopped after its first epoch."""
-    run_epoch = training._run_epoch
-
-    def stop_in_second(state, *arguments):
-        if state.history:
-            raise KeyboardInterrupt
-        return run_epoch(state, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_run_epoch", stop_in_second)
-        with pytest.raises(KeyboardInterrupt):
-            train(data, schema, SMALL, tmp_path / "stopped")
-    return tmp_path / "stopped"
+    return train_one_epoch(data, schema, SMALL, tmp_path / "stopped")
 
 
 @pytest.mark.parametrize(

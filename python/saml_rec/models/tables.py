@@ -103,8 +103,8 @@ class Table(nn.Module, ABC):
         """rows (...) int64 → (..., dim)."""
 
 
-class DenseTable(Table):
-    """A parameter like any other."""
+class ParameterTable(Table):
+    """A parameter ``weight``."""
 
     def __init__(self, rows: int, dim: int, options: TableOptions) -> None:
         super().__init__()
@@ -114,8 +114,19 @@ class DenseTable(Table):
     def rows(self) -> Tensor:
         return self.weight.detach()
 
+
+class DenseTable(ParameterTable):
+    """A parameter like any other."""
+
     def look_up(self, rows: Tensor) -> Tensor:
         return rows_of(self.weight, rows)
+
+
+class SparseTable(ParameterTable):
+    """A parameter whose gradient is sparse."""
+
+    def look_up(self, rows: Tensor) -> Tensor:
+        return F.embedding(rows, self.weight, padding_idx=PADDING_ROW, sparse=True)
 
 
 def rows_of(weight: Tensor, rows: Tensor) -> Tensor:
@@ -146,21 +157,6 @@ class _Rows(torch.autograd.Function):
         total = gradient.new_zeros(ctx.table_rows, dim).index_add_(0, rows.flatten(), gradient.reshape(-1, dim))
         total[PADDING_ROW] = 0
         return total, None
-
-
-class SparseTable(Table):
-    """A parameter whose gradient is sparse."""
-
-    def __init__(self, rows: int, dim: int, options: TableOptions) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, dim))
-
-    @property
-    def rows(self) -> Tensor:
-        return self.weight.detach()
-
-    def look_up(self, rows: Tensor) -> Tensor:
-        return F.embedding(rows, self.weight, padding_idx=PADDING_ROW, sparse=True)
 
 
 class FbgemmTable(Table):

@@ -217,10 +217,7 @@ def _write(
         "parameters": parameter_count(state.model),
         "device": options.device,
         "backend": backends,
-        "tables": {
-            "engine": state.tables.engine,
-            "trained_by": _trained_by(state.tables).removeprefix(", ") or "adamw",
-        },
+        "tables": {"engine": state.tables.engine, "trained_by": _trained_by(state.tables)},
         "data": {
             "path": None if data_path is None else str(data_path.resolve()),
             "rows": {name: len(data.tables[name]) for name in SPLITS},
