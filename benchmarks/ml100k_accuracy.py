@@ -94,8 +94,8 @@ def fit_logistic_regression(
 ) -> Result:
     """The C with the lowest validation log loss; its measures on the validation and test rows."""
     start = time.perf_counter()
-    x = {name: features(table, data.encoder) for name, table in data.tables.items()}
-    labels = {name: _labels(table) for name, table in data.tables.items()}
+    x = {name: features(table.whole(), data.encoder) for name, table in data.tables.items()}
+    labels = {name: _labels(table.whole()) for name, table in data.tables.items()}
 
     def measure(model: LogisticRegression, split: str) -> Evaluation:
         scenario = data.tables[split].scenario.numpy()
@@ -210,7 +210,7 @@ def compare(seeds: int, out: Path, quiet: bool) -> None:
         split: {"rows": len(table), "scenarios": dict(zip(names, table.scenario_counts().tolist(), strict=True))}
         for split, table in data.tables.items()
     }
-    known = {split: float((table.sparse["user_id"] > 1).float().mean()) for split, table in data.tables.items()}
+    known = {split: float((table.whole().sparse["user_id"] > 1).float().mean()) for split, table in data.tables.items()}
     write_json(
         out,
         {

@@ -89,8 +89,8 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def dataset_of(tmp_path: Path) -> Callable[..., Dataset]:
     """Writes a frame, by default that of ``small_dataset``, with a schema into the test's directory."""
 
-    def write(frame: polars.DataFrame | None = None, schema: str = SCHEMA) -> Dataset:
-        return write_dataset(tmp_path, make_frame() if frame is None else frame, schema)
+    def write(frame: polars.DataFrame | None = None, schema: str = SCHEMA, rows: int = 400) -> Dataset:
+        return write_dataset(tmp_path, make_frame(rows) if frame is None else frame, schema)
 
     return write
 

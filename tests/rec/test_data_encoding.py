@@ -14,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saml_rec.data.cells import Checks, conform
 from saml_rec.data.encoding import Encoder
-from saml_rec.data.readers import conform
+from saml_rec.data.learning import Learner
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
 
@@ -39,7 +40,7 @@ def frame_of(**columns):
 
 
 def fit(frame, rows=None):
-    return Encoder.fit(frame, SCHEMA, np.arange(frame.height) if rows is None else np.array(rows))
+    return Learner(SCHEMA).add(frame if rows is None else frame[rows]).encoder()
 
 
 def lists(ragged):
@@ -80,7 +81,7 @@ def test_buckets_take_every_value_by_its_hash():
     frame = frame_of(
         item=["a", "b", None, "é", "a"], tags=["x, y", "x", None, "z, z", "x"], history=["b|a", "new", None, "", "é"]
     )
-    encoder = Encoder.fit(frame, schema, np.array([0]))
+    encoder = Learner(schema).add(frame[[0]]).encoder()
     assert encoder.vocabularies == {}
     assert encoder.vocabulary_sizes == {"item": 1002, "tags": 5}
     assert Encoder.from_dict(json.loads(json.dumps(encoder.to_dict()))) == encoder
@@ -168,7 +169,7 @@ def test_a_scenario_that_training_never_saw_is_an_error():
     with pytest.raises(
         InputError,
         match=r"^scenario column 's' has 'x1', 'x10', 'x2', 'x3', 'x4' and 1 more, not among the training rows, "
-        r"whose scenarios are 'de', 'fr'$",
+        r"whose scenarios are 'de', 'fr'; \[scenarios\] unseen = \"other\" or \"drop\" in the schema lets [a-z ]*$",
     ):
         encoder.encode(frame)
     assert len(encoder.encode(frame, rows=np.array([1, 0, 1]))) == 3
@@ -180,7 +181,7 @@ def test_labels_only_where_they_were_read():
     assert encoder.encode(frame).label.tolist() == [0.0, 1.0]
     assert encoder.encode(frame).label.dtype == torch.float32
     assert encoder.encode(frame.drop("y")).label is None
-    unchecked = conform(frame.with_columns(y=pl.lit("?")), SCHEMA, need_label=False)
+    unchecked = conform(frame.with_columns(y=pl.lit("?")), SCHEMA, Checks(label=False, split=False, keep_others=True))
     assert encoder.encode(unchecked).label is None
 
 
@@ -238,7 +239,7 @@ def test_equals_an_encoding_row_by_row(rows, data):
         price=pl.Series(price, dtype=pl.Float64),
         history=["|".join(cell) for cell in history],
     )
-    encoder = Encoder.fit(frame, SCHEMA, np.array(train))
+    encoder = Learner(SCHEMA).add(frame[train]).encoder()
     table = encoder.encode(frame)
 
     def vocabulary(of_rows, min_count):

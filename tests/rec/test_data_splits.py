@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saml_rec.data.readers import conform
+from saml_rec.data.cells import conform
 from saml_rec.data.schema import Schema
 from saml_rec.data.splits import split_rows
 from saml_rec.errors import InputError

@@ -6,13 +6,12 @@ import stat
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from saml_rec.data import Encoder, read_table
+from saml_rec.data import read_table
+from saml_rec.data.learning import Learner
 from saml_rec.data.schema import load_schema
-from saml_rec.data.table import fingerprint
 from saml_rec.errors import InputError
 from saml_rec.files import check_output_file, replacing, temporary_path, write_json
 from saml_rec.run_directory import RunDirectory, differences, load, save
@@ -194,22 +193,22 @@ def test_fingerprint_is_of_the_rows_not_of_the_file(tmp_path, dataset_of):
     dataset = dataset_of()
     schema = load_schema(dataset.schema)
     frame = read_table(dataset.data, schema)
-    table = Encoder.fit(frame, schema, np.arange(len(frame))).encode(frame)
+    table = Learner(schema).add(frame).encoder().encode(frame)
     dataset.frame.drop("price").write_parquet(tmp_path / "clicks.parquet")
     again = read_table(tmp_path / "clicks.parquet", schema)
-    assert fingerprint(table) == fingerprint(Encoder.fit(again, schema, np.arange(len(frame))).encode(again))
+    assert table.fingerprint() == Learner(schema).add(again).encoder().encode(again).fingerprint()
 
     label, ids = table.label.clone(), table.sparse["user"].clone()
     label[7] = 1 - label[7]
     ids[3] += 1
-    reversed_rows = Encoder.fit(frame, schema, np.arange(len(frame))).encode(frame.reverse())
+    reversed_rows = Learner(schema).add(frame).encoder().encode(frame.reverse())
     changed = [
         dataclasses.replace(table, label=label),
         dataclasses.replace(table, label=None),
         dataclasses.replace(table, sparse={**table.sparse, "user": ids}),
         reversed_rows,
     ]
-    assert len({fingerprint(other) for other in (table, *changed)}) == 5
+    assert len({other.fingerprint() for other in (table, *changed)}) == 5
 
 
 def test_differences_name_the_leaves():

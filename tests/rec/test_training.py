@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from saml_rec import models
-from saml_rec.data import prepare
+from saml_rec.data import prepare, read_table, split_rows
 from saml_rec.data.schema import Schema, load_schema
 from saml_rec.errors import InputError
 from saml_rec.evaluation.scoring import evaluate, load_trained
@@ -288,7 +288,8 @@ def test_resume_refuses_another_schema(data, schema, stopped_run):
 
 @pytest.mark.parametrize(("split", "row"), [("train", 0), ("valid", 3), ("test", 39)])
 def test_resume_refuses_other_data(small_dataset, data, schema, stopped_run, dataset_of, split, row):
-    position = int(data.rows[split][row])
+    rows = split_rows(read_table(small_dataset.data, schema), schema, seed=0)
+    position = int(rows[split][row])
     frame = small_dataset.frame.with_columns(
         click=polars.Series([1 - y if n == position else y for n, y in enumerate(small_dataset.frame["click"])])
     )

@@ -8,6 +8,8 @@ import click
 from saml_rec.cli.options import (
     FILE,
     ModelOption,
+    cache_option,
+    data_option,
     device_option,
     optimizer_options,
 )
@@ -15,7 +17,7 @@ from saml_rec.errors import InputError
 
 
 @click.command()
-@click.option("--data", type=FILE, required=True, help="Table of labelled rows, CSV or Parquet.")
+@data_option("Table of labelled rows, CSV (also .gz, .zst) or Parquet.")
 @click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
 @click.option("--out", type=FILE, required=True, help="Directory; made if missing. Runs finished there are kept.")
 @click.option("--models", default="saml,shared_bottom", show_default=True, help="Architectures, separated by commas.")
@@ -32,8 +34,9 @@ from saml_rec.errors import InputError
 )
 @click.option("--reference-epoch", is_flag=True, help="Also time an epoch of each model on the reference backend.")
 @device_option
+@cache_option
 def compare(
-    data: Path,
+    data: tuple[Path, ...],
     schema: Path,
     out: Path,
     models: str,
@@ -50,6 +53,7 @@ def compare(
     settings: tuple[tuple[str, str, Any], ...],
     reference_epoch: bool,
     device: str,
+    cache: Path | None,
 ) -> None:
     """Train several models with several seeds on one split, and write compare.json and report.html.
 
@@ -87,7 +91,7 @@ def compare(
     for name in names:
         check_model(name, own[name].model_options, loaded_schema, resolve_device(device))
     console = stdout()
-    prepared = prepare(data, loaded_schema, seed=split_seed)
+    prepared = prepare(data, loaded_schema, seed=split_seed, cache=cache, console=console)
     record = comparison.compare(
         prepared, loaded_schema, names, seeds, options, out, changes=changes, data_path=data, console=console
     )

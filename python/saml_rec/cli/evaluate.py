@@ -7,13 +7,14 @@ import click
 from saml_rec.cli.options import (
     FILE,
     backend_option,
+    data_option,
     device_option,
 )
 
 
 @click.command()
 @click.argument("run", type=FILE)
-@click.option("--data", type=FILE, help="Table to measure on; the file the run was trained on unless given.")
+@data_option("Table to measure on; what the run was trained on unless given.", required=False)
 @click.option(
     "--split",
     type=click.Choice(["train", "valid", "test"]),
@@ -23,24 +24,27 @@ from saml_rec.cli.options import (
 @device_option
 @backend_option
 def evaluate(
-    run: Path, data: Path | None, split: str | None, out: Path | None, device: str, backend: str | None
+    run: Path, data: tuple[Path, ...], split: str | None, out: Path | None, device: str, backend: str | None
 ) -> None:
     """Measure the model of the finished run RUN."""
     from saml_rec.console import metrics_table, say, stdout
+    from saml_rec.data.sources import named
     from saml_rec.evaluation import scoring
     from saml_rec.files import check_output_file, write_json
 
     if out is None:
-        target = run / f"evaluation-{split or ('test' if data is None else data.name)}.json"
+        target = run / f"evaluation-{split or ('+'.join(path.name for path in data) or 'test')}.json"
     else:
         target = out if out.suffix == ".json" else out / "metrics.json"
     if target.parent.exists():
         check_output_file(target)
     console = stdout()
-    metrics = scoring.evaluate(run, data_path=data, split=split, device=device, backend=backend, console=console)
+    metrics = scoring.evaluate(
+        run, data_path=data or None, split=split, device=device, backend=backend, console=console
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, metrics)
-    rows = f"the {metrics['split']} rows" if metrics["split"] else f"all rows of {data}"
+    rows = f"the {metrics['split']} rows" if metrics["split"] else f"all rows of {named(data)}"
     say(console, f"{metrics['model']} on {rows}")
     console.print(metrics_table(metrics))
     say(console, f"wrote {target}")

@@ -46,6 +46,17 @@ class ModelOption(click.ParamType):
 Command = Callable[..., Any]
 
 
+def data_option(text: str, *, required: bool = True) -> Callable[[Command], Command]:
+    """A table, in one file or several."""
+    where = "A file, a folder or a quoted pattern; may be repeated."
+    return click.option("--data", type=FILE, multiple=True, required=required, help=f"{text} {where}")
+
+
+def cache_option(command: Command) -> Command:
+    text = "Directory for encoded data of more than a million rows; default: SAML_REC_CACHE, or the user's cache."
+    return click.option("--cache", type=FILE, help=text)(command)
+
+
 def hyperparameter_options(command: Command) -> Command:
     """One option for every hyperparameter, None unless given."""
     for each in reversed(HYPERPARAMETERS.values()):

@@ -7,6 +7,7 @@ import click
 from saml_rec.cli.options import (
     FILE,
     backend_option,
+    data_option,
     device_option,
 )
 from saml_rec.errors import InputError
@@ -14,29 +15,25 @@ from saml_rec.errors import InputError
 
 @click.command()
 @click.argument("run", type=FILE)
-@click.option("--data", type=FILE, required=True, help="Table with the columns of the schema; no label needed.")
+@data_option("Table with the columns of the schema; no label needed.")
 @click.option("--out", type=FILE, required=True, help="A .csv or .parquet file; replaced if it exists.")
 @device_option
 @backend_option
-def predict(run: Path, data: Path, out: Path, device: str, backend: str | None) -> None:
+def predict(run: Path, data: tuple[Path, ...], out: Path, device: str, backend: str | None) -> None:
     """Write a table as it is with a column prediction: the probability of label 1, by the model of RUN."""
     from saml_rec.console import say, stdout
     from saml_rec.data.readers import require_csv_columns
+    from saml_rec.data.sources import table_files
     from saml_rec.evaluation import scoring
-    from saml_rec.files import check_output_file, replacing
+    from saml_rec.files import check_output_file
 
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"{out}: the name must end in .csv or .parquet")
     check_output_file(out)
-    if out.exists() and data.exists() and out.samefile(data):
+    if out.exists() and any(file.exists() and out.samefile(file) for file in table_files(data)):
         raise InputError(f"{out}: is the input file")
     if out.suffix == ".csv":
         require_csv_columns(data)
     console = stdout()
-    frame = scoring.predict(run, data, device=device, backend=backend, console=console)
-    with replacing(out) as file:
-        if out.suffix == ".csv":
-            frame.write_csv(file)
-        else:
-            frame.write_parquet(file)
-    say(console, f"wrote {len(frame):,} rows to {out}")
+    rows = scoring.predictions(run, data, device=device, backend=backend, console=console).write(out)
+    say(console, f"wrote {rows:,} rows to {out}")

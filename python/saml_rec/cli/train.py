@@ -8,6 +8,8 @@ import click
 from saml_rec.cli.group import INTERRUPT_STATUS
 from saml_rec.cli.options import (
     FILE,
+    cache_option,
+    data_option,
     device_option,
     hyperparameter_options,
     optimizer_options,
@@ -15,7 +17,7 @@ from saml_rec.cli.options import (
 
 
 @click.command()
-@click.option("--data", type=FILE, required=True, help="Table of labelled rows, CSV or Parquet.")
+@data_option("Table of labelled rows, CSV (also .gz, .zst) or Parquet.")
 @click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
 @click.option("--out", type=FILE, required=True, help="Run directory; made if missing.")
 @click.option(
@@ -31,13 +33,22 @@ from saml_rec.cli.options import (
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, shuffling and split.")
 @device_option
+@cache_option
+@click.option("--checkpoint-steps", type=click.IntRange(1), help="Also save within an epoch after so many steps.")
+@click.option(
+    "--checkpoint-minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="And after so many minutes.",
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --out; all other options as before.")
 @click.option("--overwrite", is_flag=True, help="Delete the run in --out and start anew.")
 @hyperparameter_options
 @click.pass_context
 def train(
     ctx: click.Context,
-    data: Path,
+    data: tuple[Path, ...],
     schema: Path,
     out: Path,
     model: str,
@@ -51,6 +62,9 @@ def train(
     patience: int,
     seed: int,
     device: str,
+    cache: Path | None,
+    checkpoint_steps: int | None,
+    checkpoint_minutes: float,
     resume: bool,
     overwrite: bool,
     **hyperparameters: Any,
@@ -64,6 +78,7 @@ def train(
     from saml_rec.data.schema import load_schema
     from saml_rec.models.construction import check_model, resolve_device
     from saml_rec.run_directory import RunDirectory
+    from saml_rec.training.loop import CheckpointTimes
     from saml_rec.training.loop import train as train_model
     from saml_rec.training.options import TrainOptions
 
@@ -88,13 +103,14 @@ def train(
     console = stdout()
     try:
         result = train_model(
-            prepare(data, loaded_schema, seed=seed),
+            prepare(data, loaded_schema, seed=seed, cache=cache, console=console),
             loaded_schema,
             options,
             out,
             resume=resume,
             overwrite=overwrite,
             data_path=data,
+            checkpoints=CheckpointTimes(checkpoint_steps, checkpoint_minutes),
             console=console,
         )
     except KeyboardInterrupt:

@@ -26,6 +26,7 @@ from saml_rec.comparison.report_page import write_page
 from saml_rec.console import say, spread, table_of
 from saml_rec.data.preparation import PreparedData
 from saml_rec.data.schema import Schema
+from saml_rec.data.sources import Paths, named
 from saml_rec.errors import InputError
 from saml_rec.evaluation.mutual_weights import mean_mutual_weights
 from saml_rec.evaluation.scoring import load_trained
@@ -68,7 +69,7 @@ def compare(
     out: Path,
     *,
     changes: Mapping[str, Changes] | None = None,
-    data_path: Path | None = None,
+    data_path: Paths | None = None,
     console: Console | None = None,
 ) -> Record:
     """Trains every model with every seed on the same split, and writes compare.json and report.html.
@@ -107,7 +108,7 @@ def compare(
     record = summarize(runs, list(data.encoder.scenario_names), changes) | {
         "seeds": list(range(seeds)),
         "data": {
-            "path": None if data_path is None else str(data_path),
+            "path": None if data_path is None else named(data_path),
             "rows": {name: len(table) for name, table in data.tables.items()},
         },
         "threads": torch.get_num_threads(),
@@ -153,7 +154,7 @@ def _run(
     schema: Schema,
     options: TrainOptions,
     directory: Path,
-    data_path: Path | None,
+    data_path: Paths | None,
     console: Console | None,
 ) -> Record:
     """One run, trained unless it is finished; what the comparison needs of it."""

@@ -1,19 +1,16 @@
-"""From the strings and numbers of a table to ids and normalised values, with what the training rows taught.
-
-Everything learnt here — scenarios, vocabularies, means and deviations — comes from the training rows alone, so that
-nothing of the validation and test rows reaches the model.
-"""
+"""From the strings and numbers of a table to ids and normalised values, with what the training rows taught."""
 
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
 from saml_rec.data.schema import FeatureSpec, Schema
 from saml_rec.data.splits import Rows
@@ -24,44 +21,34 @@ FORMAT = 1
 EMPTY_ID = 0  # an empty cell and padding; its embedding is the zero vector
 UNKNOWN_ID = 1  # a value that training never saw, or fewer than min_count times
 FIRST_ID = 2  # of the most frequent value
+OTHER = "(other)"
+"""The scenario that rare and unseen ones share."""
+DROPPED, UNSEEN = -1, -2  # in place of a scenario's id
 FARTHEST = 1e4  # standard deviations; a value farther out would make a logit infinite rather than large
 INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Ids and normalisation, fitted on training rows.
+    """Ids and normalisation, learnt from training rows by :class:`saml_rec.data.learning.Learner`.
 
     Attributes:
         schema: of the tables it encodes.
         scenario_names: the scenarios of the training rows in order of their ids: sorted, as numbers where all are
-            integers.
+            integers; last OTHER where rare scenarios share a branch.
         vocabularies: per sparse and multi feature without buckets the values with an id of their own, in order of the
             ids from 2: by falling frequency in the training rows, equally frequent ones by value. A value needs
             ``min_count`` occurrences. The elements of a sequence are looked up in the vocabulary of its item and do
             not count towards it.
         moments: per dense feature mean and standard deviation of the training rows, missing values left out.
+        rare: training rows of every scenario that has too few for a branch, by name.
     """
 
     schema: Schema
     scenario_names: tuple[str, ...]
     vocabularies: Mapping[str, tuple[str, ...]]
     moments: Mapping[str, tuple[float, float]]
-
-    @classmethod
-    def fit(cls, frame: pl.DataFrame, schema: Schema, rows: Rows) -> "Encoder":
-        """Learn from the rows ``rows`` (indices, int64) of a frame from :func:`saml_rec.data.read_table`."""
-        training = frame[rows]
-        return cls(
-            schema=schema,
-            scenario_names=_natural_order(training[schema.scenario].unique().to_list()),
-            vocabularies={
-                feature.name: _vocabulary(_flat(training[feature.name], feature), feature.min_count)
-                for feature in _categorical(schema)
-                if not feature.buckets
-            },
-            moments={feature.name: _moments(training[feature.name]) for feature in schema.of_kind("dense")},
-        )
+    rare: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_scenarios(self) -> int:
@@ -73,7 +60,7 @@ class Encoder:
         """Per sparse and multi feature the rows of its embedding table, the two reserved ids included."""
         return {
             feature.name: FIRST_ID + (feature.buckets or len(self.vocabularies[feature.name]))
-            for feature in _categorical(self.schema)
+            for feature in categorical(self.schema)
         }
 
     @property
@@ -85,16 +72,24 @@ class Encoder:
         """Encode a frame from :func:`saml_rec.data.read_table`, or its rows ``rows`` in that order.
 
         A frame that was not read with its label gives a table without labels. A missing dense value takes the
-        training mean, which is 0 after normalisation, and its flag is 1. Normalised values are cut to ±10,000.
+        training mean, which is 0 after normalisation, and its flag is 1. Normalised values are cut to ±10,000. Rows of
+        scenarios that are to be dropped are left out.
 
         Raises:
-            InputError: a scenario that training never saw.
+            InputError: a scenario that training never saw, or a rare one, where those are refused.
         """
         if rows is not None:
             frame = frame[rows]
+        scenario = self.scenario_ids(frame[self.schema.scenario])
+        return self.encode_kept(frame, scenario)
+
+    def encode_kept(self, frame: pl.DataFrame, scenario: NDArray[np.int64]) -> EncodedTable:
+        """As :meth:`encode`, with what :meth:`scenario_ids` gave."""
+        if not (kept := scenario != DROPPED).all():
+            frame, scenario = frame.filter(kept), scenario[kept]
         schema = self.schema
         return EncodedTable(
-            scenario=self._scenario(frame[schema.scenario]),
+            scenario=torch.from_numpy(scenario),
             label=_label(frame, schema),
             dense=self._dense(frame),
             sparse={
@@ -108,16 +103,36 @@ class Encoder:
             num_scenarios=self.num_scenarios,
         )
 
-    def _scenario(self, column: pl.Series) -> torch.Tensor:
-        names = list(self.scenario_names)
-        ids = column.replace_strict(names, range(len(names)), default=None, return_dtype=pl.Int64)
-        if ids.null_count():
-            unseen = _natural_order(column.filter(ids.is_null()).unique().to_list())
-            raise InputError(
-                f"scenario column {self.schema.scenario!r} has {_listed(unseen, 5)}, not among the training rows, "
-                f"whose scenarios are {_listed(self.scenario_names, 50)}"
-            )
-        return torch.from_numpy(ids.to_numpy(writable=True))
+    def scenario_ids(self, column: pl.Series) -> NDArray[np.int64]:
+        """The scenario column → ids, DROPPED for rows that are to be left out.
+
+        Raises:
+            InputError: a scenario that training never saw, or a rare one, where those are refused.
+        """
+        names = column.unique().to_list()
+        ids = [self._scenario_of.get(name, UNSEEN) for name in names]
+        if UNSEEN in ids:
+            unseen = natural_order([name for name, number in zip(names, ids, strict=True) if number == UNSEEN])
+            if self.schema.scenarios.unseen == "refuse":
+                branches = tuple(name for name in self.scenario_names if name != OTHER)
+                raise InputError(
+                    f"scenario column {self.schema.scenario!r} has {listed(unseen, 5)}, not among the training rows, "
+                    f"whose scenarios are {listed(branches, 50)}"
+                    '; [scenarios] unseen = "other" or "drop" in the schema lets such rows pass'
+                )
+            fate = self._id_of_fate(self.schema.scenarios.unseen)
+            ids = [fate if number == UNSEEN else number for number in ids]
+        old, new = pl.Series(names, dtype=pl.String), pl.Series(ids, dtype=pl.Int64)
+        return column.replace_strict(old, new, default=DROPPED, return_dtype=pl.Int64).to_numpy(writable=True)
+
+    @cached_property
+    def _scenario_of(self) -> dict[str, int]:
+        """Of the scenarios that training saw."""
+        numbers = {name: number for number, name in enumerate(self.scenario_names)}
+        return numbers | dict.fromkeys(self.rare, self._id_of_fate(self.schema.scenarios.rare))
+
+    def _id_of_fate(self, fate: str) -> int:
+        return self.num_scenarios - 1 if fate == "other" else DROPPED
 
     def _ids(self, values: pl.Series, feature: str) -> np.ndarray:
         """String values of a sparse or multi feature -> int32 ids; null is the empty cell."""
@@ -125,10 +140,18 @@ class Encoder:
             known = values.drop_nulls().unique()
             numbers = pl.Series([_bucket(value, buckets) for value in known], dtype=pl.Int32) + FIRST_ID
         else:
-            known = pl.Series(self.vocabularies[feature], dtype=pl.String)
-            numbers = pl.int_range(FIRST_ID, FIRST_ID + len(known), dtype=pl.Int32, eager=True)
-        ids = values.replace_strict(known, numbers, default=UNKNOWN_ID, return_dtype=pl.Int32)
-        return pl.select(pl.when(values.is_not_null()).then(ids).otherwise(EMPTY_ID)).to_series().to_numpy()
+            # A look-up by all of a large vocabulary would build its hash table for every chunk anew.
+            id_of = self._id_of[feature]
+            known = values.drop_nulls().unique()
+            numbers = pl.Series([id_of.get(value, UNKNOWN_ID) for value in known], dtype=pl.Int32)
+        return values.replace_strict(known, numbers, default=EMPTY_ID, return_dtype=pl.Int32).to_numpy()
+
+    @cached_property
+    def _id_of(self) -> dict[str, dict[str, int]]:
+        return {
+            feature: dict(zip(values, range(FIRST_ID, FIRST_ID + len(values)), strict=True))
+            for feature, values in self.vocabularies.items()
+        }
 
     def _ragged(self, column: pl.Series, feature: FeatureSpec) -> Ragged:
         lists = _lists(column, feature)
@@ -159,6 +182,7 @@ class Encoder:
             "scenario_names": list(self.scenario_names),
             "vocabularies": {name: list(values) for name, values in self.vocabularies.items()},
             "moments": {name: list(pair) for name, pair in self.moments.items()},
+            "rare": dict(self.rare),
         }
 
     @classmethod
@@ -175,10 +199,12 @@ class Encoder:
             scenario_names=tuple(content["scenario_names"]),
             vocabularies={name: tuple(values) for name, values in content["vocabularies"].items()},
             moments={name: (mean, deviation) for name, (mean, deviation) in content["moments"].items()},
+            # Runs of version 0.1 know none.
+            rare=dict(content.get("rare", {})),
         )
 
 
-def _categorical(schema: Schema) -> tuple[FeatureSpec, ...]:
+def categorical(schema: Schema) -> tuple[FeatureSpec, ...]:
     return (*schema.of_kind("sparse"), *schema.of_kind("multi"))
 
 
@@ -187,7 +213,7 @@ def _bucket(value: str, buckets: int) -> int:
     return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little") % buckets
 
 
-def _flat(column: pl.Series, feature: FeatureSpec) -> pl.Series:
+def flat(column: pl.Series, feature: FeatureSpec) -> pl.Series:
     """All values of a sparse or multi column, without the empty ones."""
     return column.drop_nulls() if feature.kind == "sparse" else _explode(_lists(column, feature))
 
@@ -206,22 +232,6 @@ def _explode(lists: pl.Series) -> pl.Series:
     return lists.filter(lists.list.len() > 0).explode()
 
 
-def _vocabulary(values: pl.Series, min_count: int) -> tuple[str, ...]:
-    counts = values.to_frame("value").group_by("value").len("rows")
-    kept = counts.filter(pl.col("rows") >= min_count).sort(["rows", "value"], descending=[True, False])
-    return tuple(kept["value"].to_list())
-
-
-def _moments(column: pl.Series) -> tuple[float, float]:
-    values = column.drop_nulls().to_numpy()
-    if not len(values):
-        return 0.0, 1.0
-    # The deviation of equal values is not always exactly 0 in floating point, and that of others may underflow to it.
-    if values.min() == values.max():
-        return float(values[0]), 1.0
-    return float(values.mean()), float(values.std()) or 1.0
-
-
 def _label(frame: pl.DataFrame, schema: Schema) -> torch.Tensor | None:
     # A frame read for scoring may hold an unchecked label; a checked one is UInt8.
     if frame.schema.get(schema.label) != pl.UInt8:
@@ -229,12 +239,12 @@ def _label(frame: pl.DataFrame, schema: Schema) -> torch.Tensor | None:
     return torch.from_numpy(frame[schema.label].cast(pl.Float32).to_numpy(writable=True))
 
 
-def _natural_order(names: list[str]) -> tuple[str, ...]:
+def natural_order(names: list[str]) -> tuple[str, ...]:
     if all(INTEGER.fullmatch(name) for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
 
-def _listed(names: tuple[str, ...], at_most: int) -> str:
+def listed(names: tuple[str, ...], at_most: int) -> str:
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(repr(name) for name in names[:at_most]) + more

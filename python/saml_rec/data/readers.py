@@ -1,42 +1,33 @@
-"""Reading a table: a CSV or Parquet file becomes a data frame whose columns are what the schema says they are."""
+"""Reading a table: CSV and Parquet files as a stream of data frames, a bounded number of rows at a time."""
 
 import csv
+import io
 import itertools
-import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 
+from saml_rec.data.cells import Checks, check_columns, conform
 from saml_rec.data.schema import Schema
-from saml_rec.errors import InputError, did_you_mean
+from saml_rec.data.sources import HEAD_BYTES, Paths, is_compressed, is_parquet, named, open_bytes, table_files
+from saml_rec.errors import InputError
 
-PARQUET_MAGIC = b"PAR1"
-NOT_A_TABLE = (  # how other files begin that are easily mistaken for a table
-    (b"\x1f\x8b", "is gzip-compressed"),
-    (b"\x28\xb5\x2f\xfd", "is zstd-compressed"),
-    (b"PK\x03\x04", "is a zip archive or an Excel workbook"),
-    (b"\xff\xfe", "is UTF-16 text"),
-    (b"\xfe\xff", "is UTF-16 text"),
-)
-HEAD_BYTES = 8192
+CHUNK_ROWS = 2**17
 LONGEST_CELL = 2**31 - 1
 NOT_IN_CSV = (pl.Binary, pl.Duration, pl.Object)
-LARGEST_FLOAT32 = 3.4028234e38
-LABELS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
-SPLITS = ("train", "valid", "test")
-SHORTENED = reprlib.Repr()  # of a cell, in an error message
-SHORTENED.maxstring = 80
-TIME = "a number or an ISO-8601 date or time"
-TIME_TYPE = pl.Datetime("us", "UTC")
+
+Columns = Mapping[str, pl.DataType]
+"""Names and types, in order."""
 
 
 def read_frame(path: str | Path) -> pl.DataFrame:
     """Read a CSV or Parquet file as it is.
 
     Whether a file is Parquet is decided by its first bytes, not by its name. CSV is UTF-8 with a header, commas and
-    double quotes; all its cells are read as the strings they are, so an id ``007`` stays ``007``.
+    double quotes, plain or compressed by gzip or zstd; all its cells are read as the strings they are, so an id ``007``
+    stays ``007``.
 
     Args:
         path: the file.
@@ -49,126 +40,199 @@ def read_frame(path: str | Path) -> pl.DataFrame:
         InputError: the file cannot be read as a table.
     """
     path = Path(path)
-    return _read_parquet(path) if _is_parquet(path) else _read_csv(path)
+    return pl.concat([pl.DataFrame(schema=dict(columns_of(path))), *frames(path)])
 
 
-def require_csv_columns(path: str | Path) -> None:
+def columns_of(path: Path) -> Columns:
+    """The columns of a file, without reading its rows; those of CSV are String.
+
+    Raises:
+        InputError: the file cannot be read as a table.
+    """
+    if is_parquet(path):
+        with _parquet_errors(path):
+            return pl.read_parquet_schema(path)
+    with _csv_errors(path):
+        # As a row: read as a header, a repeated name would be renamed.
+        header = pl.read_csv(path, has_header=False, infer_schema=False, n_rows=1, glob=False).row(0)
+    names = ["" if name is None else name for name in header]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path} has more than one column {name!r}")
+    return {name: pl.String() for name in names}
+
+
+def require_csv_columns(paths: Paths) -> None:
     """Refuse a table with columns that CSV has no notation for, without reading its rows.
 
     Raises:
         InputError: a column of a Parquet file holds lists, structures, bytes or durations; or as :func:`read_frame`.
     """
-    path = Path(path)
-    if not _is_parquet(path):
-        return
-    with _parquet_errors(path):
-        columns = pl.read_parquet_schema(path)
-    for name, dtype in columns.items():
-        if dtype.is_nested() or dtype in NOT_IN_CSV:
-            raise InputError(f"{path}: column {name!r} holds {dtype}, which CSV cannot hold; write a .parquet file")
+    for path in table_files(paths):
+        for name, dtype in columns_of(path).items():
+            if dtype.is_nested() or dtype in NOT_IN_CSV:
+                raise InputError(f"{path}: column {name!r} holds {dtype}, which CSV cannot hold; write a .parquet file")
 
 
-def read_table(path: str | Path, schema: Schema, *, need_label: bool = True, need_split: bool = True) -> pl.DataFrame:
-    """Read a CSV or Parquet file as :func:`read_frame` does, and check every cell the schema speaks of.
+def frames(path: Path, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+    """The rows of a file as :func:`read_frame` gives them, at most CHUNK_ROWS at a time.
 
     Args:
         path: the file.
-        schema: the roles of its columns.
+        columns: those that are read, all unless given. Rows of CSV with too few fields show where all are read only.
+
+    Raises:
+        InputError: the file cannot be read as a table.
+    """
+    names = columns_of(path)
+    if is_parquet(path):
+        with _parquet_errors(path):
+            yield from _collect(pl.scan_parquet(path, glob=False), columns)
+        return
+    with _csv_errors(path):
+        found = _collect(pl.scan_csv(path, infer_schema=False, glob=False), columns)
+        yield from _without_blank_end(found, path, None if columns else list(names)[-1])
+
+
+def _collect(table: pl.LazyFrame, columns: Sequence[str] | None) -> Iterator[pl.DataFrame]:
+    if columns is not None:
+        table = table.select(columns)
+    return iter(table.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True))
+
+
+def _without_blank_end(chunks: Iterator[pl.DataFrame], path: Path, last_column: str | None) -> Iterator[pl.DataFrame]:
+    """Chunks of CSV without the rows of empty cells that the reader makes of blank lines at the end.
+
+    The reader completes a short row with empty cells: the first empty cell in ``last_column`` has the file looked at.
+    """
+    suspect = last_column is not None
+    rows = 0
+    held: list[pl.DataFrame] = []
+    for chunk in chunks:
+        if chunk.is_empty():
+            continue
+        blank = chunk.select(pl.all_horizontal(pl.all().is_null())).to_series()
+        end = chunk.height - int(blank.reverse().cum_prod().sum()) if blank[-1] else chunk.height
+        if end == 0:
+            held.append(chunk)
+            continue
+        whole, held = pl.concat([*held, chunk.head(end)]), [chunk.slice(end)]
+        rows += whole.height
+        if suspect and last_column and chunk.width > 1 and whole[last_column].null_count():
+            suspect = False
+            if _may_be_ragged(path, chunk.width) and (short := _first_ragged_row(path)):
+                raise InputError(short)
+        yield whole
+    left = pl.concat(held) if held else pl.DataFrame()
+    if (kept := left.height - _blank_lines_at_end(path)) > 0:
+        if suspect and left.width > 1 and (short := _first_ragged_row(path, rows + kept)):
+            raise InputError(short)
+        yield left.head(kept)
+
+
+class TableFiles:
+    """The files of a table as one stream of checked rows.
+
+    Args:
+        paths: as :func:`saml_rec.data.sources.table_files` takes them.
+        schema: the roles of the columns.
+
+    Raises:
+        InputError: there is no such file, or one is no table.
+    """
+
+    def __init__(self, paths: Paths, schema: Schema) -> None:
+        self.files = table_files(paths)
+        self.schema = schema
+        self.columns = {file: columns_of(file) for file in self.files}
+
+    @property
+    def name(self) -> str:
+        """For messages about all of it."""
+        return str(self.files[0]) if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more"
+
+    def require(self, checks: Checks) -> None:
+        """Refuses files that lack a column, before any row is read.
+
+        Raises:
+            InputError: a column that the checks need is not in one of the files.
+        """
+        for file, columns in self.columns.items():
+            check_columns(columns, self.schema, checks, source=str(file))
+
+    def checked(self, checks: Checks) -> Iterator[pl.DataFrame]:
+        """All rows in order as :func:`saml_rec.data.cells.conform` gives them, CHUNK_ROWS in all but the last frame.
+
+        How the rows lie in files does not show.
+
+        Raises:
+            InputError: as :func:`read_table`.
+        """
+        return rebatched((checked for _, checked in self.pairs(checks)), CHUNK_ROWS)
+
+    def pairs(self, checks: Checks) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """Rows as they are, and checked; those of the columns alone where ``checks.only`` names some.
+
+        Raises:
+            InputError: as :func:`read_table`.
+        """
+        self.require(checks)
+        rows = 0
+        for file in self.files:
+            first = 0
+            for frame in frames(file, checks.only):
+                yield frame, conform(frame, self.schema, checks, source=str(file), first_row=first)
+                first += frame.height
+            rows += first
+        if rows == 0:
+            raise InputError(f"{self.name} has a header but no rows")
+
+
+def read_table(paths: Paths, schema: Schema, *, need_label: bool = True, need_split: bool = True) -> pl.DataFrame:
+    """Read CSV or Parquet files as :func:`read_frame` does, and check every cell the schema speaks of.
+
+    Args:
+        paths: the files, as :func:`saml_rec.data.sources.table_files` takes them.
+        schema: the roles of their columns.
         need_label: False is for scoring: only the scenario and the features are needed and checked, and every other
             column is kept as it is. True drops the columns the schema does not mention.
         need_split: whether the time or split column is needed too; of no effect without ``need_label``.
 
     Returns:
-        One row per row of the file, in its order. Label: UInt8 of 0 and 1. Scenario and sparse: String, an empty
+        One row per row of the files, in their order. Label: UInt8 of 0 and 1. Scenario and sparse: String, an empty
         cell of a sparse column null. Dense: Float64, null where missing. Multi and sequence: String or List(String),
         as in the file. Time: Int64, Float64 or a UTC Datetime. Split column: ``train``, ``valid`` or ``test``.
 
     Raises:
-        InputError: the file cannot be read as a table, lacks a column, or a cell is not what its column holds. Rows
-            are counted from 1, the header not included.
+        InputError: a file cannot be read as a table, lacks a column, or a cell is not what its column holds. Rows
+            are counted from 1 in each file, the header not included.
     """
-    return conform(read_frame(path), schema, source=str(path), need_label=need_label, need_split=need_split)
+    checks = Checks(label=need_label, split=need_label and need_split, keep_others=not need_label)
+    return _joined(list(TableFiles(paths, schema).checked(checks)), named(paths))
 
 
-def conform(
-    frame: pl.DataFrame,
-    schema: Schema,
-    *,
-    source: str = "data",
-    need_label: bool = True,
-    need_split: bool = True,
-) -> pl.DataFrame:
-    """Check a data frame and bring its columns to the types :func:`read_table` returns.
-
-    ``source`` opens every error message; the other arguments, the result and the errors are those of
-    :func:`read_table`.
-    """
-    rules = _rules(schema, need_label, need_split)
-    for name in rules:
-        if name not in frame.columns:
-            raise InputError(_missing_column(frame, name, source))
-    if frame.height == 0:
-        raise InputError(f"{source} has a header but no rows")
-    columns = [rule(frame[name], f"{source}: column {name!r}") for name, rule in rules.items()]
-    return pl.DataFrame(columns) if need_label else frame.with_columns(columns)
-
-
-def _rules(schema: Schema, need_label: bool, need_split: bool) -> dict[str, Callable[[pl.Series, str], pl.Series]]:
-    """For each column the schema speaks of, what checks and converts it."""
-    rules = {feature.name: _FEATURE_RULES[feature.kind] for feature in schema.features}
-    # A scenario that is a feature too obeys the stricter rule: it may not be empty.
-    rules[schema.scenario] = _scenario
-    if need_label:
-        rules[schema.label] = _label
-        if need_split and schema.time is not None:
-            rules[schema.time] = _time
-        if need_split and schema.split_column is not None:
-            rules[schema.split_column] = _split
-    return rules
-
-
-def _missing_column(frame: pl.DataFrame, name: str, source: str) -> str:
-    message = f"{source} has no column {name!r}{did_you_mean(name, frame.columns)}"
-    for separator, word in (("\t", "tabs"), (";", "semicolons")):
-        if frame.width == 1 and separator in frame.columns[0]:
-            return f"{message}; its header holds {word}: expected fields separated by commas"
-    shown = ", ".join(repr(column) for column in frame.columns[:30])
-    more = f" and {frame.width - 30} more" if frame.width > 30 else ""
-    return f"{message}; it has {shown}{more}"
-
-
-def _is_parquet(path: Path) -> bool:
-    """Whether the file is Parquet; InputError where it is neither that nor text."""
+def _joined(parts: list[pl.DataFrame], source: str) -> pl.DataFrame:
+    """One frame; whole numbers of one part become floats beside those of another."""
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a directory; expected one CSV or Parquet file") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if head.startswith(PARQUET_MAGIC):
-        return True
-    expected = "expected CSV (UTF-8 text) or Parquet"
-    for magic, what in NOT_A_TABLE:
-        if head.startswith(magic):
-            raise InputError(f"{path} {what}; {expected}")
-    if b"\0" in head:
-        raise InputError(f"{path} is a binary file; {expected}")
-    if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
-        raise InputError(f"{path} is an HTML or XML page; {expected}")
-    text = head.removeprefix(b"\xef\xbb\xbf")
-    if not text.strip() and len(head) < HEAD_BYTES:
-        raise InputError(f"{path} is empty")
-    if text.startswith((b"\n", b"\r")):
-        raise InputError(f"{path} begins with an empty line; expected the names of the columns")
-    return False
+        return pl.concat(parts, how="vertical_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{source}: the rows do not have the same types: {_first_line(error)}") from None
 
 
-def _read_parquet(path: Path) -> pl.DataFrame:
-    with _parquet_errors(path), path.open("rb") as file:
-        return pl.read_parquet(file)
+def rebatched(parts: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:
+    """The same rows, so many in every frame but the last."""
+    waiting: list[pl.DataFrame] = []
+    height = 0
+    for part in parts:
+        waiting.append(part)
+        height += part.height
+        while height >= rows:
+            whole = waiting[0] if len(waiting) == 1 else _joined(waiting, "data")
+            yield whole.head(rows)
+            height -= rows
+            waiting = [whole.slice(rows)] if height else []
+    if height:
+        yield waiting[0] if len(waiting) == 1 else _joined(waiting, "data")
 
 
 @contextmanager
@@ -180,201 +244,85 @@ def _parquet_errors(path: Path) -> Iterator[None]:
         raise InputError(f"{path} begins like Parquet but cannot be read: {_first_line(error)}") from None
 
 
-def _read_csv(path: Path) -> pl.DataFrame:
+@contextmanager
+def _csv_errors(path: Path) -> Iterator[None]:
     try:
-        # The header as a row first: read as a header, a repeated name would be renamed.
-        header = pl.read_csv(path, has_header=False, infer_schema=False, n_rows=1, glob=False).row(0)
-        names = ["" if name is None else name for name in header]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"{path} has more than one column {name!r}")
-        frame = pl.read_csv(path, infer_schema=False, glob=False)
+        yield
     except pl.exceptions.NoDataError:
         raise InputError(f"{path} is empty") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, OSError, EOFError) as error:
         raise InputError(_why_no_csv(path, error)) from None
-    frame = frame.head(max(0, frame.height - _blank_lines_at_end(path)))
-    # The reader completes a short row with empty cells, so the last cell of such a row is empty.
-    if frame.width > 1 and frame[:, -1].null_count() and (short := _first_ragged_row(path, frame.height)):
-        raise InputError(short)
-    return frame
 
 
-def _first_ragged_row(path: Path, rows: int | None) -> str | None:
-    """What to say of the first of so many rows whose number of fields is not that of the header."""
-    limit = csv.field_size_limit(LONGEST_CELL)
+def _may_be_ragged(path: Path, width: int) -> bool:
+    """Whether a row may not have ``width`` fields: a quick look at commas, which quotes make undecided."""
+    line = pl.col("line").fill_null("")
+    lines = pl.scan_csv(
+        path, has_header=False, separator="\x1f", quote_char=None, new_columns=["line"], infer_schema=False, glob=False
+    )
+    undecided = line.str.contains('"', literal=True) | (line.str.count_matches(",", literal=True) != width - 1)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        return bool(lines.select(undecided.any()).collect(engine="streaming").item())
+    except pl.exceptions.PolarsError:
+        return True
+
+
+def _first_ragged_row(path: Path, rows: int | None = None) -> str | None:
+    """What to say of the first row whose number of fields is not that of the header, among so many or all."""
+    limit = csv.field_size_limit(LONGEST_CELL)
+    blank: int | None = None
+    try:
+        with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
             records = csv.reader(file)
-            header = next(records)
+            width = len(next(records))
             for number, record in enumerate(itertools.islice(records, rows), start=1):
-                if len(record) != len(header):
-                    hint = "; quote a field that holds commas" if len(record) > len(header) else ""
-                    return f"{path}: row {number} has {len(record)} fields, the header has {len(header)}{hint}"
+                if rows is None and not record:
+                    # Blank lines at the end are no rows.
+                    blank = blank or number
+                    continue
+                if blank is not None:
+                    return f"{path}: row {blank} has 0 fields, the header has {width}"
+                if len(record) != width:
+                    hint = "; quote a field that holds commas" if len(record) > width else ""
+                    return f"{path}: row {number} has {len(record)} fields, the header has {width}{hint}"
     finally:
         csv.field_size_limit(limit)
     return None
 
 
 def _why_no_csv(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return f"{path} is not UTF-8 text (line {number}); expected CSV (UTF-8 text) or Parquet"
-    if "more fields" in str(error) and (long := _first_ragged_row(path, None)):
-        return long
+    try:
+        with open_bytes(path) as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError:
+                    return f"{path} is not UTF-8 text (line {number}); expected CSV (UTF-8 text) or Parquet"
+        if "more fields" in str(error) and (long := _first_ragged_row(path)):
+            return long
+    except (OSError, EOFError) as damage:
+        return f"{path} cannot be read: {_first_line(damage)}"
+    except Exception as damage:
+        if type(damage).__name__ != "ZstdError":
+            raise
     return f"{path} is not well-formed CSV: {_first_line(error)}"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return " ".join(str(error).strip().partition("\n\n")[0].split())
 
 
 def _blank_lines_at_end(path: Path) -> int:
-    """Lines without any character after the last row; the reader would make rows of empty cells of them."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - HEAD_BYTES))
-        tail = file.read().replace(b"\r\n", b"\n")
+    """Lines without any character after the last row."""
+    if is_compressed(path):
+        tail = b""
+        with open_bytes(path) as stream:
+            while block := stream.read(2**20):
+                tail = (tail + block)[-HEAD_BYTES:]
+    else:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - HEAD_BYTES))
+            tail = file.read()
+    tail = tail.replace(b"\r\n", b"\n")
     return max(0, len(tail) - len(tail.rstrip(b"\n")) - 1)
-
-
-def _refuse(is_bad: pl.Series, column: pl.Series, where: str, expected: str) -> None:
-    """InputError with the first row in which ``is_bad`` is true."""
-    row = is_bad.fill_null(True).arg_true()
-    if len(row):
-        value = column[int(row[0])]
-        given = "an empty cell" if value is None or value == "" else SHORTENED.repr(value)
-        raise InputError(f"{where}, row {row[0] + 1}: expected {expected}, got {given}")
-
-
-def _text(column: pl.Series, where: str) -> pl.Series:
-    """Any column of single values as String, null where the cell is empty."""
-    if column.dtype.is_nested() or column.dtype == pl.Object:
-        raise InputError(f"{where} holds {column.dtype}; expected one value in each row")
-    return _evaluate(column, _as_text(pl.col(column.name), column.dtype), where)
-
-
-def _as_text(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """Values as String, null where empty.
-
-    Whole floats are written without a fraction: a column of integer ids that once had a gap comes as floats.
-    """
-    text = value.cast(pl.String)
-    if dtype.is_float():
-        is_whole = (value == value.floor()) & (value.abs() < 2.0**53)
-        whole = pl.when(is_whole).then(value).cast(pl.Int64).cast(pl.String)
-        text = pl.when(value.is_not_nan()).then(pl.coalesce(whole, text))
-    return pl.when(text != "").then(text)
-
-
-def _evaluate(column: pl.Series, expression: pl.Expr, where: str) -> pl.Series:
-    try:
-        return column.to_frame().select(expression.alias(column.name)).to_series()
-    except pl.exceptions.PolarsError:
-        raise InputError(f"{where} holds {column.dtype} that is not text") from None
-
-
-def _number(column: pl.Series, where: str, expected: str) -> pl.Series:
-    """Any numeric or text column as Float64, null where the cell is empty or not a number (NaN)."""
-    if column.dtype.is_numeric() or column.dtype == pl.Boolean:
-        numbers = column.cast(pl.Float64)
-    elif column.dtype.is_temporal():
-        raise InputError(f"{where} holds {column.dtype}; expected {expected}")
-    else:
-        text = _text(column, where).str.strip_chars()
-        numbers = text.cast(pl.Float64, strict=False)
-        _refuse(numbers.is_null() & (text != "").fill_null(False), column, where, expected)
-    return numbers.fill_nan(None)
-
-
-def _label(column: pl.Series, where: str) -> pl.Series:
-    text = _text(column, where).str.strip_chars().str.to_lowercase()
-    label = text.replace_strict(list(LABELS), list(LABELS.values()), default=None, return_dtype=pl.UInt8)
-    _refuse(label.is_null(), column, where, "a label of 0 or 1")
-    return label
-
-
-def _scenario(column: pl.Series, where: str) -> pl.Series:
-    text = _text(column, where)
-    _refuse(text.str.strip_chars() == "", column, where, "the name of a scenario")
-    return text
-
-
-def _split(column: pl.Series, where: str) -> pl.Series:
-    text = _text(column, where)
-    _refuse(~text.is_in(SPLITS), column, where, "train, valid or test")
-    return text
-
-
-def _dense(column: pl.Series, where: str) -> pl.Series:
-    numbers = _number(column, where, "a number")
-    out_of_range = (numbers.abs() > LARGEST_FLOAT32).fill_null(False)
-    _refuse(out_of_range, column, where, "a finite number within the range of float32")
-    return numbers
-
-
-def _time(column: pl.Series, where: str) -> pl.Series:
-    dtype = column.dtype
-    if isinstance(dtype, pl.Datetime):
-        zoned = column.dt.replace_time_zone("UTC") if dtype.time_zone is None else column.dt.convert_time_zone("UTC")
-        times = zoned.cast(TIME_TYPE)
-    elif dtype == pl.Date:
-        times = column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    elif dtype.is_integer() and dtype != pl.UInt64:
-        times = column.cast(pl.Int64)
-    elif dtype.is_numeric():
-        times = _number(column, where, TIME)
-    elif dtype.is_temporal() or dtype == pl.Boolean:
-        raise InputError(f"{where} holds {dtype}; expected {TIME}")
-    else:
-        times = _time_from_text(_text(column, where).str.strip_chars(), where)
-    is_bad = times.is_null()
-    _refuse(is_bad | times.is_infinite() if times.dtype == pl.Float64 else is_bad, column, where, TIME)
-    return times
-
-
-def _time_from_text(text: pl.Series, where: str) -> pl.Series:
-    """Int64 if every value is whole, else Float64 if the first value is a number, else a UTC Datetime.
-
-    Null where a value is not a date; a value that is not a number where the first one is, is an InputError.
-    """
-    numbers = text.cast(pl.Float64, strict=False)
-    if numbers[0] is not None:
-        _refuse(numbers.is_null(), text, where, "a number, as in row 1")
-        # Nanoseconds since 1970 do not fit the 53 bits of a float.
-        whole = text.cast(pl.Int64, strict=False)
-        return numbers.fill_nan(None) if whole.null_count() else whole
-    with_seconds_and_offset = (
-        text.str.replace(" ", "T", literal=True)
-        .str.replace(r"^(\d{4}-\d{2}-\d{2})$", "${1}T00:00")
-        .str.replace(r"(T\d{2}:\d{2})($|Z|[+-])", "${1}:00${2}")
-        .str.replace(r"Z$", "+00:00")
-        .str.replace(r"(T[0-9:.]+)$", "${1}+00:00")
-    )
-    return with_seconds_and_offset.str.to_datetime(
-        "%Y-%m-%dT%H:%M:%S%.f%z", strict=False, time_unit="us", time_zone="UTC"
-    )
-
-
-def _values(column: pl.Series, where: str) -> pl.Series:
-    """A bag or a sequence: cells of separated values stay text, lists become lists of text."""
-    if isinstance(column.dtype, pl.Array):
-        column = column.arr.to_list()
-    if not isinstance(column.dtype, pl.List):
-        return _text(column, where)
-    inner = column.dtype.inner
-    assert isinstance(inner, pl.DataType)
-    if inner.is_nested() or inner == pl.Object:
-        raise InputError(f"{where} holds {column.dtype}; expected lists of single values")
-    return _evaluate(column, pl.col(column.name).list.eval(_as_text(pl.element(), inner)), where)
-
-
-_FEATURE_RULES: dict[str, Callable[[pl.Series, str], pl.Series]] = {
-    "sparse": _text,
-    "multi": _values,
-    "sequence": _values,
-    "dense": _dense,
-}

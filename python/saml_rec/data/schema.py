@@ -14,6 +14,11 @@ A schema is a TOML file::
     [features.history]
     kind = "sequence"
     item = "item_id"                  # shares the table of this sparse feature, which is also the attention query
+
+    [scenarios]
+    min_rows = 50                     # training rows that a scenario needs for a branch of its own
+    rare = "other"                    # where its rows go if it has fewer: other | drop | refuse
+    unseen = "other"                  # and those of a scenario without any
 """
 
 import dataclasses
@@ -22,12 +27,13 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from saml_rec.errors import InputError, did_you_mean
 
 Kind = Literal["sparse", "multi", "dense", "sequence"]
 Pooling = Literal["mean", "sum"]
+Fate = Literal["other", "drop", "refuse"]
 
 DEFAULT_SPLIT = (0.8, 0.1, 0.1)
 MAX_BUCKETS = 2**30  # ids are 32-bit integers
@@ -106,6 +112,39 @@ class FeatureSpec:
 
 
 @dataclass(frozen=True)
+class ScenarioRule:
+    """What becomes of the rows of scenarios that have too few training rows, or none.
+
+    ``other`` gives them a branch that they share, trained on the rare scenarios' rows; ``drop`` leaves them out, in
+    training, measures and prediction; ``refuse`` is an error.
+
+    Attributes:
+        min_rows: training rows a scenario needs for a branch of its own; with fewer it is rare.
+        rare: where the rows of rare scenarios go.
+        unseen: where the rows of scenarios without a training row go.
+
+    Raises:
+        InputError: a value is out of its range, or rows are to share the branch of rare scenarios that has none.
+    """
+
+    min_rows: int = 1
+    rare: Fate = "other"
+    unseen: Fate = "refuse"
+
+    def __post_init__(self) -> None:
+        if type(self.min_rows) is not int or self.min_rows < 1:
+            raise InputError(f"scenarios.min_rows must be a whole number of at least 1, not {self.min_rows!r}")
+        for key in ("rare", "unseen"):
+            if (fate := getattr(self, key)) not in get_args(Fate):
+                raise InputError(f"scenarios.{key} must be {', '.join(get_args(Fate))}, not {fate!r}")
+        if self.unseen == "other" and (self.rare != "other" or self.min_rows == 1):
+            raise InputError(
+                'scenarios.unseen = "other": the branch of other scenarios is trained on the rows of rare ones; it '
+                'needs min_rows above 1 and rare = "other"'
+            )
+
+
+@dataclass(frozen=True)
 class Schema:
     """The roles of a table's columns.
 
@@ -116,6 +155,7 @@ class Schema:
         time: column that orders the rows for a split by time.
         split: fractions of the rows for training, validation and test; the last two may be 0.
         split_column: column with ``train``, ``valid`` or ``test`` in every row, in place of ``time`` and ``split``.
+        scenarios: what becomes of scenarios with few training rows or none.
 
     A sequence among ``features`` takes ``dim`` and ``scenario_aware`` from its item on construction.
 
@@ -131,6 +171,7 @@ class Schema:
     time: str | None = None
     split: tuple[float, float, float] = DEFAULT_SPLIT
     split_column: str | None = None
+    scenarios: ScenarioRule = ScenarioRule()
 
     def __post_init__(self) -> None:
         self._check_roles()
@@ -196,6 +237,8 @@ class Schema:
         else:
             result |= {"time": self.time} if self.time is not None else {}
             result["split"] = list(self.split)
+        if self.scenarios != ScenarioRule():
+            result["scenarios"] = dataclasses.asdict(self.scenarios)
         result["features"] = {
             feature.name: {"kind": feature.kind} | {key: getattr(feature, key) for key in _KEYS[feature.kind]}
             for feature in self.features
@@ -259,10 +302,24 @@ def _parse(mapping: Mapping[str, Any]) -> Schema:
     if not isinstance(features, Mapping):
         raise InputError("features must be tables such as [features.item_id]")
     given = {key: value for key, value in mapping.items() if key != "features"}
+    if "scenarios" in given:
+        given["scenarios"] = _parse_scenarios(given["scenarios"])
     for key in ("label", "scenario", "time", "split_column"):
         if key in given and not isinstance(given[key], str):
             raise InputError(f"{key} must be the name of a column, not {given[key]!r}")
     return Schema(**given, features=tuple(_parse_feature(name, table) for name, table in features.items()))
+
+
+def _parse_scenarios(table: Any) -> ScenarioRule:
+    known = [field.name for field in dataclasses.fields(ScenarioRule)]
+    if not isinstance(table, Mapping):
+        raise InputError(f"scenarios must be a table with {', '.join(known)}, not {table!r}")
+    for key in table:
+        if key not in known:
+            raise InputError(
+                f"scenarios: unknown key {key!r}{did_you_mean(key, known)}; known keys: {', '.join(known)}"
+            )
+    return ScenarioRule(**table)
 
 
 def _parse_feature(name: str, table: Any) -> FeatureSpec:

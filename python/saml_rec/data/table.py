@@ -5,12 +5,14 @@ Features of varying length are stored ragged, as all values in a row plus offset
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+
+from saml_rec.data.order import ALL, Share, batch_starts, own_positions
 
 ROWS_PER_BLOCK = 65536
 
@@ -52,6 +54,19 @@ class Ragged:
         source = (starts[:, None] + position).mul_(valid)
         return self.values.index_select(0, source.view(-1)).view_as(source).mul_(valid).long()
 
+    def part(self, start: int, stop: int) -> "Ragged":
+        """Rows start .. stop − 1."""
+        offsets = self.offsets[start : stop + 1]
+        return Ragged(self.values[int(offsets[0]) : int(offsets[-1])], offsets - offsets[0])
+
+    def taken(self, rows: Tensor) -> "Ragged":
+        """The rows ``rows`` (n,) int64, in that order."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        source = torch.repeat_interleave(starts - offsets[:-1], lengths) + torch.arange(int(offsets[-1]))
+        return Ragged(self.values[source], offsets)
+
 
 @dataclass(frozen=True)
 class EncodedTable:
@@ -89,39 +104,136 @@ class EncodedTable:
             result["label"] = self.label[indices]
         return result
 
-    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        share: Share = ALL,
+        first_batch: int = 0,
+    ) -> Iterator[Batch]:
         """Every row once, ``batch_size`` at a time; the last batch may be smaller.
 
         Args:
             batch_size: rows in a batch, at least 1.
             generator: shuffles the rows; without it they come in the table's order.
+            share: of several processes, which this is; it gets its own rows of every batch, which may be none.
+            first_batch: the batches before it are left out.
 
         Raises:
             ValueError: ``batch_size`` is below 1.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        n = len(self)
-        order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
-        return (self.batch(indices) for indices in order.split(batch_size) if len(indices))
+        check_batch_size(batch_size)
+        rows = len(self)
+        order = torch.arange(rows) if generator is None else torch.randperm(rows, generator=generator)
+        return (
+            self.batch(order[own_positions(start, size, share.processes, share)])
+            for start, size in batch_starts(rows, batch_size, first_batch)
+        )
+
+    def part(self, start: int, stop: int) -> "EncodedTable":
+        """Rows start .. stop − 1; shares memory."""
+        return EncodedTable(
+            scenario=self.scenario[start:stop],
+            label=None if self.label is None else self.label[start:stop],
+            dense=self.dense[start:stop],
+            sparse={name: ids[start:stop] for name, ids in self.sparse.items()},
+            ragged={name: ragged.part(start, stop) for name, ragged in self.ragged.items()},
+            num_scenarios=self.num_scenarios,
+        )
+
+    def taken(self, rows: Tensor) -> "EncodedTable":
+        """The rows ``rows`` (n,) int64, in that order."""
+        return EncodedTable(
+            scenario=self.scenario[rows],
+            label=None if self.label is None else self.label[rows],
+            dense=self.dense[rows],
+            sparse={name: ids[rows] for name, ids in self.sparse.items()},
+            ragged={name: ragged.taken(rows) for name, ragged in self.ragged.items()},
+            num_scenarios=self.num_scenarios,
+        )
+
+    def whole(self) -> "EncodedTable":
+        """Itself; another kind of table has to be read for it."""
+        return self
+
+    def fingerprint(self) -> str:
+        """The table's :class:`Fingerprint`."""
+        result = Fingerprint(len(self))
+        result.add(self)
+        return result.hexdigest()
 
     def scenario_counts(self) -> Tensor:
         """Rows of each scenario, (M,) int64."""
         return torch.bincount(self.scenario, minlength=self.num_scenarios)
 
 
-def fingerprint(table: EncodedTable) -> str:
+def check_batch_size(batch_size: int) -> None:
+    """ValueError unless it is at least 1."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+
+
+class Fingerprint:
     """SHA-256 of what a model sees of a table: scenarios, labels and encoded features, in order of rows.
 
-    Files with the same rows have the same fingerprint, whether they are CSV or Parquet.
+    Files with the same rows have the same fingerprint, whether they are CSV or Parquet, one or several.
+
+    Args:
+        rows: of the table.
     """
-    digest = hashlib.sha256(str(len(table)).encode())
-    for start in range(0, len(table), ROWS_PER_BLOCK):
-        batch = table.batch(torch.arange(start, min(start + ROWS_PER_BLOCK, len(table))))
-        for name, tensor in _tensors(batch):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+
+    def __init__(self, rows: int) -> None:
+        self._digest = hashlib.sha256(str(rows).encode())
+
+    def add(self, rows: "EncodedTable") -> None:
+        """More rows of the table; ROWS_PER_BLOCK or a multiple of them, but for the last."""
+        for start in range(0, len(rows), ROWS_PER_BLOCK):
+            batch = rows.batch(torch.arange(start, min(start + ROWS_PER_BLOCK, len(rows))))
+            for name, tensor in _tensors(batch):
+                self._digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                self._digest.update(tensor.contiguous().numpy().data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def joined(tables: Sequence[EncodedTable]) -> EncodedTable:
+    """The rows of all tables, of one encoder's; at least one."""
+    first = tables[0]
+    if len(tables) == 1:
+        return first
+    labels = [table.label for table in tables if table.label is not None]
+    return EncodedTable(
+        scenario=torch.cat([table.scenario for table in tables]),
+        label=torch.cat(labels) if labels else None,
+        dense=torch.cat([table.dense for table in tables]),
+        sparse={name: torch.cat([table.sparse[name] for table in tables]) for name in first.sparse},
+        ragged={name: _joined_ragged([table.ragged[name] for table in tables]) for name in first.ragged},
+        num_scenarios=first.num_scenarios,
+    )
+
+
+def reblocked(tables: Iterable[EncodedTable], rows: int) -> Iterator[EncodedTable]:
+    """The same rows, so many in every table but the last."""
+    waiting: list[EncodedTable] = []
+    height = 0
+    for table in tables:
+        waiting.append(table)
+        height += len(table)
+        if height >= rows:
+            whole = joined(waiting)
+            cut = height - height % rows
+            yield from (whole.part(start, start + rows) for start in range(0, cut, rows))
+            waiting, height = [whole.part(cut, height)], height - cut
+    if height:
+        yield joined(waiting)
+
+
+def _joined_ragged(parts: Sequence[Ragged]) -> Ragged:
+    ends = torch.tensor([0, *(len(part.values) for part in parts)]).cumsum(0)
+    offsets = [part.offsets[1:] + end for part, end in zip(parts, ends[:-1], strict=True)]
+    return Ragged(torch.cat([part.values for part in parts]), torch.cat([torch.zeros(1, dtype=torch.int64), *offsets]))
 
 
 def _tensors(batch: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:

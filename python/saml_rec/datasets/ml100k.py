@@ -6,7 +6,6 @@ Context; ACM TiiS 5(4), 2015) and may not be redistributed.
 """
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,9 +13,9 @@ import zipfile
 from pathlib import Path
 from typing import Literal, get_args
 
-import platformdirs
 import polars as pl
 
+from saml_rec.data.cache import cache_directory
 from saml_rec.datasets.behaviour import add_behaviour_sequence
 from saml_rec.datasets.output import make_directory
 from saml_rec.errors import InputError
@@ -29,7 +28,6 @@ SHA256 = {
     "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
     "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
 }
-CACHE_VARIABLE = "SAML_REC_CACHE"
 LIKED = 4  # ratings of 4 and 5 of 5 are label 1
 HISTORY = 50
 
@@ -103,8 +101,7 @@ def write_ml100k(
     if scenario not in SCENARIO_COLUMNS:
         raise InputError(f"scenario of ml-100k must be one of {', '.join(get_args(Scenario))}, not {scenario!r}")
     out = make_directory(out_dir)
-    cache = cache_dir or os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("saml-rec")
-    sources = source_files(make_directory(Path(cache) / "ml-100k"))
+    sources = source_files(make_directory(cache_directory(cache_dir) / "ml-100k"))
     table = ratings_table(*(sources[name] for name in SHA256))
     data_path, schema_path = out / "ml-100k.csv", out / f"ml-100k-{scenario}.toml"
     scenario_column = SCENARIO_COLUMNS[scenario]

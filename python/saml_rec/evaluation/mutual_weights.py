@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from saml_rec.data.table import EncodedTable
+from saml_rec.data.preparation import Table
 from saml_rec.evaluation.scoring import SCORING_BATCH_SIZE, to_device
 from saml_rec.models.features import Batch
 
@@ -20,9 +20,7 @@ class HasMutualUnit(Protocol):
         """Per mutual layer, counted from 1, every row's own row of α, (B, M), own entry 0."""
 
 
-def mean_mutual_weights(
-    model: nn.Module, table: EncodedTable, device: torch.device
-) -> dict[int, NDArray[np.float64]] | None:
+def mean_mutual_weights(model: nn.Module, table: Table, device: torch.device) -> dict[int, NDArray[np.float64]] | None:
     """The learned M×M weights of every mutual layer.
 
     Args:

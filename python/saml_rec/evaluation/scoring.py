@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,24 @@ import numpy as np
 import polars
 import torch
 from numpy.typing import NDArray
+from polars.io.plugins import register_io_source
 from rich.console import Console
 from torch import Tensor, nn
 
 from saml_rec.console import progress
-from saml_rec.data.encoding import Encoder
-from saml_rec.data.readers import conform, read_frame, read_table
+from saml_rec.data.cells import Checks
+from saml_rec.data.encoding import DROPPED, Encoder
+from saml_rec.data.preparation import Table, encoded_rows, for_split, with_codes
+from saml_rec.data.readers import TableFiles
 from saml_rec.data.schema import Schema
-from saml_rec.data.splits import split_rows
-from saml_rec.data.table import Batch, EncodedTable, fingerprint
+from saml_rec.data.sources import Paths, table_files
+from saml_rec.data.splits import SPLITS, split_of
+from saml_rec.data.table import ROWS_PER_BLOCK, Batch, Fingerprint, reblocked
 from saml_rec.errors import InputError
 from saml_rec.evaluation.metrics import evaluate_scores
+from saml_rec.files import replacing
 from saml_rec.models.construction import backends_used, build_model, own_random_numbers, parameter_count, resolve_device
-from saml_rec.run_directory import RunDirectory, load, versions
+from saml_rec.run_directory import RunDirectory, differences, load, versions
 
 PREDICTION = "prediction"
 SCORING_BATCH_SIZE = 8192
@@ -44,7 +49,7 @@ class TrainedModel:
     device: torch.device
     content: Mapping[str, Any]
 
-    def logits(self, table: EncodedTable, *, console: Console | None = None) -> NDArray[np.float64]:
+    def logits(self, table: Table, *, console: Console | None = None) -> NDArray[np.float64]:
         """Scores before the sigmoid, (N,)."""
         return score(self.model, table, self.device, console=console)
 
@@ -84,7 +89,7 @@ def load_trained(run: Path, *, device: str = "auto", backend: str | None = None)
 def evaluate(
     run: Path,
     *,
-    data_path: Path | None = None,
+    data_path: Paths | None = None,
     split: str | None = None,
     device: str = "auto",
     backend: str | None = None,
@@ -94,7 +99,8 @@ def evaluate(
 
     Args:
         run: the run directory.
-        data_path: the table to measure on; None: the file that the run was trained on.
+        data_path: the table to measure on, as :func:`saml_rec.data.sources.table_files` takes it; None: that of
+            training.
         split: the rows that were this split in training, checked to be the same rows; None: all rows of
             ``data_path``, or the test rows when that is None too.
         device, backend: as :func:`load_trained`.
@@ -111,18 +117,9 @@ def evaluate(
     if data_path is None:
         split = split or "test"
         data_path = _training_file(run, trained.content)
-    frame = read_table(data_path, trained.schema, need_split=split is not None)
-    if split is None:
-        table = trained.encoder.encode(frame)
-    else:
-        rows = split_rows(frame, trained.schema, trained.content["options"]["seed"])[split]
-        table = trained.encoder.encode(frame, rows=rows)
-        if fingerprint(table) != trained.content["data"][split]:
-            raise InputError(f"{data_path}: its {split} rows are not those that {run} was trained with")
-    if len(table) == 0:
-        raise InputError(f"{data_path}: has no rows to evaluate" + (f" in split {split}" if split else ""))
     start = time.perf_counter()
-    metrics = metrics_of(trained.model, table, trained.encoder, trained.device, console)
+    labels, logits, scenarios = _scored(trained, TableFiles(data_path, trained.schema), split, run, console)
+    metrics = evaluate_scores(labels, logits, scenarios, trained.encoder.scenario_names)
     seconds = time.perf_counter() - start
     return {
         "model": trained.content["options"]["model"],
@@ -133,47 +130,146 @@ def evaluate(
         "parameters": parameter_count(trained.model),
         "device": str(trained.device),
         "backend": backends_used(trained.model, trained.device),
-        "data": {"path": str(data_path.resolve())},
-        "timing": {"seconds": seconds, "rows_per_second": len(table) / seconds},
+        "data": {"path": recorded(data_path)},
+        "timing": {"seconds": seconds, "rows_per_second": len(logits) / seconds},
         "versions": versions(),
     }
 
 
-def predict(
+def _scored(
+    trained: TrainedModel, files: TableFiles, split: str | None, run: Path, console: Console | None
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Labels, logits and scenario ids of all rows, or of those of a split; a chunk at a time."""
+    divided, rows = None, 0
+    if split is not None:
+        divided = split_of(trained.schema, files.checked(for_split(trained.schema)), trained.content["options"]["seed"])
+        chosen = with_codes(divided, files.checked(for_split(trained.schema)))
+        rows = sum(int((codes == SPLITS.index(split)).sum()) for _, codes in chosen)
+    digest = Fingerprint(rows)
+    tables = encoded_rows(trained.encoder, files.checked(Checks(split=split is not None)), divided)
+    chosen_tables = (table for name, table in tables if split in (None, name))
+    parts: list[tuple[Any, Any, Any]] = []
+    for table in reblocked(chosen_tables, ROWS_PER_BLOCK):
+        assert table.label is not None
+        if split is not None:
+            digest.add(table)
+        parts.append((table.label.numpy(), trained.logits(table, console=console), table.scenario.numpy()))
+    if not parts:
+        raise InputError(f"{files.name}: has no rows to evaluate" + (f" in split {split}" if split else ""))
+    if split is not None and digest.hexdigest() != trained.content["data"][split]:
+        raise InputError(f"{files.name}: its {split} rows are not those that {run} was trained with")
+    labels, logits, scenarios = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return labels, logits, scenarios
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The rows of a table with a column ``prediction``, as a stream.
+
+    Args:
+        columns: names and types, the prediction last.
+        frames: the rows in order, a bounded number at a time.
+    """
+
+    columns: Mapping[str, polars.DataType]
+    frames: Iterator[polars.DataFrame]
+
+    def write(self, out: Path) -> int:
+        """Writes a .csv or .parquet file, whole or not at all; the number of rows.
+
+        Raises:
+            InputError: a cell cannot be used.
+            OSError: the file cannot be written.
+        """
+        rows = 0
+        failed: list[Exception] = []
+
+        def counted(*_: Any) -> Iterator[polars.DataFrame]:
+            nonlocal rows
+            try:
+                for frame in self.frames:
+                    rows += frame.height
+                    yield frame
+            except Exception as error:
+                # What runs this turns exceptions into its own.
+                failed.append(error)
+                raise
+
+        with replacing(out) as file:
+            if out.suffix == ".parquet":
+                lazy = register_io_source(counted, schema=dict(self.columns))
+                try:
+                    lazy.sink_parquet(file)
+                except Exception:
+                    if failed:
+                        raise failed[0] from None
+                    raise
+            else:
+                for frame in counted():
+                    frame.write_csv(file, include_header=rows == frame.height)
+        return rows
+
+
+def predictions(
     run: Path,
-    data_path: Path,
+    data_path: Paths,
     *,
     device: str = "auto",
     backend: str | None = None,
     console: Console | None = None,
-) -> polars.DataFrame:
-    """The rows of a table with the probability that their label is 1.
+) -> Predictions:
+    """The rows of a table with the probability that their label is 1, read and scored as they are asked for.
 
     Args:
         run: the run directory.
-        data_path: a table with the columns of the run's schema; it needs no label.
+        data_path: a table with the columns of the run's schema, as :func:`saml_rec.data.sources.table_files` takes it.
+            It needs no label. Several files have the same columns.
         device, backend: as :func:`load_trained`.
         console: where to show progress; None prints nothing.
 
     Returns:
-        The table as :func:`saml_rec.data.read_frame` reads it, with a column ``prediction``, float64 in [0, 1].
+        The table as :func:`saml_rec.data.read_frame` reads it, with a column ``prediction``, float64 in [0, 1]; null
+        in rows of scenarios that the schema drops.
 
     Raises:
         InputError: the run or the table cannot be used, or the table has a column ``prediction`` already.
         OSError: a file cannot be read.
     """
     trained = load_trained(run, device=device, backend=backend)
-    frame = read_frame(data_path)
-    if PREDICTION in frame.columns:
-        raise InputError(f"{data_path}: already has a column {PREDICTION!r}")
-    checked = conform(frame, trained.schema, source=str(data_path), need_label=False)
-    logits = trained.logits(trained.encoder.encode(checked), console=console)
-    return frame.with_columns(polars.Series(PREDICTION, torch.from_numpy(logits).sigmoid().numpy()))
+    files = TableFiles(data_path, trained.schema)
+    first = files.files[0]
+    columns = files.columns[first]
+    for file, other in files.columns.items():
+        if PREDICTION in other:
+            raise InputError(f"{file}: already has a column {PREDICTION!r}")
+        if other != columns:
+            changed = differences({k: str(v) for k, v in columns.items()}, {k: str(v) for k, v in other.items()})
+            raise InputError(f"{file}: its columns are not those of {first}: {'; '.join(changed) or 'another order'}")
+    checks = Checks(label=False, split=False)
+    files.require(checks)
+    scored = (_with_prediction(trained, frame, checked, console) for frame, checked in files.pairs(checks))
+    return Predictions({**columns, PREDICTION: polars.Float64()}, scored)
+
+
+def _with_prediction(
+    trained: TrainedModel, frame: polars.DataFrame, checked: polars.DataFrame, console: Console | None
+) -> polars.DataFrame:
+    scenario = trained.encoder.scenario_ids(checked[trained.schema.scenario])
+    logits = trained.logits(trained.encoder.encode_kept(checked, scenario), console=console)
+    probabilities = np.full(frame.height, np.nan)
+    probabilities[scenario != DROPPED] = torch.from_numpy(logits).sigmoid().numpy()
+    return frame.with_columns(polars.Series(PREDICTION, probabilities).fill_nan(None))
+
+
+def predict(run: Path, data_path: Paths, **options: Any) -> polars.DataFrame:
+    """:func:`predictions` as one frame."""
+    found = predictions(run, data_path, **options)
+    return polars.concat([polars.DataFrame(schema=dict(found.columns)), *found.frames])
 
 
 def score(
     model: nn.Module,
-    table: EncodedTable,
+    table: Table,
     device: torch.device,
     *,
     batch_size: int = SCORING_BATCH_SIZE,
@@ -200,7 +296,7 @@ def score(
 
 
 def metrics_of(
-    model: nn.Module, table: EncodedTable, encoder: Encoder, device: torch.device, console: Console | None
+    model: nn.Module, table: Table, encoder: Encoder, device: torch.device, console: Console | None
 ) -> dict[str, Any]:
     """Overall and per scenario as :func:`saml_rec.evaluation.metrics.evaluate_scores` gives them.
 
@@ -219,15 +315,28 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     return {**moved, "features": {name: ids.to(device) for name, ids in batch["features"].items()}}
 
 
-def num_batches(table: EncodedTable, batch_size: int) -> int:
+def num_batches(table: Table, batch_size: int) -> int:
     """Batches that hold every row once."""
     return math.ceil(len(table) / batch_size)
 
 
-def _training_file(run: Path, content: Mapping[str, Any]) -> Path:
-    if content["data_path"] is None:
+def recorded(paths: Paths) -> str | list[str]:
+    """As a run remembers where its data were."""
+    if isinstance(paths, str | Path):
+        return str(Path(paths).resolve())
+    found = [str(Path(path).resolve()) for path in paths]
+    return found[0] if len(found) == 1 else found
+
+
+def _training_file(run: Path, content: Mapping[str, Any]) -> Paths:
+    known = content["data_path"]
+    if known is None:
         raise InputError(f"{run}: does not know its training file; name one with --data")
-    path = Path(content["data_path"])
-    if not path.exists():
-        raise InputError(f"{path}: the file that {run} was trained on is gone; name it with --data and --split")
-    return path
+    try:
+        files = table_files(known)
+    except InputError as error:
+        raise InputError(f"{error}; name what {run} was trained on with --data and --split") from None
+    for path in files:
+        if not path.exists():
+            raise InputError(f"{path}: the file that {run} was trained on is gone; name it with --data and --split")
+    return known if isinstance(known, str) else tuple(known)
