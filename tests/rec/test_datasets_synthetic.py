@@ -110,3 +110,12 @@ def test_bad_sizes(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         write_synthetic(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_are_written_in_chunks_of_any_size(tmp_path, monkeypatch):
+    sizes = {"rows": 700, "users": 9, "items": 30, "seed": 4}
+    whole, *_ = write_synthetic(tmp_path / "whole", **sizes)
+    for chunk in (1, 37, 256):
+        monkeypatch.setattr(synthetic, "CHUNK_ROWS", chunk)
+        in_chunks, *_ = write_synthetic(tmp_path / str(chunk), **sizes)
+        assert in_chunks.read_bytes() == whole.read_bytes()

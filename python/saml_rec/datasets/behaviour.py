@@ -32,3 +32,21 @@ def add_behaviour_sequence(
         pl.col("_liked").fill_null([]).list.slice(before.cast(pl.Int64) - kept, kept).alias("history"),
     )
     return log.join(moments, on=[user, time], how="left", maintain_order="left")
+
+
+def last_liked(log: pl.DataFrame, *, user: str, item: str, time: str, label: str, last: int) -> pl.DataFrame:
+    """The rows of a log that histories of rows after it may still show: a log goes on from these as from all of it.
+
+    Args:
+        log: as for :func:`add_behaviour_sequence`; later rows have no earlier time.
+        user, item, time, label: its columns.
+        last: the newest so many items of a history.
+
+    Returns:
+        Per user the last ``last`` rows with label 1 before the log's last time, and all at that time, in their order.
+    """
+    liked = log.filter(pl.col(label) == 1)
+    now = log[time].max()
+    earlier = liked.filter(pl.col(time) < now).sort(time, maintain_order=True)
+    kept = earlier.group_by(user, maintain_order=True).tail(last).sort(time, maintain_order=True)
+    return pl.concat([kept.select(log.columns), liked.filter(pl.col(time) == now)])

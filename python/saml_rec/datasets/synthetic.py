@@ -14,14 +14,17 @@ Dirichlet(0.3, .., 0.3) draw, which favours one or two relatives (M = 1: R = [[1
 ⟨R_i, R_k⟩ / (‖R_i‖ ‖R_k‖) is large.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
-from saml_rec.datasets.behaviour import add_behaviour_sequence
+from saml_rec.datasets.behaviour import add_behaviour_sequence, last_liked
 from saml_rec.datasets.output import make_directory
 from saml_rec.errors import InputError
 from saml_rec.files import replacing, write_json
@@ -36,6 +39,7 @@ MISSING_PRICES = 0.05
 HISTORY = 20
 START = 1_704_067_200  # 2024-01-01, in seconds since 1970
 LONGEST_GAP = 60  # seconds between two rows; some are 0
+CHUNK_ROWS = 2**17
 FEWEST_ROWS = 10  # of a scenario, so that a split by time leaves some for training
 
 SCHEMA = f"""\
@@ -107,14 +111,17 @@ def write_synthetic(
     if seed < 0:
         raise InputError(f"seed must be 0 or more, not {seed}")
     out = make_directory(out_dir)
-    table, planted = _generate(counts, users, items, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    rows_drawn = _draw(counts, users, items, rng)
     data_path, schema_path, relation_path = (
         out / name for name in ("synthetic.csv", "synthetic.toml", "synthetic-relation.json")
     )
     with replacing(data_path) as file:
-        table.write_csv(file)
+        for number, chunk in enumerate(_chunks(rows_drawn)):
+            chunk.write_csv(file, include_header=number == 0)
     with replacing(schema_path) as file:
         file.write(SCHEMA.encode())
+    planted = _planted(rows_drawn)
     write_json(relation_path, {"seed": seed, "users": users, "items": items, **planted})
     return data_path, schema_path, relation_path
 
@@ -147,9 +154,39 @@ def _relation(scenarios: int, rng: np.random.Generator) -> np.ndarray:
     return relation
 
 
-def _generate(
-    counts: np.ndarray, users: int, items: int, rng: np.random.Generator
-) -> tuple[pl.DataFrame, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Drawn:
+    """All rows as numbers, in types as narrow as they may be: 38 bytes a row. Strings are made a chunk at a time.
+
+    Attributes:
+        relation: R.
+        scenario, user, item: (rows,) indices.
+        price, probability: (rows,).
+        is_missing, label: (rows,) bool.
+        timestamp: (rows,) seconds since 1970.
+        users, items: how many there are.
+        has_tag: (items, TAGS) bool.
+    """
+
+    relation: NDArray[np.float64]
+    scenario: NDArray[np.integer]
+    user: NDArray[np.integer]
+    item: NDArray[np.integer]
+    price: NDArray[np.float64]
+    probability: NDArray[np.float64]
+    is_missing: NDArray[np.bool_]
+    label: NDArray[np.bool_]
+    timestamp: NDArray[np.int64]
+    users: int
+    items: int
+    has_tag: NDArray[np.bool_]
+
+    @property
+    def scenario_names(self) -> list[str]:
+        return _names("s", len(self.relation))
+
+
+def _draw(counts: np.ndarray, users: int, items: int, rng: np.random.Generator) -> _Drawn:
     scenarios, rows = len(counts), int(counts.sum())
     relation = _relation(scenarios, rng)
 
@@ -160,56 +197,78 @@ def _generate(
     leniency = rng.standard_normal(users)
     favourite = rng.integers(0, TAGS, users)
 
-    scenario = rng.permutation(np.repeat(np.arange(scenarios), counts))
+    scenario = rng.permutation(np.repeat(np.arange(scenarios, dtype=np.int32), counts))
     user = _popular(users, rows, rng)
     item = _popular(items, rows, rng)
     price = rng.standard_normal(rows)
-    logit = (
-        WEIGHTS["taste"] * taste[scenario, item]
-        + WEIGHTS["user"] * leniency[user]
-        + WEIGHTS["price"] * price
-        + WEIGHTS["favourite_tag"] * has_tag[item, favourite[user]]
-        + WEIGHTS["constant"]
-    )
-    probability = 1 / (1 + np.exp(-logit))
+    probability = np.empty(rows)
+    for start in range(0, rows, CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        logit = (
+            WEIGHTS["taste"] * taste[scenario[part], item[part]]
+            + WEIGHTS["user"] * leniency[user[part]]
+            + WEIGHTS["price"] * price[part]
+            + WEIGHTS["favourite_tag"] * has_tag[item[part], favourite[user[part]]]
+            + WEIGHTS["constant"]
+        )
+        probability[part] = 1 / (1 + np.exp(-logit))
     label = rng.random(rows) < probability
-    timestamp = START + np.cumsum(rng.integers(0, LONGEST_GAP + 1, rows))
+    gaps = rng.integers(0, LONGEST_GAP + 1, rows)
+    timestamp = (START + np.cumsum(gaps, out=gaps)).astype(np.int64)
     is_missing = rng.random(rows) < MISSING_PRICES
-
-    scenario_names = _names("s", scenarios)
-    tag_names = np.array(_names("t", TAGS))
-    tags = np.array(["|".join(tag_names[has]) for has in has_tag])
-    table = pl.DataFrame(
-        {
-            "scenario": np.array(scenario_names)[scenario],
-            "label": label.astype(np.int8),
-            "timestamp": timestamp,
-            "user_id": np.array(_names("u", users))[user],
-            "item_id": np.array(_names("i", items))[item],
-            "tags": tags[item],
-            "price": price.round(6),
-        }
+    return _Drawn(
+        relation, scenario, user, item, price, probability, is_missing, label, timestamp, users, items, has_tag
     )
-    table = table.with_columns(pl.when(~pl.Series(is_missing)).then("price").alias("price"))
-    table = add_behaviour_sequence(table, user="user_id", item="item_id", time="timestamp", label="label", last=HISTORY)
-    table = table.with_columns(pl.col("history").list.join("|"))
-    planted = {
-        "scenarios": scenario_names,
-        "relation": relation.tolist(),
+
+
+def _chunks(drawn: _Drawn) -> Iterator[pl.DataFrame]:
+    """The rows of the table in order."""
+    scenario_names, user_names, item_names = (
+        np.array(names) for names in (drawn.scenario_names, _names("u", drawn.users), _names("i", drawn.items))
+    )
+    tag_names = np.array(_names("t", TAGS))
+    tags = np.array(["|".join(tag_names[has]) for has in drawn.has_tag])
+    roles = {"user": "user_id", "item": "item_id", "time": "timestamp", "label": "label"}
+    # What later rows may still have in their history.
+    before: pl.DataFrame | None = None
+    for start in range(0, len(drawn.label), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        item = drawn.item[part]
+        chunk = pl.DataFrame(
+            {
+                "scenario": scenario_names[drawn.scenario[part]],
+                "label": drawn.label[part].astype(np.int8),
+                "timestamp": drawn.timestamp[part],
+                "user_id": user_names[drawn.user[part]],
+                "item_id": item_names[item],
+                "tags": tags[item],
+                "price": drawn.price[part].round(6),
+            }
+        )
+        chunk = chunk.with_columns(pl.when(~pl.Series(drawn.is_missing[part])).then("price").alias("price"))
+        log = chunk if before is None else pl.concat([before, chunk])
+        told = add_behaviour_sequence(log, **roles, last=HISTORY)
+        yield told.tail(chunk.height).with_columns(pl.col("history").list.join("|"))
+        before = last_liked(log, **roles, last=HISTORY)
+
+
+def _planted(drawn: _Drawn) -> dict[str, Any]:
+    return {
+        "scenarios": drawn.scenario_names,
+        "relation": drawn.relation.tolist(),
         "bayes": {
-            "overall": _bayes(label, probability),
+            "overall": _bayes(drawn.label, drawn.probability),
             "scenarios": {
-                name: _bayes(label[scenario == index], probability[scenario == index])
-                for index, name in enumerate(scenario_names)
+                name: _bayes(drawn.label[drawn.scenario == index], drawn.probability[drawn.scenario == index])
+                for index, name in enumerate(drawn.scenario_names)
             },
         },
     }
-    return table, planted
 
 
 def _popular(count: int, rows: int, rng: np.random.Generator) -> np.ndarray:
     weight = 1 / np.sqrt(np.arange(1, count + 1))
-    return rng.choice(count, size=rows, p=weight / weight.sum())
+    return rng.choice(count, size=rows, p=weight / weight.sum()).astype(np.int32)
 
 
 def _names(prefix: str, count: int) -> list[str]:
