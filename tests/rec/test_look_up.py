@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from saml_rec.data.schema import Schema
 from saml_rec.models.features import ScenarioAwareFeatures
-from saml_rec.models.tables import DenseTable, rows_of
+from saml_rec.models.tables import ROWS_PER_VALUE, DenseTable, rows_of
 
 
 def ids_of(*shape, rows=30):
@@ -27,6 +27,19 @@ def test_as_embedding_to_the_bit(dtype, shape):
     rows.backward(cotangent)
     expected.backward(cotangent)
     assert torch.equal(table.grad, other.grad)
+
+
+@pytest.mark.parametrize("rows", [30, 40 * ROWS_PER_VALUE + 1], ids=["grouped", "added one by one"])
+@pytest.mark.parametrize("ids", [ids_of(40), torch.zeros(40, dtype=torch.int64), 29 * torch.ones(40).long()])
+def test_both_ways_of_adding_in_float32(rows, ids):
+    table = torch.randn(rows, 4, requires_grad=True)
+    cotangent = torch.randn(40, 4, requires_grad=True)
+    found = []
+    for look_up in (rows_of, lambda table, ids: F.embedding(ids, table, padding_idx=0)):
+        (gradient,) = torch.autograd.grad(look_up(table, ids), table, cotangent, create_graph=True)
+        found.append((gradient, *torch.autograd.grad(gradient.square().sum(), cotangent)))
+    for ours, expected in zip(*found, strict=True):
+        assert torch.equal(ours, expected)
 
 
 def test_a_gradient_that_is_not_contiguous():

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saml_kernels import group_by_scenario
 from saml_rec.errors import InputError
 
 PADDING_ROW = 0
@@ -30,6 +31,8 @@ FUSED_OPTIMIZER = "rowwise_adagrad"
 """The one that fbgemm has on the CPU."""
 DENSE_ROWS = 100_000
 """Rows of all tables together up to which "auto" keeps them dense."""
+ROWS_PER_VALUE = 8
+"""A table with more rows than so many times the values added to it is not worth counting through."""
 EPSILON = 1e-8
 
 
@@ -141,7 +144,7 @@ class _Rows(torch.autograd.Function):
     """Rows of a table on the CPU. Row PADDING_ROW is never trained.
 
     The same as F.embedding, in float32 to the bit. The backward of that adds row by row through the dispatcher, which
-    takes two to three times as long as index_add_.
+    takes many times as long.
     """
 
     @staticmethod
@@ -153,10 +156,29 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
-        dim = gradient.shape[-1]
-        total = gradient.new_zeros(ctx.table_rows, dim).index_add_(0, rows.flatten(), gradient.reshape(-1, dim))
-        total[PADDING_ROW] = 0
-        return total, None
+        return _Sums.apply(gradient.reshape(-1, gradient.shape[-1]), rows.flatten(), ctx.table_rows), None
+
+
+class _Sums(torch.autograd.Function):
+    """values (n, dim), rows (n,) → (table_rows, dim), in each row the sum of its values; in PADDING_ROW zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rows: Tensor, table_rows: int) -> Tensor:
+        ctx.save_for_backward(rows)
+        if values.dtype != torch.float32 or table_rows > ROWS_PER_VALUE * len(rows):
+            total = values.new_zeros(table_rows, values.shape[1]).index_add_(0, rows, values)
+            total[PADDING_ROW] = 0
+            return total
+        # Grouped by counting, every row is the sum of one bag: several times as fast as adding in the values' order.
+        permutation, _, offsets = group_by_scenario(rows, table_rows)
+        padding = int(offsets[PADDING_ROW + 1])
+        offsets = (offsets - padding).clamp_(min=0)
+        return F.embedding_bag(permutation[padding:], values, offsets, mode="sum", include_last_offset=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (rows,) = ctx.saved_tensors
+        return _Rows.apply(gradient, rows) * (rows != PADDING_ROW).unsqueeze(1), None, None
 
 
 class FbgemmTable(Table):
