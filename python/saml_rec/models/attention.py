@@ -51,20 +51,21 @@ class _Attend(torch.autograd.Function):
         affinity = affinity.flatten(1, 2).add_(closed.unsqueeze(1))
         # A row without a valid position has weights all the same, and its sums are taken away.
         weight = torch.softmax(affinity, dim=-1)
-        sums = torch.bmm(weight, sequence[0]).mul_(valid.any(dim=1)[:, None, None])
-        ctx.save_for_backward(probes, sequence, valid, weight, sums)
+        attended = valid.any(dim=1)[:, None, None].to(weight.dtype)
+        sums = torch.bmm(weight, sequence[0]).mul_(attended)
+        ctx.save_for_backward(probes, sequence, valid, weight, attended, sums)
         return sums.unflatten(1, (views, heads)).transpose(0, 1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        probes, sequence, valid, weight, sums = ctx.saved_tensors
+        probes, sequence, valid, weight, attended, sums = ctx.saved_tensors
         if torch.is_grad_enabled():
             # create_graph: the gradient itself must be differentiable.
             inputs = probes.view_as(probes), sequence.view_as(sequence)
             return *torch.autograd.grad(attend_formula(*inputs, valid), inputs, gradient, create_graph=True), None
         views, heads = probes.shape[0], probes.shape[2]
         # (B, views·heads, dim), zero where there is nothing to weigh.
-        gradient = gradient.transpose(0, 1).flatten(1, 2) * valid.any(dim=1)[:, None, None]
+        gradient = gradient.transpose(0, 1).flatten(1, 2) * attended
         # Through the softmax: ∂affinity_t = α_t (∂α_t − Σ_u α_u ∂α_u), ∂α_t = ⟨∂sum, s_t⟩, Σ_u α_u ∂α_u = ⟨∂sum, sum⟩.
         affinity = torch.bmm(gradient, sequence[0].mT)
         affinity.sub_((gradient * sums).sum(dim=-1, keepdim=True)).mul_(weight)

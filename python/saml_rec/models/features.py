@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from saml_rec.data.schema import FeatureSpec, Schema
 from saml_rec.errors import InputError
 from saml_rec.models.attention import attend
-from saml_rec.models.tables import make_table
+from saml_rec.models.tables import look_up_all, make_table
 
 PADDING_ID = 0
 UNKNOWN_ID = 1
@@ -65,13 +65,16 @@ class ScenarioAwareEmbedding(nn.Module):
                 nn.init.normal_(table, std=EMBEDDING_STD)
                 table[..., : UNKNOWN_ID + 1, :] = 0
 
-    def forward(self, ids: Tensor, scenario: Tensor) -> Tensor:
-        """ids (B, n), scenario (B,) → (views, B, n, dim): global embeddings and, with local tables, own local ones."""
+    def rows(self, ids: Tensor, scenario: Tensor) -> Tensor:
+        """ids (B, ...), scenario (B,) → their rows, (views, B, ...): global and, with local tables, own local ones."""
         if self.num_local == 0:
-            return self.table.look_up(ids.unsqueeze(0))
-        own_table = (1 + scenario) * self.vocabulary_size
-        local = torch.where(ids == PADDING_ID, PADDING_ID, own_table.unsqueeze(1) + ids)
-        return self.table.look_up(torch.stack([ids, local]))
+            return ids.unsqueeze(0)
+        own_table = ((1 + scenario) * self.vocabulary_size).view(-1, *(1,) * (ids.dim() - 1))
+        return torch.stack([ids, torch.where(ids == PADDING_ID, PADDING_ID, own_table + ids)])
+
+    def forward(self, ids: Tensor, scenario: Tensor) -> Tensor:
+        """ids (B, ...), scenario (B,) → (views, B, ..., dim): global and, with local tables, own local embeddings."""
+        return self.table.look_up(self.rows(ids, scenario))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         # Runs of version 0.1 keep the tables apart.
@@ -198,26 +201,27 @@ class ScenarioAwareFeatures(nn.Module):
         ids: Mapping[str, Tensor] = batch["features"]
         x_global: list[Tensor] = [batch["dense"]]
         x_local: list[Tensor] = []
-        found: dict[str, Tensor] = {}
 
         def add(views: Tensor) -> None:
             """Views of one feature, (views, B, dim)."""
-            x_global.append(views[0])
-            x_local.extend(views[1:])
+            of_global, *of_local = views.unbind()
+            x_global.append(of_global)
+            x_local.extend(of_local)
 
+        wanted = []
         for feature in self._categorical:
-            values = ids[feature.name]
+            embedding = self.embeddings[_key(feature.name)]
+            assert isinstance(embedding, ScenarioAwareEmbedding)
             names = [feature.name, *self._sequences_of[feature.name]]
-            # In one look-up: the gradient of each may be as large as the table.
-            columns = [ids[name] if ids[name].dim() == 2 else ids[name].unsqueeze(1) for name in names]
-            embeddings = self.embeddings[_key(feature.name)](torch.cat(columns, dim=1), scenario)
-            found.update(zip(names, embeddings.split([column.shape[1] for column in columns], dim=2), strict=True))
-            pool = _POOLING[feature.pooling] if feature.kind == "multi" else _one
-            add(pool(found[feature.name], values))
-
+            wanted.append((embedding.table, [embedding.rows(ids[name], scenario) for name in names]))
+        found: dict[str, Tensor] = {}
+        for feature, embeddings in zip(self._categorical, look_up_all(wanted), strict=True):
+            found |= zip([feature.name, *self._sequences_of[feature.name]], embeddings, strict=True)
+            embedded = found[feature.name]
+            add(_POOLING[feature.pooling](embedded, ids[feature.name]) if feature.kind == "multi" else embedded)
         for feature, item in self._sequences:
             attention = self.attentions[_key(feature.name)]
-            add(attention(found[item.name].squeeze(2), found[feature.name], ids[feature.name] != PADDING_ID))
+            add(attention(found[item.name], found[feature.name], ids[feature.name] != PADDING_ID))
         empty = scenario.new_empty((scenario.shape[0], 0), dtype=x_global[0].dtype)
         return self.dropout(torch.cat(x_global, dim=1)), self.dropout(torch.cat([empty, *x_local], dim=1))
 
@@ -241,10 +245,6 @@ def check_scenario_ids(scenario: Tensor, num_scenarios: int) -> None:
 def _key(name: str) -> str:
     # Module names may not hold dots; the escape keeps distinct names distinct.
     return "feature_" + name.replace("%", "%25").replace(".", "%2E")
-
-
-def _one(embedding: Tensor, ids: Tensor) -> Tensor:
-    return embedding.squeeze(2)
 
 
 def _sum(embedding: Tensor, ids: Tensor) -> Tensor:
