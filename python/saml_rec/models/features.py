@@ -134,11 +134,11 @@ class ScenarioAwareAttention(nn.Module):
         if self.query_local is not None and self.key_local is not None:
             layers.append((self.query_local, self.key_local))
         query, key = (torch.stack([layer.weight for layer in each]) for each in zip(*layers, strict=True))
-        value = self.value.weight.unflatten(0, (self.heads, -1))
-        key = key.unflatten(1, (self.heads, -1))
-        query = (item @ query.mT).unflatten(-1, (self.heads, -1))
-        probes = torch.einsum("vbhe,vhed->vbhd", query / math.sqrt(query.shape[-1]), key)
-        return torch.einsum("vbhd,hed->vbhe", attend(probes, sequence, valid), value).flatten(2)
+        # Heads in front of the batch, (views, heads, B, ·), where their own projections act.
+        query = (item @ query.mT).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        probes = (query / math.sqrt(query.shape[-1])) @ key.unflatten(1, (self.heads, -1))
+        sums = attend(probes.transpose(1, 2), sequence, valid).transpose(1, 2)
+        return (sums @ self.value.weight.unflatten(0, (self.heads, -1)).mT).transpose(1, 2).flatten(2)
 
 
 class ScenarioAwareFeatures(nn.Module):
