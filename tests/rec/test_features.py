@@ -196,7 +196,7 @@ def test_attention_is_the_formula_sample_by_sample(heads, lengths):
         torch.testing.assert_close(gradient, reference, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_sequences_without_a_valid_position_give_zeros_and_finite_gradients(dtype):
     layer = ScenarioAwareAttention(4, 2, scenario_aware=True).to(dtype)
     item, sequence, item_local, sequence_local, valid = (
@@ -265,6 +265,15 @@ def test_attend_is_its_formula(views):
     pairs = (torch.autograd.grad((y * cotangent).sum(), (probes, sequence)) for y in (output, expected))
     for gradient, reference in zip(*pairs, strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-12, atol=1e-13)
+
+
+def test_large_numbers_in_padding_and_probes_stay_finite_in_float16():
+    probes, sequence, valid = attended(2)
+    probes, sequence = (100 * probes.detach().half()).requires_grad_(), (20 * sequence.detach().half()).requires_grad_()
+    output = attend(probes, sequence, valid)
+    output.sum().backward()
+    assert all(x.isfinite().all() for x in (output, probes.grad, sequence.grad))
+    assert not output[:, 1].any()
 
 
 @pytest.mark.parametrize("views", [1, 2])

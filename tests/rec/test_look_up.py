@@ -64,6 +64,16 @@ def test_a_gradient_that_is_not_contiguous():
     assert torch.equal(table.grad, expected)
 
 
+def test_a_gradient_that_is_a_part_of_wider_rows():
+    """As that of a concatenation."""
+    table, wide = torch.randn(30, 4, requires_grad=True), torch.randn(40, 11)
+    ids = ids_of(40)
+    for look_up in (rows_of, lambda table, ids: F.embedding(ids, table, padding_idx=0)):
+        look_up(table, ids).backward(wide[:, 3:7])
+    (ours,) = torch.autograd.grad(rows_of(table, ids), table, wide[:, 3:7])
+    assert torch.equal(table.grad, 2 * ours)
+
+
 def test_first_and_second_derivatives():
     table = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     ids = torch.tensor([[1, 2, 2], [4, 3, 1]])

@@ -46,8 +46,8 @@ class _Attend(torch.autograd.Function):
         # bmm takes operands whose rows are not side by side, and results that are, one by one.
         probes = probes.contiguous()
         affinity = torch.stack([torch.bmm(p, s.mT) for p, s in zip(probes, sequence, strict=True)], dim=1)
-        # Added, for a fill costs several times as much; to the same effect, as nothing is large beside it.
-        closed = sequence.new_zeros(valid.shape).masked_fill_(~valid, torch.finfo(sequence.dtype).min)
+        # Added, for a fill costs several times as much; half the smallest number, so that the sum is finite too.
+        closed = sequence.new_zeros(valid.shape).masked_fill_(~valid, torch.finfo(sequence.dtype).min / 2)
         affinity = affinity.flatten(1, 2).add_(closed.unsqueeze(1))
         # A row without a valid position has weights all the same, and its sums are taken away.
         weight = torch.softmax(affinity, dim=-1)
