@@ -9,6 +9,7 @@ import torch
 from saml_rec.data.schema import FeatureSpec, Schema
 from saml_rec.errors import InputError
 from saml_rec.models import SAML
+from saml_rec.models.attention import attend, attend_formula
 from saml_rec.models.features import ScenarioAwareAttention, ScenarioAwareEmbedding, ScenarioAwareFeatures
 
 M, V, DIM, B = 3, 9, 4, 6
@@ -154,16 +155,23 @@ def attention_inputs(dim, lengths, seed=0):
     return normal(n, dim), normal(n, width, dim), normal(n, dim), normal(n, width, dim), valid
 
 
+def global_attention(layer, item, sequence, valid):
+    """Of a layer without a local one."""
+    return layer(item.unsqueeze(0), sequence.unsqueeze(0), valid)[0]
+
+
+def both_attentions(layer, item, sequence, item_local, sequence_local, valid):
+    """Global and local, (2, B, dim)."""
+    return layer(torch.stack([item, item_local]), torch.stack([sequence, sequence_local]), valid)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("lengths", [(3, 0, 1, 5), (0, 0), (4, 4, 4)], ids=str)
 def test_attention_is_the_formula_sample_by_sample(heads, lengths):
     torch.manual_seed(1)
     layer = ScenarioAwareAttention(8, heads, scenario_aware=True).double()
     item, sequence, item_local, sequence_local, valid = attention_inputs(8, lengths)
-    outputs = (
-        layer.global_attention(item, sequence, valid),
-        layer.local_attention(item_local, sequence_local, sequence, valid),
-    )
+    outputs = both_attentions(layer, item, sequence, item_local, sequence_local, valid)
 
     def loop(query, key, items, keys):
         weights = (query.weight, key.weight, layer.value.weight)
@@ -182,25 +190,20 @@ def test_attention_is_the_formula_sample_by_sample(heads, lengths):
         return  # the loop's result depends on nothing
     leaves = [item, sequence, item_local, sequence_local, *layer.parameters()]
     cotangent = torch.randn(2, len(lengths), 8, dtype=torch.float64)
-    gradients = torch.autograd.grad((torch.stack(outputs) * cotangent).sum(), leaves)
+    gradients = torch.autograd.grad((outputs * cotangent).sum(), leaves)
     references = torch.autograd.grad((torch.stack(expected) * cotangent).sum(), leaves)
     for gradient, reference in zip(gradients, references, strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_sequences_without_a_valid_position_give_zeros_and_finite_gradients(dtype):
     layer = ScenarioAwareAttention(4, 2, scenario_aware=True).to(dtype)
     item, sequence, item_local, sequence_local, valid = (
         tensor.detach().to(dtype).requires_grad_() if tensor.is_floating_point() else tensor
         for tensor in attention_inputs(4, (0, 2, 0))
     )
-    result = torch.cat(
-        [
-            layer.global_attention(item, sequence, valid),
-            layer.local_attention(item_local, sequence_local, sequence, valid),
-        ]
-    )
+    result = both_attentions(layer, item, sequence, item_local, sequence_local, valid).flatten(0, 1)
     assert not result[[0, 2, 3, 5]].any()
     assert result[[1, 4]].all()
     result.square().sum().backward()
@@ -216,10 +219,10 @@ def test_padding_does_not_show():
     item, sequence, _, _, valid = attention_inputs(4, (3, 1))
     longer = torch.cat([sequence, 1e3 * torch.randn(2, 4, 4, dtype=torch.float64)], dim=1)
     other = torch.where(valid.unsqueeze(2), sequence, -7.0)
-    expected = layer.global_attention(item, sequence, valid)
-    padded = layer.global_attention(item, longer, torch.cat([valid, torch.zeros(2, 4, dtype=torch.bool)], dim=1))
+    expected = global_attention(layer, item, sequence, valid)
+    padded = global_attention(layer, item, longer, torch.cat([valid, torch.zeros(2, 4, dtype=torch.bool)], dim=1))
     torch.testing.assert_close(padded, expected, rtol=1e-13, atol=1e-14)
-    assert torch.equal(layer.global_attention(item, other, valid), expected)
+    assert torch.equal(global_attention(layer, item, other, valid), expected)
 
 
 def test_values_are_shared_and_queries_and_keys_are_not():
@@ -238,8 +241,71 @@ def test_values_are_shared_and_queries_and_keys_are_not():
 
     of_global = {"query_global.weight", "key_global.weight", "value.weight", "item", "sequence"}
     of_local = {"query_local.weight", "key_local.weight", "value.weight", "item_local", "sequence_local", "sequence"}
-    assert trained_by(layer.global_attention(item, sequence, valid)) == of_global
-    assert trained_by(layer.local_attention(item_local, sequence_local, sequence, valid)) == of_local
+    for view, expected in enumerate((of_global, of_local)):
+        assert trained_by(both_attentions(layer, item, sequence, item_local, sequence_local, valid)[view]) == expected
+
+
+def attended(views, lengths=(3, 0, 1, 5), heads=2, dim=4):
+    """Probes, sequence and mask of :func:`attend`."""
+    generator = torch.Generator().manual_seed(3)
+    batch, width = len(lengths), max(1, *lengths)
+    probes, sequence = (
+        torch.randn(views, batch, size, dim, generator=generator, dtype=torch.float64).requires_grad_()
+        for size in (heads, width)
+    )
+    return probes, sequence, torch.arange(width) < torch.tensor(lengths)[:, None]
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_attend_is_its_formula(views):
+    probes, sequence, valid = attended(views)
+    output, expected = attend(probes, sequence, valid), attend_formula(probes, sequence, valid)
+    torch.testing.assert_close(output, expected, rtol=1e-13, atol=1e-14)
+    cotangent = torch.randn_like(output)
+    pairs = (torch.autograd.grad((y * cotangent).sum(), (probes, sequence)) for y in (output, expected))
+    for gradient, reference in zip(*pairs, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-12, atol=1e-13)
+
+
+def test_large_numbers_in_padding_and_probes_stay_finite_in_float16():
+    probes, sequence, valid = attended(2)
+    probes, sequence = (100 * probes.detach().half()).requires_grad_(), (20 * sequence.detach().half()).requires_grad_()
+    output = attend(probes, sequence, valid)
+    output.sum().backward()
+    assert all(x.isfinite().all() for x in (output, probes.grad, sequence.grad))
+    assert not output[:, 1].any()
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_first_and_second_derivatives_of_attend(views):
+    probes, sequence, valid = attended(views, lengths=(2, 0, 3))
+    assert torch.autograd.gradcheck(lambda p, s: attend(p, s, valid), (probes, sequence))
+    assert torch.autograd.gradgradcheck(lambda p, s: attend(p, s, valid), (probes, sequence))
+
+
+def test_attend_takes_operands_of_any_stride():
+    probes, sequence, valid = attended(2)
+    expected = attend(probes, sequence, valid)
+    strided = [x.detach().transpose(0, 3).contiguous().transpose(0, 3).requires_grad_() for x in (probes, sequence)]
+    output = attend(*strided, valid)
+    assert torch.equal(output, expected)
+    gradients = torch.autograd.grad(output.square().sum(), strided)
+    for gradient, reference in zip(
+        gradients, torch.autograd.grad(expected.square().sum(), (probes, sequence)), strict=True
+    ):
+        torch.testing.assert_close(gradient, reference, rtol=1e-12, atol=1e-13)
+
+
+def test_attention_under_autocast():
+    layer = ScenarioAwareAttention(4, 2, scenario_aware=True)
+    inputs = [x.float().detach().requires_grad_() for x in attention_inputs(4, (3, 0, 2))[:4]]
+    valid = attention_inputs(4, (3, 0, 2))[4]
+    expected = both_attentions(layer, *inputs, valid)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = both_attentions(layer, *inputs, valid)
+    torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.02)
+    output.float().square().sum().backward()
+    assert all(x.grad.isfinite().all() for x in inputs)
 
 
 def test_attention_without_local_part_has_no_local_parameters():

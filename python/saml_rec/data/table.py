@@ -43,8 +43,8 @@ class Ragged:
 
     def padded(self, indices: Tensor) -> Tensor:
         """Rows ``indices`` (B,) as (B, K) int64, K the longest of them but at least 1, padded with 0 at the end."""
-        starts = self.offsets[indices]
-        lengths = self.offsets[indices + 1] - starts
+        starts = self.offsets.index_select(0, indices)
+        lengths = self.offsets.index_select(0, indices + 1) - starts
         width = max(1, int(lengths.max())) if len(indices) else 1
         position = torch.arange(width)
         valid = position < lengths[:, None]
@@ -93,15 +93,15 @@ class EncodedTable:
 
     def batch(self, indices: Tensor) -> Batch:
         """The rows ``indices`` (B,) int64, in that order."""
-        features = {name: ids[indices] for name, ids in self.sparse.items()}
+        features = {name: ids.index_select(0, indices) for name, ids in self.sparse.items()}
         features |= {name: ragged.padded(indices) for name, ragged in self.ragged.items()}
         result: Batch = {
-            "scenario": self.scenario[indices],
-            "dense": self.dense[indices],
+            "scenario": self.scenario.index_select(0, indices),
+            "dense": self.dense.index_select(0, indices),
             "features": features,
         }
         if self.label is not None:
-            result["label"] = self.label[indices]
+            result["label"] = self.label.index_select(0, indices)
         return result
 
     def batches(

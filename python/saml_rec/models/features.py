@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from saml_rec.data.schema import FeatureSpec, Schema
 from saml_rec.errors import InputError
-from saml_rec.models.tables import make_table
+from saml_rec.models.attention import attend
+from saml_rec.models.tables import look_up_all, make_table
 
 PADDING_ID = 0
 UNKNOWN_ID = 1
@@ -64,14 +65,16 @@ class ScenarioAwareEmbedding(nn.Module):
                 nn.init.normal_(table, std=EMBEDDING_STD)
                 table[..., : UNKNOWN_ID + 1, :] = 0
 
-    def forward(self, ids: Tensor, scenario: Tensor) -> tuple[Tensor, Tensor | None]:
-        """ids (B, n), scenario (B,) → global and own local embeddings, (B, n, dim) each; one look-up for both."""
+    def rows(self, ids: Tensor, scenario: Tensor) -> Tensor:
+        """ids (B, ...), scenario (B,) → their rows, (views, B, ...): global and, with local tables, own local ones."""
         if self.num_local == 0:
-            return self.table.look_up(ids), None
-        own_table = (1 + scenario) * self.vocabulary_size
-        local = torch.where(ids == PADDING_ID, PADDING_ID, own_table.unsqueeze(1) + ids)
-        both = self.table.look_up(torch.cat([ids, local], dim=1))
-        return both[:, : ids.shape[1]], both[:, ids.shape[1] :]
+            return ids.unsqueeze(0)
+        own_table = ((1 + scenario) * self.vocabulary_size).view(-1, *(1,) * (ids.dim() - 1))
+        return torch.stack([ids, torch.where(ids == PADDING_ID, PADDING_ID, own_table + ids)])
+
+    def forward(self, ids: Tensor, scenario: Tensor) -> Tensor:
+        """ids (B, ...), scenario (B,) → (views, B, ..., dim): global and, with local tables, own local embeddings."""
+        return self.table.look_up(self.rows(ids, scenario))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         # Runs of version 0.1 keep the tables apart.
@@ -116,28 +119,26 @@ class ScenarioAwareAttention(nn.Module):
         self.query_local = nn.Linear(dim, dim, bias=False) if scenario_aware else None
         self.key_local = nn.Linear(dim, dim, bias=False) if scenario_aware else None
 
-    def global_attention(self, item: Tensor, sequence: Tensor, valid: Tensor) -> Tensor:
-        """Global embeddings of item (B, dim) and sequence (B, T, dim), valid (B, T) bool → (B, dim)."""
-        return self._attend(self.query_global(item), self.key_global, sequence, sequence, valid)
+    def forward(self, item: Tensor, sequence: Tensor, valid: Tensor) -> Tensor:
+        """Views (global, and local if there is one) of item and sequence → of the attention.
 
-    def local_attention(
-        self, item_local: Tensor, sequence_local: Tensor, sequence_global: Tensor, valid: Tensor
-    ) -> Tensor:
-        """Local embeddings of item and sequence, global ones of the sequence for the values → (B, dim)."""
-        assert self.query_local is not None
-        assert self.key_local is not None
-        return self._attend(self.query_local(item_local), self.key_local, sequence_local, sequence_global, valid)
+        Args:
+            item: (views, B, dim).
+            sequence: (views, B, T, dim).
+            valid: (B, T) bool.
 
-    def _attend(self, query: Tensor, key: nn.Linear, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
-        """query (B, dim), the inputs (B, T, dim) of the projections ``key`` and ``value`` → (B, dim)."""
-        query = query.unflatten(-1, (self.heads, -1))
-        key_weight, value_weight = (layer.weight.unflatten(0, (self.heads, -1)) for layer in (key, self.value))
-        probe = torch.einsum("bhe,hed->bhd", query / math.sqrt(query.shape[-1]), key_weight)
-        affinity = probe @ keys.mT
-        # A finite fill keeps a row without valid positions free of NaN, in its gradient too.
-        affinity = affinity.masked_fill(~valid.unsqueeze(1), torch.finfo(affinity.dtype).min)
-        weight = torch.softmax(affinity, dim=-1) * valid.unsqueeze(1)
-        return torch.einsum("bhd,hed->bhe", weight @ values, value_weight).flatten(1)
+        Returns:
+            (views, B, dim).
+        """
+        layers = [(self.query_global, self.key_global)]
+        if self.query_local is not None and self.key_local is not None:
+            layers.append((self.query_local, self.key_local))
+        query, key = (torch.stack([layer.weight for layer in each]) for each in zip(*layers, strict=True))
+        # Heads in front of the batch, (views, heads, B, ·), where their own projections act.
+        query = (item @ query.mT).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        probes = (query / math.sqrt(query.shape[-1])) @ key.unflatten(1, (self.heads, -1))
+        sums = attend(probes.transpose(1, 2), sequence, valid).transpose(1, 2)
+        return (sums @ self.value.weight.unflatten(0, (self.heads, -1)).mT).transpose(1, 2).flatten(2)
 
 
 class ScenarioAwareFeatures(nn.Module):
@@ -166,76 +167,63 @@ class ScenarioAwareFeatures(nn.Module):
         self.embeddings = nn.ModuleDict()
         self.attentions = nn.ModuleDict()
         self.dropout = nn.Dropout(dropout)
-        # With each feature, whether it has local tables here; with a sequence, its item.
-        self._categorical: list[tuple[FeatureSpec, bool]] = []
-        self._sequences: list[tuple[FeatureSpec, FeatureSpec, bool]] = []
-        for feature in (*schema.of_kind("sparse"), *schema.of_kind("multi")):
+        # A sequence with the item whose tables it reads.
+        self._categorical: list[FeatureSpec] = [*schema.of_kind("sparse"), *schema.of_kind("multi")]
+        self._sequences: list[tuple[FeatureSpec, FeatureSpec]] = []
+        # Widths of what the features add, and of those that have local tables here.
+        widths, local_widths = [2 * len(schema.of_kind("dense"))], []
+        for feature in self._categorical:
             aware = local and feature.scenario_aware
             self.embeddings[_key(feature.name)] = ScenarioAwareEmbedding(
                 num_scenarios, vocabulary_sizes[feature.name], feature.dim, aware
             )
-            self._categorical.append((feature, aware))
+            widths.append(feature.dim)
+            local_widths += [feature.dim] * aware
         for feature in schema.of_kind("sequence"):
             assert feature.item is not None
             item = schema.feature(feature.item)
             aware = local and item.scenario_aware
             self.attentions[_key(feature.name)] = ScenarioAwareAttention(item.dim, feature.heads, aware)
-            self._sequences.append((feature, item, aware))
+            self._sequences.append((feature, item))
+            widths.append(item.dim)
+            local_widths += [item.dim] * aware
+        self.global_dim, self.local_dim = sum(widths), sum(local_widths)
         # The sequences that read a feature's tables.
         self._sequences_of = {
-            feature.name: [sequence.name for sequence, item, _ in self._sequences if item is feature]
-            for feature, _ in self._categorical
+            feature.name: [sequence.name for sequence, item in self._sequences if item is feature]
+            for feature in self._categorical
         }
-        self.global_dim = (
-            2 * len(schema.of_kind("dense"))
-            + sum(feature.dim for feature, _ in self._categorical)
-            + sum(item.dim for _, item, _ in self._sequences)
-        )
-        self.local_dim = sum(feature.dim for feature, aware in self._categorical if aware) + sum(
-            item.dim for _, item, aware in self._sequences if aware
-        )
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A batch as EncodedTable makes it → x_g, x_l. InputError for scenario ids that do not fit."""
         scenario: Tensor = batch["scenario"]
         check_scenario_ids(scenario, self.num_scenarios)
         ids: Mapping[str, Tensor] = batch["features"]
-        x_global, x_local = [batch["dense"]], []
+        x_global: list[Tensor] = [batch["dense"]]
+        x_local: list[Tensor] = []
 
-        global_of: dict[str, Tensor] = {}
-        local_of: dict[str, Tensor] = {}
+        def add(views: Tensor) -> None:
+            """Views of one feature, (views, B, dim)."""
+            of_global, *of_local = views.unbind()
+            x_global.append(of_global)
+            x_local.extend(of_local)
 
-        for feature, aware in self._categorical:
-            pool = _POOLING[feature.pooling] if feature.kind == "multi" else _one
-            values = ids[feature.name]
+        wanted = []
+        for feature in self._categorical:
+            embedding = self.embeddings[_key(feature.name)]
+            assert isinstance(embedding, ScenarioAwareEmbedding)
             names = [feature.name, *self._sequences_of[feature.name]]
-            # In one look-up: the gradient of each may be as large as the table.
-            columns = [ids[name] if ids[name].dim() == 2 else ids[name].unsqueeze(1) for name in names]
-            found = self._table(feature.name)(columns[0] if len(columns) == 1 else torch.cat(columns, dim=1), scenario)
-            widths = [column.shape[1] for column in columns]
-            for of, embeddings in zip((global_of, local_of), found, strict=True):
-                if embeddings is not None:
-                    of.update(zip(names, embeddings.split(widths, dim=1), strict=True))
-            x_global.append(pool(global_of[feature.name], values))
-            if aware:
-                x_local.append(pool(local_of[feature.name], values))
-
-        for feature, item, aware in self._sequences:
+            wanted.append((embedding.table, [embedding.rows(ids[name], scenario) for name in names]))
+        found: dict[str, Tensor] = {}
+        for feature, embeddings in zip(self._categorical, look_up_all(wanted), strict=True):
+            found |= zip([feature.name, *self._sequences_of[feature.name]], embeddings, strict=True)
+            embedded = found[feature.name]
+            add(_POOLING[feature.pooling](embedded, ids[feature.name]) if feature.kind == "multi" else embedded)
+        for feature, item in self._sequences:
             attention = self.attentions[_key(feature.name)]
-            assert isinstance(attention, ScenarioAwareAttention)
-            target, sequence = global_of[item.name].squeeze(1), global_of[feature.name]
-            valid = ids[feature.name] != PADDING_ID
-            x_global.append(attention.global_attention(target, sequence, valid))
-            if aware:
-                own_target = local_of[item.name].squeeze(1)
-                x_local.append(attention.local_attention(own_target, local_of[feature.name], sequence, valid))
+            add(attention(found[item.name], found[feature.name], ids[feature.name] != PADDING_ID))
         empty = scenario.new_empty((scenario.shape[0], 0), dtype=x_global[0].dtype)
         return self.dropout(torch.cat(x_global, dim=1)), self.dropout(torch.cat([empty, *x_local], dim=1))
-
-    def _table(self, name: str) -> ScenarioAwareEmbedding:
-        table = self.embeddings[_key(name)]
-        assert isinstance(table, ScenarioAwareEmbedding)
-        return table
 
 
 def table_rows(schema: Schema, num_scenarios: int, vocabulary_sizes: Mapping[str, int]) -> int:
@@ -259,17 +247,13 @@ def _key(name: str) -> str:
     return "feature_" + name.replace("%", "%25").replace(".", "%2E")
 
 
-def _one(embedding: Tensor, ids: Tensor) -> Tensor:
-    return embedding.squeeze(1)
-
-
 def _sum(embedding: Tensor, ids: Tensor) -> Tensor:
-    return embedding.sum(dim=1)
+    return embedding.sum(dim=2)
 
 
 def _mean(embedding: Tensor, ids: Tensor) -> Tensor:
     count = (ids != PADDING_ID).sum(dim=1, keepdim=True).clamp(min=1)
-    return embedding.sum(dim=1) / count
+    return embedding.sum(dim=2) / count
 
 
 _POOLING = {"sum": _sum, "mean": _mean}

@@ -11,15 +11,17 @@ no weight decay. Weights are the same tensor by the same name in all three, so t
 import importlib.util
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saml_kernels import group_by_scenario
 from saml_rec.errors import InputError
 
 PADDING_ROW = 0
@@ -30,6 +32,8 @@ FUSED_OPTIMIZER = "rowwise_adagrad"
 """The one that fbgemm has on the CPU."""
 DENSE_ROWS = 100_000
 """Rows of all tables together up to which "auto" keeps them dense."""
+ROWS_PER_VALUE = 8
+"""A table with more rows than so many times the values added to it is not worth counting through."""
 EPSILON = 1e-8
 
 
@@ -132,31 +136,89 @@ class SparseTable(ParameterTable):
 def rows_of(weight: Tensor, rows: Tensor) -> Tensor:
     """weight (V, dim), rows (...) → (..., dim); row PADDING_ROW gets no gradient, which is as large as the weight."""
     if weight.device.type == "cpu":
-        return cast(Tensor, _Rows.apply(weight, rows))
+        return cast(Tensor, _Rows.apply((1,), weight, rows)[0])
     # On a GPU index_add_ would make every repeated row, padding above all, wait for an atomic addition.
     return F.embedding(rows, weight, padding_idx=PADDING_ROW)
 
 
-class _Rows(torch.autograd.Function):
-    """Rows of a table on the CPU. Row PADDING_ROW is never trained.
+def look_up_all(wanted: Sequence[tuple[Table, Sequence[Tensor]]]) -> list[tuple[Tensor, ...]]:
+    """Per table all that is wanted of it, rows (...) int64 each → (..., dim) each. Every table is read once."""
+    dense = [table.weight for table, _ in wanted if isinstance(table, DenseTable) and table.weight.device.type == "cpu"]
+    if dense and len(dense) == len(wanted):
+        # One function for all of them: a call and its backward cost as much as the rows of a short feature.
+        counts = tuple(len(each) for _, each in wanted)
+        found = iter(_Rows.apply(counts, *dense, *(rows for _, each in wanted for rows in each)))
+        return [tuple(islice(found, count)) for count in counts]
+    return [_look_up_parts(table, each) for table, each in wanted]
 
-    The same as F.embedding, in float32 to the bit. The backward of that adds row by row through the dispatcher, which
-    takes two to three times as long as index_add_.
+
+def _look_up_parts(table: Table, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """In one look-up: the gradient of each may be as large as the table."""
+    if len(parts) == 1:
+        return (table.look_up(parts[0]),)
+    found = table.look_up(torch.cat([rows.flatten() for rows in parts])).split([rows.numel() for rows in parts])
+    return tuple(part.view(*rows.shape, -1) for part, rows in zip(found, parts, strict=True))
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of tables on the CPU: of table i ``counts[i]`` tensors of rows. Row PADDING_ROW is never trained.
+
+    The same as F.embedding, with one tensor of rows a table in float32 to the bit. The backward of that adds row by row
+    through the dispatcher, which takes many times as long.
     """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.table_rows = table.shape[0]
-        return table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[1])
+    def forward(ctx: Any, counts: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        tables, rows = tensors[: len(counts)], tensors[len(counts) :]
+        ctx.save_for_backward(*rows)
+        ctx.counts, ctx.table_rows = counts, [len(table) for table in tables]
+        of = chain.from_iterable(map(repeat, tables, counts))
+        return tuple(
+            table.index_select(0, each.flatten()).view(*each.shape, table.shape[1])
+            for table, each in zip(of, rows, strict=True)
+        )
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (rows,) = ctx.saved_tensors
-        dim = gradient.shape[-1]
-        total = gradient.new_zeros(ctx.table_rows, dim).index_add_(0, rows.flatten(), gradient.reshape(-1, dim))
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        values = (gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients)
+        rows = (each.flatten() for each in ctx.saved_tensors)
+        of_tables: list[Tensor | None] = []
+        for count, table_rows, needed in zip(ctx.counts, ctx.table_rows, ctx.needs_input_grad[1:], strict=False):
+            parts = *islice(values, count), *islice(rows, count)
+            of_tables.append(_Sums.apply(table_rows, *parts) if needed else None)
+        return None, *of_tables, *repeat(None, len(gradients))
+
+
+class _Sums(torch.autograd.Function):
+    """values (n, dim) each, then as many rows (n,) → (table_rows, dim), the sum of each row's; zeros in PADDING_ROW."""
+
+    @staticmethod
+    def forward(ctx: Any, table_rows: int, *parts: Tensor) -> Tensor:
+        values, rows = parts[: len(parts) // 2], parts[len(parts) // 2 :]
+        ctx.save_for_backward(*rows)
+        if values[0].dtype == torch.float32 and table_rows <= ROWS_PER_VALUE * sum(map(len, rows)):
+            first, *others = map(_grouped_sum, values, rows, repeat(table_rows))
+            return sum(others, first)
+        total = values[0].new_zeros(table_rows, values[0].shape[1])
+        for each, at in zip(values, rows, strict=True):
+            total.index_add_(0, at, each)
         total[PADDING_ROW] = 0
-        return total, None
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows = ctx.saved_tensors
+        found = _Rows.apply((len(rows),), gradient, *rows)
+        of_values = (each * (at != PADDING_ROW).unsqueeze(1) for each, at in zip(found, rows, strict=True))
+        return None, *of_values, *repeat(None, len(rows))
+
+
+def _grouped_sum(values: Tensor, rows: Tensor, table_rows: int) -> Tensor:
+    """As _Sums. Every row is the sum of one bag: several times as fast as adding in the order of the values."""
+    permutation, _, offsets = group_by_scenario(rows, table_rows)
+    padding = int(offsets[PADDING_ROW + 1])
+    offsets = (offsets - padding).clamp_(min=0)
+    return F.embedding_bag(permutation[padding:], values, offsets, mode="sum", include_last_offset=True)
 
 
 class FbgemmTable(Table):

@@ -30,11 +30,13 @@ class Optimizers:
             self._all["tables"] = torch.optim.SparseAdam(sparse, lr=tables.rate)
         elif sparse:
             self._all["tables"] = RowwiseAdagrad(sparse, lr=tables.rate)
+        self._parameters = [*network, *sparse]
         self._fused = {name: module for name, module in model.named_modules() if isinstance(module, FbgemmTable)}
 
     def zero_grad(self) -> None:
-        for optimizer in self._all.values():
-            optimizer.zero_grad()
+        # In place of every optimizer's own, of which what each one looks at and records takes ten times as long.
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def step(self) -> None:
         """One update; fused tables had theirs in backward."""
