@@ -223,33 +223,40 @@ def _draw(counts: np.ndarray, users: int, items: int, rng: np.random.Generator) 
 
 def _chunks(drawn: _Drawn) -> Iterator[pl.DataFrame]:
     """The rows of the table in order."""
-    scenario_names, user_names, item_names = (
-        np.array(names) for names in (drawn.scenario_names, _names("u", drawn.users), _names("i", drawn.items))
-    )
-    tag_names = np.array(_names("t", TAGS))
+    scenario_names, user_names = (np.array(names) for names in (drawn.scenario_names, _names("u", drawn.users)))
+    item_names, tag_names = (np.array(names) for names in (_names("i", drawn.items), _names("t", TAGS)))
     tags = np.array(["|".join(tag_names[has]) for has in drawn.has_tag])
-    roles = {"user": "user_id", "item": "item_id", "time": "timestamp", "label": "label"}
-    # What later rows may still have in their history.
+    roles = {"user": "user", "item": "item", "time": "time", "label": "label"}
+    # What later rows may still have in their history; numbers, for there may be a history of every user's.
     before: pl.DataFrame | None = None
     for start in range(0, len(drawn.label), CHUNK_ROWS):
         part = slice(start, start + CHUNK_ROWS)
-        item = drawn.item[part]
-        chunk = pl.DataFrame(
+        scenario, user, item = drawn.scenario[part], drawn.user[part], drawn.item[part]
+        label, timestamp = drawn.label[part].astype(np.int8), drawn.timestamp[part]
+        events = pl.DataFrame({"user": user, "item": item, "time": timestamp, "label": label})
+        log = events if before is None else pl.concat([before, events])
+        told = add_behaviour_sequence(
+            log.join(events, on="user", how="semi", maintain_order="left"), **roles, last=HISTORY
+        )
+        yield pl.DataFrame(
             {
-                "scenario": scenario_names[drawn.scenario[part]],
-                "label": drawn.label[part].astype(np.int8),
-                "timestamp": drawn.timestamp[part],
-                "user_id": user_names[drawn.user[part]],
+                "scenario": scenario_names[scenario],
+                "label": label,
+                "timestamp": timestamp,
+                "user_id": user_names[user],
                 "item_id": item_names[item],
                 "tags": tags[item],
-                "price": drawn.price[part].round(6),
+                "price": pl.Series(drawn.price[part].round(6)).set(pl.Series(drawn.is_missing[part]), None),
+                "history": _joined_names(told["history"].tail(len(events)), item_names),
             }
         )
-        chunk = chunk.with_columns(pl.when(~pl.Series(drawn.is_missing[part])).then("price").alias("price"))
-        log = chunk if before is None else pl.concat([before, chunk])
-        told = add_behaviour_sequence(log, **roles, last=HISTORY)
-        yield told.tail(chunk.height).with_columns(pl.col("history").list.join("|"))
         before = last_liked(log, **roles, last=HISTORY)
+
+
+def _joined_names(lists: pl.Series, names: NDArray[np.str_]) -> pl.Series:
+    """Lists of indices → the names at those, joined by a bar."""
+    named = pl.lit(pl.Series(names)).gather(pl.element())
+    return lists.to_frame("history").select(pl.col("history").list.eval(named).list.join("|")).to_series()
 
 
 def _planted(drawn: _Drawn) -> dict[str, Any]:
