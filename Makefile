@@ -8,6 +8,9 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp c
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/*/*.cu tests/sanitizers/*.cpp tests/sanitizers/*.h)
 DEMO := runs/demo
 NEWEST_TRITON := .newest-triton
+# torchrec's metadata ask for fbgemm's CUDA package: it is installed without what it asks for, and that beside it.
+TORCHREC := torchrec torchmetrics
+TORCHREC_NEEDS := tensordict lightning-utilities pyre-extensions typing-inspect tqdm
 # Options of benchmarks/gpu.py
 GPU :=
 
@@ -67,6 +70,8 @@ $(VENV)/environment: constraints.txt pyproject.toml
 
 $(VENV)/built: $(VENV)/environment $(SOURCES)
 	$(INSTALL) --no-build-isolation --editable ".[triton,tables,test,bench,lint]"
+	$(INSTALL) --no-deps $(TORCHREC)
+	$(INSTALL) $(TORCHREC_NEEDS)
 	touch $@
 
 clean:

@@ -118,6 +118,7 @@ def test_options_reach_the_model(train, tmp_path):
         "tables": "sparse",
         "table_optimizer": "adam",
         "table_learning_rate": 0.03,
+        "table_learning_rates": {},
     }
     assert model_options == {
         "hidden_dims": [8, 4],
@@ -156,6 +157,7 @@ def test_defaults_are_those_of_the_functions():
     assert shown["lr"] == options.pop("learning_rate")
     assert options.pop("model_options") == {}
     assert options.pop("table_learning_rate") is None
+    assert options.pop("table_learning_rates") == {}
     assert {name: shown[name] for name in options} == options
     for name, function in (("synthetic", write_synthetic), ("ml-100k", write_ml100k)):
         parameters = inspect.signature(function).parameters

@@ -7,13 +7,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "python" / "saml_rec"
 ROOMS = (
-    ("errors", "lazy", "files", "console", "run_directory"),
+    ("errors", "lazy", "files", "console", "run_directory", "processes"),
     ("data",),
     ("datasets", "models"),
     ("evaluation",),
     ("training",),
     ("comparison", "bench"),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 # Public names that stay where users import them from, resolved at first use.

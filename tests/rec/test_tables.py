@@ -17,7 +17,7 @@ from saml_rec.training import TrainOptions, train
 from saml_rec.training.optimizers import Optimizers
 
 needs_fbgemm = pytest.mark.skipif(importlib.util.find_spec("fbgemm_gpu") is None, reason="fbgemm is not installed")
-ENGINE = [pytest.param(name, marks=needs_fbgemm if name == "fbgemm" else ()) for name in ENGINES]
+ENGINE = [pytest.param(name, marks=needs_fbgemm if name == "fbgemm" else ()) for name in ENGINES if name != "torchrec"]
 LAZY = ENGINE[1:]
 ROWS, DIM = 12, 8
 READ = torch.tensor([[3, 0, 5], [3, 3, 11], [0, 7, 5]])
@@ -130,7 +130,7 @@ def test_auto_follows_the_rows_the_device_and_what_is_installed(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tables": "ram"}, "table engine must be one of dense, sparse, fbgemm, got 'ram'"),
+        ({"tables": "ram"}, "table engine must be one of dense, sparse, fbgemm, torchrec, got 'ram'"),
         ({"table_optimizer": "sgd"}, "table optimizer must be one of rowwise_adagrad, adam, got 'sgd'"),
         ({"table_learning_rate": 0.0}, "table learning rate must be above 0 and finite, got 0.0"),
         ({"tables": "fbgemm", "table_optimizer": "adam"}, "trained by rowwise_adagrad, got 'adam'"),
@@ -171,11 +171,17 @@ def test_a_run_says_its_engine_resumes_to_the_same_bits_and_is_read_without_it(
 
 
 @needs_fbgemm
-def test_resume_where_auto_stands_for_something_else_is_refused(small_dataset, tmp_path, monkeypatch):
+def test_a_run_goes_on_in_another_engine_with_the_same_optimizer(small_dataset, tmp_path, monkeypatch, train_one_epoch):
     schema = load_schema(small_dataset.schema)
     data = prepare(small_dataset.data, schema, seed=SMALL.seed)
     monkeypatch.setattr(tables, "DENSE_ROWS", 0)
-    assert train(data, schema, SMALL, tmp_path).metrics["tables"]["engine"] == "fbgemm"
+    whole = train(data, schema, SMALL, tmp_path / "whole")
+    assert whole.metrics["tables"]["engine"] == "fbgemm"
+    out = train_one_epoch(data, schema, SMALL, tmp_path / "out")
     monkeypatch.setattr(tables, "has_fbgemm", lambda: False)
-    with pytest.raises(InputError, match=r"cannot resume, tables changed: .*engine"):
-        train(data, schema, SMALL, tmp_path, resume=True)
+    again = train(data, schema, SMALL, out, resume=True)
+    assert again.metrics["tables"]["engine"] == "sparse"
+    assert again.history[-1]["train_loss"] == pytest.approx(whole.history[-1]["train_loss"], rel=1e-5)
+    monkeypatch.setattr(tables, "DENSE_ROWS", 10**6)
+    with pytest.raises(InputError, match="cannot resume, tables changed: dense was False, is True"):
+        train(data, schema, SMALL, out, resume=True)

@@ -16,6 +16,7 @@ from saml_rec.cli.evaluate import evaluate
 from saml_rec.cli.group import Commands
 from saml_rec.cli.predict import predict
 from saml_rec.cli.train import train
+from saml_rec.errors import InputError
 
 
 def print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -35,11 +36,14 @@ def print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     callback=print_version,
     help="Show the version and exit.",
 )
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Train and use recommenders for several scenarios at once."""
     # Read by OpenMP when torch is loaded. By default threads spin while they wait for each other: on two cores that
     # another program used too, training took 25 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if ctx.invoked_subcommand != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"{ctx.invoked_subcommand} runs in one process; start it without torchrun")
 
 
 for command in (train, compare, evaluate, predict, data, bench, doctor):

@@ -48,7 +48,7 @@ def compare(
     weight_decay: float,
     tables: str,
     table_optimizer: str,
-    table_lr: float | None,
+    table_lr: tuple[tuple[str | None, float], ...],
     patience: int,
     settings: tuple[tuple[str, str, Any], ...],
     reference_epoch: bool,
@@ -77,7 +77,8 @@ def compare(
         weight_decay=weight_decay,
         tables=tables,
         table_optimizer=table_optimizer,
-        table_learning_rate=table_lr,
+        table_learning_rate=next((rate for feature, rate in table_lr if feature is None), None),
+        table_learning_rates={feature: rate for feature, rate in table_lr if feature is not None},
         patience=patience,
         device=device,
     )

@@ -43,6 +43,23 @@ class ModelOption(click.ParamType):
         return model, keyword, kind.convert(text.strip(), param, ctx)
 
 
+class TableRate(click.ParamType):
+    """X or FEATURE=X, as (feature or None, X)."""
+
+    name = "rate"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "[FEATURE=]X"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, float]:
+        if isinstance(value, tuple):
+            return value
+        feature, equals, text = value.rpartition("=")
+        if equals and not feature:
+            self.fail(f"{value!r} is not of the form FEATURE=X, such as item_id=0.01.", param, ctx)
+        return feature or None, click.FLOAT.convert(text, param, ctx)
+
+
 Command = Callable[..., Any]
 
 
@@ -76,7 +93,7 @@ def optimizer_options(command: Command) -> Command:
             click.option("--weight-decay", type=float, default=1e-5, show_default=True, help="Weight decay of AdamW."),
             click.option(
                 "--tables",
-                type=click.Choice(("auto", "dense", "sparse", "fbgemm")),
+                type=click.Choice(("auto", "dense", "sparse", "fbgemm", "torchrec")),
                 default="auto",
                 show_default=True,
                 help="How embedding tables are kept; auto: dense up to 100,000 rows in all, above so that a step costs "
@@ -91,8 +108,10 @@ def optimizer_options(command: Command) -> Command:
             ),
             click.option(
                 "--table-lr",
-                type=float,
-                help="Its learning rate; 0.02 for rowwise_adagrad, 0.001 for adam unless given.",
+                type=TableRate(),
+                multiple=True,
+                help="Its learning rate, or FEATURE=X for the table of one feature; may be repeated. 0.02 for "
+                "rowwise_adagrad, 0.001 for adam unless given.",
             ),
         )
     ):

@@ -1,7 +1,7 @@
 """Trains a model."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,10 @@ from saml_rec.cli.options import (
     hyperparameter_options,
     optimizer_options,
 )
+
+if TYPE_CHECKING:
+    from saml_rec.processes import Processes
+    from saml_rec.run_directory import RunDirectory
 
 
 @click.command()
@@ -58,7 +62,7 @@ def train(
     weight_decay: float,
     tables: str,
     table_optimizer: str,
-    table_lr: float | None,
+    table_lr: tuple[tuple[str | None, float], ...],
     patience: int,
     seed: int,
     device: str,
@@ -71,56 +75,88 @@ def train(
 ) -> None:
     """Train a model and measure it on the test rows.
 
-    Options whose default is not shown belong to the model and default to its own value.
+    Options whose default is not shown belong to the model and default to its own value. Several processes, on one
+    machine or more: torchrun --nproc-per-node N -m saml_rec train ...
     """
-    from saml_rec.console import metrics_table, say, stdout
-    from saml_rec.data.preparation import prepare
-    from saml_rec.data.schema import load_schema
-    from saml_rec.models.construction import check_model, resolve_device
+    from saml_rec.processes import joined_processes
     from saml_rec.run_directory import RunDirectory
-    from saml_rec.training.loop import CheckpointTimes
-    from saml_rec.training.loop import train as train_model
-    from saml_rec.training.options import TrainOptions
 
     run = RunDirectory(out)
-    run.require_startable(resume=resume, overwrite=overwrite)
-    options = TrainOptions(
-        model=model,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=lr,
-        weight_decay=weight_decay,
-        tables=tables,
-        table_optimizer=table_optimizer,
-        table_learning_rate=table_lr,
-        patience=patience,
-        seed=seed,
-        device=device,
-        model_options={name: value for name, value in hyperparameters.items() if value is not None},
-    ).resolved()
-    loaded_schema = load_schema(schema)
-    check_model(model, options.model_options, loaded_schema, resolve_device(options.device))
-    console = stdout()
+    start: dict[str, Any] = {
+        "data": data,
+        "schema_path": schema,
+        "cache": cache,
+        "checkpoints": (checkpoint_steps, checkpoint_minutes),
+        "resume": resume,
+        "overwrite": overwrite,
+    }
+    options: dict[str, Any] = {
+        "model": model,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": lr,
+        "weight_decay": weight_decay,
+        "tables": tables,
+        "table_optimizer": table_optimizer,
+        "table_learning_rate": next((rate for feature, rate in table_lr if feature is None), None),
+        "table_learning_rates": {feature: rate for feature, rate in table_lr if feature is not None},
+        "patience": patience,
+        "seed": seed,
+        "device": device,
+        "model_options": {name: value for name, value in hyperparameters.items() if value is not None},
+    }
     try:
-        result = train_model(
-            prepare(data, loaded_schema, seed=seed, cache=cache, console=console),
-            loaded_schema,
-            options,
-            out,
-            resume=resume,
-            overwrite=overwrite,
-            data_path=data,
-            checkpoints=CheckpointTimes(checkpoint_steps, checkpoint_minutes),
-            console=console,
-        )
+        with joined_processes() as processes:
+            _train(processes, run, options, **start)
     except KeyboardInterrupt:
         advice = f"; to continue, repeat the command with --resume{' in place of --overwrite' if overwrite else ''}"
         click.echo(f"interrupted{advice if run.started else ''}", err=True)
         ctx.exit(INTERRUPT_STATUS)
+
+
+def _train(
+    processes: "Processes",
+    run: "RunDirectory",
+    options: dict[str, Any],
+    *,
+    data: tuple[Path, ...],
+    schema_path: Path,
+    cache: Path | None,
+    checkpoints: tuple[int | None, float],
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    from saml_rec.console import metrics_table, say, stdout
+    from saml_rec.data.preparation import prepare
+    from saml_rec.data.schema import load_schema
+    from saml_rec.models.construction import check_model, resolve_device
+    from saml_rec.training.loop import CheckpointTimes, train
+    from saml_rec.training.options import TrainOptions
+
+    if processes.is_first:
+        run.require_startable(resume=resume, overwrite=overwrite)
+    resolved = TrainOptions(**options).resolved(processes)
+    schema = load_schema(schema_path)
+    resolved.check_features(schema)
+    check_model(resolved.model, resolved.model_options, schema, resolve_device(resolved.device))
+    console = stdout() if processes.is_first else None
+    prepared = processes.in_turn(lambda: prepare(data, schema, seed=resolved.seed, cache=cache, console=console))
+    result = train(
+        prepared,
+        schema,
+        resolved,
+        run.path,
+        resume=resume,
+        overwrite=overwrite,
+        data_path=data,
+        checkpoints=CheckpointTimes(*checkpoints),
+        console=console,
+        processes=processes,
+    )
     best = f"best epoch {result.metrics['best_epoch']} of {result.metrics['epochs']}"
     if result.already_finished:
-        say(console, f"{out} is finished already ({best}): nothing to resume")
-        return
-    say(console, f"{model} on the test rows, {best}")
-    console.print(metrics_table(result.metrics))
-    say(console, f"wrote {run.metrics}, {run.history.name}, {run.model.name}")
+        say(console, f"{run.path} is finished already ({best}): nothing to resume")
+    elif console is not None:
+        say(console, f"{resolved.model} on the test rows, {best}")
+        console.print(metrics_table(result.metrics))
+        say(console, f"wrote {run.metrics}, {run.history.name}, {run.model.name}")

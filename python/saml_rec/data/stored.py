@@ -148,6 +148,10 @@ class StoredTable:
             num_scenarios=self.num_scenarios,
         )
 
+    def first(self) -> Batch:
+        """The first row."""
+        return self.block(0).first()
+
     def fingerprint(self) -> str:
         """As that of an EncodedTable with the same rows, known since they were written."""
         return self.digest

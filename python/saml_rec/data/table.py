@@ -157,6 +157,10 @@ class EncodedTable:
         """Itself; another kind of table has to be read for it."""
         return self
 
+    def first(self) -> Batch:
+        """The first row."""
+        return self.batch(torch.zeros(1, dtype=torch.int64))
+
     def fingerprint(self) -> str:
         """The table's :class:`Fingerprint`."""
         result = Fingerprint(len(self))

@@ -247,16 +247,16 @@ def _chunks(drawn: _Drawn) -> Iterator[pl.DataFrame]:
                 "item_id": item_names[item],
                 "tags": tags[item],
                 "price": pl.Series(drawn.price[part].round(6)).set(pl.Series(drawn.is_missing[part]), None),
-                "history": _joined_names(told["history"].tail(len(events)), item_names),
+                "history": _joined_names(told["history"].tail(len(events)), "i", drawn.items),
             }
         )
         before = last_liked(log, **roles, last=HISTORY)
 
 
-def _joined_names(lists: pl.Series, names: NDArray[np.str_]) -> pl.Series:
-    """Lists of indices → the names at those, joined by a bar."""
-    named = pl.lit(pl.Series(names)).gather(pl.element())
-    return lists.to_frame("history").select(pl.col("history").list.eval(named).list.join("|")).to_series()
+def _joined_names(lists: pl.Series, prefix: str, count: int) -> pl.Series:
+    """Lists of indices → their names as _names gives them, joined by a bar."""
+    name = prefix + pl.element().cast(pl.String).str.zfill(len(str(count - 1)))
+    return lists.to_frame("history").select(pl.col("history").list.eval(name).list.join("|")).to_series()
 
 
 def _planted(drawn: _Drawn) -> dict[str, Any]:

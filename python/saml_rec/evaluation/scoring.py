@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from saml_rec.console import progress
 from saml_rec.data.cells import Checks
 from saml_rec.data.encoding import DROPPED, Encoder
+from saml_rec.data.order import Share
 from saml_rec.data.preparation import Table, encoded_rows, for_split, with_codes
 from saml_rec.data.readers import TableFiles
 from saml_rec.data.schema import Schema
@@ -28,6 +29,7 @@ from saml_rec.errors import InputError
 from saml_rec.evaluation.metrics import evaluate_scores
 from saml_rec.files import replacing
 from saml_rec.models.construction import backends_used, build_model, own_random_numbers, parameter_count, resolve_device
+from saml_rec.processes import ALONE, Processes
 from saml_rec.run_directory import RunDirectory, differences, load, versions
 
 PREDICTION = "prediction"
@@ -274,21 +276,27 @@ def score(
     *,
     batch_size: int = SCORING_BATCH_SIZE,
     console: Console | None = None,
+    processes: Processes = ALONE,
 ) -> NDArray[np.float64]:
     """Logits of all rows in their order, (N,), with the model in evaluation mode.
+
+    Several processes score their share each, and all of them get all logits.
 
     Raises:
         InputError: a logit is not finite.
     """
     was_training = model.training
     model.eval()
-    parts = [np.empty(0)]
+    parts = [torch.empty(0, dtype=torch.float64)]
+    share = Share(processes.rank, processes.count)
     with torch.no_grad(), progress(console, "scoring", num_batches(table, batch_size)) as advance:
-        for batch in table.batches(batch_size):
-            parts.append(model(to_device(batch, device)).logit.double().cpu().numpy())
+        for batch in table.batches(batch_size, share=share):
+            # A model whose tables are in several processes is asked by all of them.
+            rows = len(batch["scenario"])
+            parts.append(model(to_device(batch if rows else table.first(), device)).logit[:rows].double().cpu())
             advance()
     model.train(was_training)
-    logits = np.concatenate(parts)
+    logits = processes.interleaved(torch.cat(parts), len(table)).numpy()
     if not np.isfinite(logits).all():
         broken = int((~np.isfinite(logits)).sum())
         raise InputError(f"the model gives {broken} of {len(logits)} rows a score that is not finite")
@@ -296,7 +304,12 @@ def score(
 
 
 def metrics_of(
-    model: nn.Module, table: Table, encoder: Encoder, device: torch.device, console: Console | None
+    model: nn.Module,
+    table: Table,
+    encoder: Encoder,
+    device: torch.device,
+    console: Console | None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Overall and per scenario as :func:`saml_rec.evaluation.metrics.evaluate_scores` gives them.
 
@@ -305,7 +318,7 @@ def metrics_of(
     """
     if table.label is None:
         raise InputError("the table has no labels to measure against")
-    logits = score(model, table, device, console=console)
+    logits = score(model, table, device, console=console, processes=processes)
     return dict(evaluate_scores(table.label.numpy(), logits, table.scenario.numpy(), encoder.scenario_names))
 
 

@@ -15,7 +15,8 @@ from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
 from saml_rec.models.base import ScenarioModel
 from saml_rec.models.registry import MODELS, hyperparameters
-from saml_rec.models.tables import FbgemmTable
+from saml_rec.models.tables import FusedTable
+from saml_rec.processes import ALONE, Processes
 
 OPERATION_OF_LAYER: dict[type[nn.Module], Operation] = {
     MultiBranchMLP: "multi_branch",
@@ -39,14 +40,18 @@ def resolve_model_options(model: str, given: Mapping[str, Any]) -> dict[str, Any
     return {**defaults, **given}
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, processes: Processes = ALONE) -> torch.device:
     """The named device after a test allocation; "auto" is a GPU if torch sees one, else the CPU.
+
+    In several processes "auto" and "cuda" are the GPU with the number of the process on its machine.
 
     Raises:
         InputError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and processes.are_several:
+        name = f"cuda:{processes.local_rank}"
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()
@@ -112,7 +117,7 @@ def backends_used(model: nn.Module, device: torch.device) -> dict[str, str]:
 
 def parameter_count(model: nn.Module) -> int:
     """Numbers in all parameters and tables."""
-    fused = [module.rows.numel() for module in model.modules() if isinstance(module, FbgemmTable)]
+    fused = [table.num_rows * table.dim for table in model.modules() if isinstance(table, FusedTable)]
     return sum(fused) + sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -22,6 +22,7 @@ from saml_rec.models.tables import look_up_all, make_table
 PADDING_ID = 0
 UNKNOWN_ID = 1
 EMBEDDING_STD = 0.05
+ROWS_AT_ONCE = 2**16
 
 Batch = Mapping[str, Any]
 
@@ -36,14 +37,17 @@ class ScenarioAwareEmbedding(nn.Module):
         vocabulary_size: rows of one of them, V, the two reserved ids included.
         dim: width of an embedding.
         scenario_aware: whether there are local tables.
+        feature: its name, by which its table may have a learning rate of its own.
     """
 
-    def __init__(self, num_scenarios: int, vocabulary_size: int, dim: int, scenario_aware: bool) -> None:
+    def __init__(
+        self, num_scenarios: int, vocabulary_size: int, dim: int, scenario_aware: bool, feature: str = ""
+    ) -> None:
         super().__init__()
         self.vocabulary_size = vocabulary_size
         self.dim = dim
         self.num_local = num_scenarios if scenario_aware else 0
-        self.table = make_table((1 + self.num_local) * vocabulary_size, dim)
+        self.table = make_table((1 + self.num_local) * vocabulary_size, dim, feature)
         self.reset_parameters()
 
     @property
@@ -60,10 +64,14 @@ class ScenarioAwareEmbedding(nn.Module):
 
     def reset_parameters(self) -> None:
         """Normal with standard deviation 0.05; zeros for empty cells and unknown values."""
-        for table in (self.global_table, self.local_tables):
-            if table is not None:
-                nn.init.normal_(table, std=EMBEDDING_STD)
-                table[..., : UNKNOWN_ID + 1, :] = 0
+        for start, rows in ((0, self.vocabulary_size), (self.vocabulary_size, self.num_local * self.vocabulary_size)):
+            # A part at a time, whole blocks of torch's random numbers: a process may have few of the rows.
+            while rows:
+                part = rows if rows < 2 * ROWS_AT_ONCE else ROWS_AT_ONCE
+                self.table.fill(start, torch.empty(part, self.dim).normal_(std=EMBEDDING_STD))
+                start, rows = start + part, rows - part
+        for table in range(1 + self.num_local):
+            self.table.fill(table * self.vocabulary_size, torch.zeros(UNKNOWN_ID + 1, self.dim))
 
     def rows(self, ids: Tensor, scenario: Tensor) -> Tensor:
         """ids (B, ...), scenario (B,) → their rows, (views, B, ...): global and, with local tables, own local ones."""
@@ -175,7 +183,7 @@ class ScenarioAwareFeatures(nn.Module):
         for feature in self._categorical:
             aware = local and feature.scenario_aware
             self.embeddings[_key(feature.name)] = ScenarioAwareEmbedding(
-                num_scenarios, vocabulary_sizes[feature.name], feature.dim, aware
+                num_scenarios, vocabulary_sizes[feature.name], feature.dim, aware, feature.name
             )
             widths.append(feature.dim)
             local_widths += [feature.dim] * aware

@@ -13,7 +13,8 @@ and the state of dropout's random numbers.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from saml_rec.console import epoch_line, progress, say
 from saml_rec.data.encoding import Encoder
-from saml_rec.data.order import batch_starts
+from saml_rec.data.order import Share, batch_starts
 from saml_rec.data.prefetch import prefetched
 from saml_rec.data.preparation import PreparedData
 from saml_rec.data.schema import Schema
@@ -33,7 +34,7 @@ from saml_rec.data.sources import Paths
 from saml_rec.data.splits import SPLITS
 from saml_rec.data.table import Batch
 from saml_rec.errors import InputError
-from saml_rec.evaluation.scoring import metrics_of, num_batches, recorded, to_device
+from saml_rec.evaluation.scoring import metrics_of, recorded, to_device
 from saml_rec.models.construction import (
     backends_used,
     build_model,
@@ -41,7 +42,8 @@ from saml_rec.models.construction import (
     parameter_count,
 )
 from saml_rec.models.features import table_rows
-from saml_rec.models.tables import TableOptions, resolve_engine, table_options
+from saml_rec.models.tables import FusedTable, TableOptions, resolve_engine, table_options
+from saml_rec.processes import ALONE, Processes
 from saml_rec.run_directory import RunDirectory, differences, load, save, versions
 from saml_rec.training.optimizers import Optimizers
 from saml_rec.training.options import TrainOptions
@@ -91,11 +93,6 @@ class CheckpointTimes:
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"checkpoint {name} must be above 0 and finite, got {value}")
 
-    def is_due(self, steps: int, seconds: float) -> bool:
-        """After so many steps and seconds since the last one."""
-        by_steps = self.steps is not None and steps >= self.steps
-        return by_steps or (self.minutes is not None and seconds >= 60 * self.minutes)
-
 
 @dataclass
 class _Begun:
@@ -126,17 +123,29 @@ class _State:
     tables: TableOptions
     history: list[dict[str, Any]]
     best_weights: dict[str, Tensor]
+    loss_of: nn.Module
     begun: _Begun | None = None
 
     @classmethod
-    def fresh(cls, options: TrainOptions, schema: Schema, encoder: Encoder, device: torch.device) -> "_State":
+    def fresh(
+        cls,
+        options: TrainOptions,
+        schema: Schema,
+        encoder: Encoder,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> "_State":
         torch.manual_seed(stream_seed(options.seed, INITIALISATION))
         rows = table_rows(schema, encoder.num_scenarios, encoder.vocabulary_sizes)
-        tables = options.table_options(resolve_engine(options.tables, options.table_optimizer, rows, device))
-        with table_options(tables):
+        engine = resolve_engine(options.tables, options.table_optimizer, rows, device, processes)
+        tables = options.table_options(engine)
+        with table_options(tables, processes):
             model = build_model(options.model, options.model_options, schema, encoder).to(device)
         optimizer = Optimizers(model, options.learning_rate, options.weight_decay, tables)
-        return cls(model, optimizer, tables, [], _weights(model))
+        loss_of: nn.Module = _Loss(model)
+        if processes.are_several:
+            loss_of = nn.parallel.DistributedDataParallel(loss_of)
+        return cls(model, optimizer, tables, [], _weights(model), loss_of)
 
     def add_epoch(self, entry: dict[str, Any]) -> None:
         self.history.append(entry)
@@ -152,6 +161,11 @@ class _State:
             "history": self.history,
             "begun": None if self.begun is None else self.begun.to_dict(),
         }
+
+    @property
+    def fused_tables(self) -> list[str]:
+        """Names of the modules that are tables whose rows may be in several processes."""
+        return [name for name, module in self.model.named_modules() if isinstance(module, FusedTable)]
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         self.model.load_state_dict(saved["weights"])
@@ -172,6 +186,7 @@ def train(
     data_path: Paths | None = None,
     checkpoints: CheckpointTimes | None = None,
     console: Console | None = None,
+    processes: Processes = ALONE,
 ) -> RunResult:
     """Trains a model, keeps the best epoch's weights and measures them on the test rows.
 
@@ -188,6 +203,8 @@ def train(
         data_path: where the data came from, kept for :func:`saml_rec.evaluation.scoring.evaluate`.
         checkpoints: when to save within an epoch; every ten minutes unless given.
         console: where to print a line an epoch; None prints nothing.
+        processes: of the job that this one belongs to. Every one calls this with the same arguments and does its share
+            of each batch; the first prints and writes.
 
     Raises:
         InputError: an option, the run directory or the data cannot be used; the loss is not finite; another process
@@ -195,32 +212,59 @@ def train(
         OSError: the run directory cannot be written.
     """
     run = RunDirectory(out)
-    run.require_startable(resume=resume, overwrite=overwrite)
-    options = options.resolved()
+    if processes.is_first:
+        run.require_startable(resume=resume, overwrite=overwrite)
+    options = options.resolved(processes)
+    options.check_features(schema)
     device = torch.device(options.device)
+    if not processes.is_first:
+        console = None
     with own_random_numbers(device):
-        state = _State.fresh(options, schema, data.encoder, device)
-        identity = {
-            "options": options.to_dict(),
-            "schema": schema.to_dict(),
-            "tables": dataclasses.asdict(state.tables),
-            "data": {name: data.tables[name].fingerprint() for name in SPLITS},
-        }
+        state = _State.fresh(options, schema, data.encoder, device, processes)
+        identity = _identity(options, schema, state.tables, data)
         backends = backends_used(state.model, device)
-        with run.held():
-            # What stood here may have changed until the run was held.
-            run.require_startable(resume=resume, overwrite=overwrite)
-            saved = None
-            if resume:
-                saved = load(*((run.model, "model") if run.finished else (run.checkpoint, "checkpoint")))
-                _require_same(out, saved, identity)
-                if run.finished:
-                    history, metrics = run.read_results()
-                    return RunResult(out, metrics, history, already_finished=True)
-            _run_epochs(run, state, saved, identity, data, options, device, checkpoints or CheckpointTimes(), console)
+        with run.held() if processes.is_first else nullcontext():
+            saved, finished = None, None
+            if processes.is_first:
+                # What stood here may have changed until the run was held.
+                run.require_startable(resume=resume, overwrite=overwrite)
+                if resume:
+                    saved = load(*((run.model, "model") if run.finished else (run.checkpoint, "checkpoint")))
+                    _require_same(out, saved, identity)
+                if resume and run.finished:
+                    finished = run.read_results()
+            if (finished := processes.from_first(finished)) is not None:
+                history, metrics = finished
+                return RunResult(out, metrics, history, already_finished=True)
+            job = _Job(data, options, device, processes, console)
+            _run_epochs(run, state, saved, identity, job, checkpoints or CheckpointTimes())
             state.model.load_state_dict(state.best_weights)
-            tested = metrics_of(state.model, data.tables["test"], data.encoder, device, console)
-            return _write(run, state, tested, identity, data, options, backends, data_path)
+            tested = metrics_of(state.model, data.tables["test"], data.encoder, device, console, processes)
+            return _write(run, state, tested, identity, job, backends, data_path)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same during training."""
+
+    data: PreparedData
+    options: TrainOptions
+    device: torch.device
+    processes: Processes = ALONE
+    console: Console | None = None
+
+
+def _identity(options: TrainOptions, schema: Schema, tables: TableOptions, data: PreparedData) -> dict[str, Any]:
+    """What has to be the same for a run to go on. Tables that are not dense may go on in another engine."""
+    chosen = options.to_dict()
+    same = {"dense": tables.engine == "dense", **dataclasses.asdict(tables)}
+    del same["engine"], chosen["tables"]
+    return {
+        "options": chosen,
+        "schema": schema.to_dict(),
+        "tables": same,
+        "data": {name: data.tables[name].fingerprint() for name in SPLITS},
+    }
 
 
 def _run_epochs(
@@ -228,34 +272,57 @@ def _run_epochs(
     state: _State,
     saved: Mapping[str, Any] | None,
     identity: Mapping[str, Any],
-    data: PreparedData,
-    options: TrainOptions,
-    device: torch.device,
+    job: _Job,
     checkpoints: CheckpointTimes,
-    console: Console | None,
 ) -> None:
     """Trains to the end, from the checkpoint ``saved`` if there is one, with a checkpoint after every epoch."""
+    processes, console = job.processes, job.console
 
     def save_state() -> None:
-        save(run.checkpoint, "checkpoint", {**identity, **state.to_dict()})
+        content = {**identity, **state.to_dict()}
+        if processes.is_first:
+            save(run.checkpoint, "checkpoint", content)
+        # The others do not go on before it is there, so that a kill loses the same for all.
+        processes.wait()
 
-    if saved is None:
-        run.clear()
+    if processes.from_first(saved is None):
+        if processes.is_first:
+            run.clear()
         # Before the first epoch: a directory that cannot be written shows now, and resume always works.
         save_state()
     else:
-        state.restore(saved)
-        run.remove_leftovers()
+        state.restore(_shared_state(saved, state, processes))
+        if processes.is_first:
+            run.remove_leftovers()
         within = f", step {state.begun.steps} of the next" if state.begun else ""
         say(console, f"resuming {run.path} after epoch {len(state.history)}{within}")
+    if processes.are_several:
+        say(console, f"{processes.count} processes")
     if state.tables.engine != "dense":
         say(console, f"tables: {state.tables.engine}, {_trained_by(state.tables)}")
-    if len(data.tables["valid"]) == 0:
+    if len(job.data.tables["valid"]) == 0:
         say(console, "no validation rows: no early stopping, the last epoch is kept")
-    while not _stops(state.history, options):
-        state.add_epoch(_run_epoch(state, data, options, device, console, _Saver(checkpoints, save_state)))
+    while not _stops(state.history, job.options):
+        state.add_epoch(_run_epoch(state, job, _Saver(checkpoints, save_state, processes)))
         save_state()
-        say(console, epoch_line(state.history, options.epochs, best_epoch(state.history)))
+        say(console, epoch_line(state.history, job.options.epochs, best_epoch(state.history)))
+
+
+def _shared_state(saved: Mapping[str, Any] | None, state: _State, processes: Processes) -> Mapping[str, Any]:
+    """A checkpoint that the first process has read, in all of them; tables in several processes in the first alone."""
+    if not processes.are_several:
+        assert saved is not None
+        return saved
+    light = None
+    if saved is not None:
+        tables = {f"{name}.weight" for name in state.fused_tables}
+        light = {name: saved[name] for name in ("history", "begun")}
+        for part in ("weights", "best_weights"):
+            light[part] = {name: tensor[:0] if name in tables else tensor for name, tensor in saved[part].items()}
+        squares = {name: each[:0] for name, each in saved["optimizer"]["squares"].items()}
+        light["optimizer"] = {**saved["optimizer"], "squares": squares}
+    shared: Mapping[str, Any] = processes.from_first(light)
+    return shared if saved is None else saved
 
 
 def _write(
@@ -263,13 +330,12 @@ def _write(
     state: _State,
     tested: Mapping[str, Any],
     identity: Mapping[str, Any],
-    data: PreparedData,
-    options: TrainOptions,
+    job: _Job,
     backends: Mapping[str, str],
     data_path: Paths | None,
 ) -> RunResult:
     """The files of a run that is at its end."""
-    history = state.history
+    history, options, data = state.history, job.options, job.data
     metrics = {
         "model": options.model,
         "split": "test",
@@ -278,9 +344,10 @@ def _write(
         "epochs": len(history),
         "valid": history[best_epoch(history) - 1]["valid"],
         "seed": options.seed,
-        "options": identity["options"],
+        "options": options.to_dict(),
         "parameters": parameter_count(state.model),
         "device": options.device,
+        "processes": job.processes.count,
         "backend": backends,
         "tables": {"engine": state.tables.engine, "trained_by": _trained_by(state.tables)},
         "data": {
@@ -291,16 +358,18 @@ def _write(
         "timing": _timing(history, len(data.tables["train"])),
         "versions": versions(),
     }
-    model_file = {
-        **identity,
-        "data_path": metrics["data"]["path"],
-        "encoder": data.encoder.to_dict(),
-        "best_epoch": metrics["best_epoch"],
-        "versions": metrics["versions"],
-        "weights": state.best_weights,
-    }
-    save(run.model, "model", model_file)
-    run.write_results(history, metrics)
+    if job.processes.is_first:
+        model_file = {
+            **identity,
+            "data_path": metrics["data"]["path"],
+            "encoder": data.encoder.to_dict(),
+            "best_epoch": metrics["best_epoch"],
+            "versions": metrics["versions"],
+            "weights": state.best_weights,
+        }
+        save(run.model, "model", model_file)
+        run.write_results(history, metrics)
+    job.processes.wait()
     return RunResult(run.path, metrics, history, already_finished=False)
 
 
@@ -325,7 +394,7 @@ def time_backends(data: PreparedData, schema: Schema, options: TrainOptions) -> 
         with own_random_numbers(device):
             state = _State.fresh(asked, schema, data.encoder, device)
             used = " + ".join(sorted(set(backends_used(state.model, device).values()))) or "none"
-            seconds[used] = _run_epoch(state, data, asked, device, None)["seconds"]
+            seconds[used] = _run_epoch(state, _Job(data, asked, device))["seconds"]
     return seconds
 
 
@@ -335,9 +404,9 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
     return len(losses) if not losses or None in losses else losses.index(min(losses)) + 1
 
 
-def stream_seed(seed: int, purpose: int, epoch: int = 0) -> int:
-    """A seed for torch from (seed, purpose, epoch); streams of different arguments are independent."""
-    return int(np.random.SeedSequence((seed, purpose, epoch)).generate_state(1, np.uint64)[0] >> 1)
+def stream_seed(seed: int, purpose: int, *what: int) -> int:
+    """A seed for torch from (seed, purpose, and for what of it); streams of different arguments are independent."""
+    return int(np.random.SeedSequence((seed, purpose, *(what or (0,)))).generate_state(1, np.uint64)[0] >> 1)
 
 
 class _Saver:
@@ -346,83 +415,150 @@ class _Saver:
     Args:
         times: when that is.
         save: writes the checkpoint.
+        processes: of the job; the clock of the first decides.
     """
 
-    def __init__(self, times: CheckpointTimes, save: Callable[[], None]) -> None:
-        self._times, self._save = times, save
+    def __init__(self, times: CheckpointTimes, save: Callable[[], None], processes: Processes) -> None:
+        self._times, self._save, self._processes = times, save, processes
         self._steps, self._clock = 0, time.monotonic()
 
-    def after_step(self, state: _State, losses: list[Tensor], seconds: float, device: torch.device) -> None:
-        """Saves if it is time: ``losses`` of the epoch so far, and how long it took."""
+    def is_due(self, steps_since_check: int) -> bool:
+        """Asked after every step, ``steps_since_check`` of them after the losses were looked at."""
         self._steps += 1
-        if self._times.is_due(self._steps, time.monotonic() - self._clock):
-            state.begun = _Begun(losses, seconds, _random_state(device))
-            self._save()
-            self._steps, self._clock = 0, time.monotonic()
+        if self._times.steps is not None and self._steps >= self._times.steps:
+            return True
+        if self._times.minutes is None or steps_since_check < STEPS_PER_LOSS_CHECK:
+            return False
+        minutes = (time.monotonic() - self._clock) / 60
+        return bool(self._processes.from_first(minutes >= self._times.minutes))
+
+    def save(self, state: _State, begun: _Begun) -> None:
+        """Writes a checkpoint of the epoch so far."""
+        state.begun = begun
+        self._save()
+        self._steps, self._clock = 0, time.monotonic()
 
 
-def _run_epoch(
-    state: _State,
-    data: PreparedData,
-    options: TrainOptions,
-    device: torch.device,
-    console: Console | None,
-    saver: _Saver | None = None,
-) -> dict[str, Any]:
+class _Losses:
+    """Mean losses of the steps of an epoch, over the rows of all processes.
+
+    They stay on the device, and in this process, until they are looked at.
+
+    Args:
+        known: of the steps before.
+        epoch: for messages.
+        processes: of the job.
+    """
+
+    def __init__(self, known: Sequence[Tensor], epoch: int, processes: Processes) -> None:
+        self.known = list(known)
+        self._epoch, self._processes = epoch, processes
+        self.own: list[Tensor] = []
+
+    def add(self, own_share: Tensor) -> None:
+        """What this process's rows add to the mean of a step."""
+        self.own.append(own_share.detach())
+
+    def look(self) -> None:
+        """Adds up the shares of all processes.
+
+        Raises:
+            InputError: a loss is not finite, in all processes alike.
+        """
+        if not self.own:
+            return
+        losses = self._processes.sum(torch.stack(self.own)).cpu()
+        if len(broken := (~losses.isfinite()).nonzero()):
+            position = int(broken[0])
+            raise InputError(
+                f"the loss is {float(losses[position])} at epoch {self._epoch}, step "
+                f"{len(self.known) + position + 1}; try a lower learning rate"
+            )
+        self.known += losses.unbind()
+        self.own = []
+
+
+def _run_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[str, Any]:
     """Trains for one epoch, or what is left of it, and scores the validation rows; its entry of the history."""
+    options, processes, table = job.options, job.processes, job.data.tables["train"]
     epoch = len(state.history) + 1
-    table = data.tables["train"]
     generator = torch.Generator().manual_seed(stream_seed(options.seed, SHUFFLING, epoch))
     torch.manual_seed(stream_seed(options.seed, DROPOUT, epoch))
-    losses: list[Tensor] = []
     before = 0.0
+    losses = _Losses([] if state.begun is None else state.begun.losses, epoch, processes)
     if state.begun is not None:
-        losses, before = list(state.begun.losses), state.begun.seconds
-        _set_random_state(state.begun.random, device)
-    batches = table.batches(options.batch_size, generator=generator, first_batch=len(losses))
-    start = time.perf_counter()
-
-    def after_step() -> None:
-        advance()
-        if saver is not None:
-            saver.after_step(state, losses, before + time.perf_counter() - start, device)
-
-    left = num_batches(table, options.batch_size) - len(losses)
-    with progress(console, f"epoch {epoch}/{options.epochs}", left) as advance, prefetched(batches) as ready:
-        _train_on(state, ready, losses, epoch, device, after_step)
-    seconds = before + time.perf_counter() - start
+        before = state.begun.seconds
+        _set_random_state(state.begun.random, job.device)
+    share = Share(processes.rank, processes.count)
+    done = len(losses.known)
+    batches = table.batches(options.batch_size, generator=generator, share=share, first_batch=done)
     sizes = [size for _, size in batch_starts(len(table), options.batch_size, 0)]
+    start = time.perf_counter()
+    described = f"epoch {epoch}/{options.epochs}"
+    with progress(job.console, described, len(sizes) - done) as advance, prefetched(batches) as ready:
+        state.model.train()
+        step = _step_of(state, job)
+        for batch, size in zip(ready, sizes[done:], strict=True):
+            if processes.are_several:
+                # Their rows differ, and how many processes there are may change: a stream for every step and process.
+                position = len(losses.known) + len(losses.own)
+                torch.manual_seed(stream_seed(options.seed, DROPOUT, epoch, position, processes.rank))
+            losses.add(step(batch, size))
+            advance()
+            is_due = saver is not None and saver.is_due(len(losses.own))
+            if is_due or len(losses.own) == STEPS_PER_LOSS_CHECK:
+                losses.look()
+            if is_due and saver is not None:
+                seconds = before + time.perf_counter() - start
+                saver.save(state, _Begun(losses.known, seconds, _random_state(job.device)))
+        losses.look()
+    seconds = before + time.perf_counter() - start
+    valid = metrics_of(state.model, job.data.tables["valid"], job.data.encoder, job.device, job.console, processes)
     return {
         "epoch": epoch,
-        "train_loss": float(np.average(_stacked(losses).double().numpy(), weights=sizes)),
-        "valid": metrics_of(state.model, data.tables["valid"], data.encoder, device, console)["overall"],
+        "train_loss": float(np.average(_stacked(losses.known).double().numpy(), weights=sizes)),
+        "valid": valid["overall"],
         "seconds": seconds,
         "rows_per_second": len(table) / seconds,
     }
 
 
-def _train_on(
-    state: _State,
-    batches: Iterable[Batch],
-    losses: list[Tensor],
-    epoch: int,
-    device: torch.device,
-    after_step: Callable[[], None],
-) -> None:
-    """One optimizer step a batch; the mean loss of its rows goes to ``losses``."""
-    state.model.train()
-    checked = len(losses)
-    for batch in batches:
-        loss = state.model.loss(to_device(batch, device))  # type: ignore[operator]
+class _Loss(nn.Module):
+    """A model's loss as a forward, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        loss: Tensor = self.model.loss(batch)  # type: ignore[operator]
+        return loss
+
+
+def _step_of(state: _State, job: _Job) -> Callable[[Batch, int], Tensor]:
+    """One optimizer step: this process's rows of a batch, and how many the batch has → their share of the mean loss."""
+    count = job.processes.count
+    first = job.data.tables["train"].first() if job.processes.are_several else None
+
+    def step(batch: Batch, size: int) -> Tensor:
+        rows = len(batch["scenario"])
+        if rows == 0:
+            # The others wait for its gradients, which are zero.
+            assert first is not None
+            batch = first
+        share = rows / size
+        loss: Tensor = state.loss_of(to_device(batch, job.device))
         state.optimizer.zero_grad()
-        loss.backward()
+        if job.processes.are_several:
+            # Gradients are averaged over processes.
+            (loss * (share * count)).backward()
+            loss = loss.detach() * share
+        else:
+            loss.backward()
         state.optimizer.step()
-        losses.append(loss.detach())
-        if len(losses) - checked == STEPS_PER_LOSS_CHECK:
-            _require_finite(losses, checked, epoch)
-            checked = len(losses)
-        after_step()
-    _require_finite(losses, checked, epoch)
+        return loss
+
+    return step
 
 
 def _stacked(losses: Sequence[Tensor]) -> Tensor:
@@ -438,19 +574,6 @@ def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _require_finite(losses: Sequence[Tensor], start: int, epoch: int) -> None:
-    """Refuses a loss from ``start`` on that is not finite."""
-    if start == len(losses):
-        return
-    values = torch.stack(list(losses[start:])).cpu()
-    if len(broken := (~values.isfinite()).nonzero()):
-        position = int(broken[0])
-        raise InputError(
-            f"the loss is {float(values[position])} at epoch {epoch}, step {start + position + 1}; "
-            "try a lower learning rate"
-        )
 
 
 def _stops(history: Sequence[Mapping[str, Any]], options: TrainOptions) -> bool:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from saml_rec.models.tables import FbgemmTable, RowwiseAdagrad, SparseTable, TableOptions
+from saml_rec.models.tables import FusedTable, RowwiseAdagrad, SparseTable, TableOptions
 
 
 class Optimizers:
@@ -19,19 +19,25 @@ class Optimizers:
     """
 
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float, tables: TableOptions) -> None:
-        sparse = [module.weight for module in model.modules() if isinstance(module, SparseTable)]
-        taken = {id(weight) for weight in sparse}
+        sparse = {name: table for name, table in model.named_modules() if isinstance(table, SparseTable)}
+        taken = {id(table.weight) for table in sparse.values()}
         network = [parameter for parameter in model.parameters() if id(parameter) not in taken]
         # fused: a quarter of the time on embedding tables of millions of numbers.
         self._all: dict[str, torch.optim.Optimizer] = {
             "network": torch.optim.AdamW(network, lr=learning_rate, weight_decay=weight_decay, fused=True)
         }
-        if sparse and tables.optimizer == "adam":
-            self._all["tables"] = torch.optim.SparseAdam(sparse, lr=tables.rate)
-        elif sparse:
-            self._all["tables"] = RowwiseAdagrad(sparse, lr=tables.rate)
-        self._parameters = [*network, *sparse]
-        self._fused = {name: module for name, module in model.named_modules() if isinstance(module, FbgemmTable)}
+        groups = [{"params": [table.weight], "lr": table.rate} for table in sparse.values()]
+        # Per table, what row-wise Adagrad has summed up: the same in all engines.
+        self._squares: dict[str, tuple[FusedTable | None, Tensor]] = {}
+        if groups and tables.optimizer == "adam":
+            self._all["tables"] = torch.optim.SparseAdam(groups, lr=tables.rate)
+        elif groups:
+            rowwise = RowwiseAdagrad(groups, lr=tables.rate)
+            self._squares = {name: (None, rowwise.squares_of(table.weight)) for name, table in sparse.items()}
+            self._all["tables"] = rowwise
+        self._parameters = [*network, *(table.weight for table in sparse.values())]
+        fused = {name: table for name, table in model.named_modules() if isinstance(table, FusedTable)}
+        self._squares |= {name: (table, table.squares) for name, table in fused.items()}
 
     def zero_grad(self) -> None:
         # In place of every optimizer's own, of which what each one looks at and records takes ten times as long.
@@ -44,14 +50,26 @@ class Optimizers:
             optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors of fused tables are not copied."""
+        """Tensors are not copied. Of a table in several processes the first has all; all of them have to ask."""
         return {
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._all.items()},
-            "fused": {name: table.squares for name, table in self._fused.items()},
+            "optimizers": {
+                name: optimizer.state_dict()
+                for name, optimizer in self._all.items()
+                if not isinstance(optimizer, RowwiseAdagrad)
+            },
+            "squares": {
+                name: squares if table is None else table.processes.to_first(squares, table.num_rows)
+                for name, (table, squares) in self._squares.items()
+            },
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """What :meth:`state_dict` gave, of the same engine of tables or another of the same optimizer."""
         for name, optimizer in self._all.items():
-            optimizer.load_state_dict(saved["optimizers"][name])
-        for name, table in self._fused.items():
-            table.squares.copy_(saved["fused"][name])
+            if not isinstance(optimizer, RowwiseAdagrad):
+                optimizer.load_state_dict(saved["optimizers"][name])
+        for name, (table, squares) in self._squares.items():
+            if table is None:
+                squares.copy_(saved["squares"][name])
+            else:
+                table.processes.fill_from_first(squares, saved["squares"][name])

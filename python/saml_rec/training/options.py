@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from saml_rec.errors import InputError
+from saml_rec.data.schema import Schema
+from saml_rec.errors import InputError, did_you_mean
 from saml_rec.models.construction import resolve_device, resolve_model_options
 from saml_rec.models.tables import TableOptions, resolve_engine
+from saml_rec.processes import ALONE, Processes
+
+STATISTICS_OF_A_BATCH = ("star",)
+"""Models whose output for a row depends on the other rows of its batch."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class TrainOptions:
         device: "auto" (a GPU if torch sees one), or what :class:`torch.device` takes.
         tables: where embedding tables are kept, "auto", "dense", "sparse" or "fbgemm" (:mod:`saml_rec.models.tables`).
         table_optimizer, table_learning_rate: of tables that are not dense; None for the optimizer's own default.
+        table_learning_rates: of single features' tables, by the feature's name.
         model_options: hyperparameters of the model by keyword; the model's defaults for the others.
 
     Raises:
@@ -42,6 +48,7 @@ class TrainOptions:
     tables: str = "auto"
     table_optimizer: str = "rowwise_adagrad"
     table_learning_rate: float | None = None
+    table_learning_rates: Mapping[str, float] = field(default_factory=dict)
     model_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -61,18 +68,39 @@ class TrainOptions:
         Raises:
             InputError: as :class:`saml_rec.models.tables.TableOptions`.
         """
-        return TableOptions(engine, self.table_optimizer, self.table_learning_rate)
+        return TableOptions(engine, self.table_optimizer, self.table_learning_rate, self.table_learning_rates)
 
-    def resolved(self) -> "TrainOptions":
+    def check_features(self, schema: Schema) -> None:
+        """Refuses learning rates of tables that the schema's features do not have.
+
+        Raises:
+            InputError: with the name, and those that have one.
+        """
+        known = [feature.name for kind in ("sparse", "multi") for feature in schema.of_kind(kind)]
+        for name in self.table_learning_rates:
+            if name not in known:
+                raise InputError(
+                    f"table learning rate of {name!r}{did_you_mean(name, known)}: features with a table are "
+                    f"{', '.join(known) or 'none'}"
+                )
+
+    def resolved(self, processes: Processes = ALONE) -> "TrainOptions":
         """With the device chosen and every hyperparameter of the model filled in.
 
         Raises:
             InputError: no such model or device, an option that the model does not take, or tables that cannot be on
                 the device.
         """
-        device = resolve_device(self.device)
+        device = resolve_device(self.device, processes)
         # Refuses an engine that does not run there; what "auto" stands for is known with the vocabularies.
-        resolve_engine(self.tables, self.table_optimizer, 0, device)
+        resolve_engine(self.tables, self.table_optimizer, 0, device, processes)
+        if processes.are_several and self.model in STATISTICS_OF_A_BATCH:
+            raise InputError(
+                f"model {self.model} normalises by the statistics of a batch, of which each of {processes.count} "
+                "processes has a part only; train it in one"
+            )
+        if processes.count > self.batch_size:
+            raise InputError(f"batch_size {self.batch_size} is too small for {processes.count} processes")
         return dataclasses.replace(
             self,
             device=str(device),
