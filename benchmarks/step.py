@@ -22,10 +22,12 @@ from typing import Any, Final, cast
 
 import click
 
+import page
 import records
 from saml_kernels.testing import timing
 from saml_rec.data import write_ml100k
 
+PAGE: Final = page.DOCS / "scale.md"
 RESULT: Final = records.RESULTS / "features_step.json"
 LOSS_TOLERANCE: Final = 1e-5
 HERE, THERE = "here", "against"
@@ -99,11 +101,8 @@ def measure(sides: Mapping[str, Side], budget: float) -> dict[str, Any]:
     return {"rows_per_second": found, "ratio": ratio, "train_loss": losses, "others": others}
 
 
-@click.command(help=__doc__)
-@click.option("--against", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
-@click.option("--budget", type=float, default=90.0, show_default=True, help="Seconds of rounds.")
-@click.option("--out", type=click.Path(path_type=Path), default=RESULT, show_default=True)
-def main(against: Path, budget: float, out: Path) -> None:
+def compare(against: Path, budget: float) -> dict[str, Any]:
+    """The record of this checkout and another."""
     record = records.head()
     del record["columns"]
     record |= {"threads": 1, "against": commit_of(against)}
@@ -112,8 +111,33 @@ def main(against: Path, budget: float, out: Path) -> None:
         checkouts = {THERE: against.resolve(), HERE: records.HERE.parent}
         sides = {name: stack.enter_context(side(each, data, schema)) for name, each in checkouts.items()}
         record |= measure(sides, budget)
-    records.write(out, record)
-    click.echo(json.dumps(record["rows_per_second"] | {"ratio": record["ratio"]}))
+    return record
+
+
+def sentence(record: Mapping[str, Any]) -> str:
+    """What the page says of a record."""
+    rates, ratio = record["rows_per_second"], record["ratio"]
+    return (
+        f"{rates[HERE]['median']:,.0f} rows a second against {rates[THERE]['median']:,.0f} at commit "
+        f"{record['against'][:7]}: {page.digits(ratio['median'])} times as many "
+        f"({page.digits(ratio['p20'])}–{page.digits(ratio['p80'])} over {ratio['rounds']} rounds)."
+    )
+
+
+@click.command(help=__doc__)
+@click.option(
+    "--against", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Without it: only the page."
+)
+@click.option("--budget", type=float, default=90.0, show_default=True, help="Seconds of rounds.")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULT, show_default=True)
+def main(against: Path | None, budget: float, out: Path) -> None:
+    if against is not None:
+        record = compare(against, budget)
+        records.write(out, record)
+        click.echo(json.dumps(record["rows_per_second"] | {"ratio": record["ratio"]}))
+    record = json.loads(out.read_text(encoding="utf-8"))
+    text = page.fill(PAGE.read_text(encoding="utf-8"), {"step": sentence(record) + "\n"})
+    PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
