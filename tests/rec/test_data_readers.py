@@ -6,6 +6,7 @@ from decimal import Decimal
 import polars as pl
 import pytest
 
+from saml_rec.data import readers
 from saml_rec.data.cells import conform
 from saml_rec.data.readers import read_frame, read_table, require_csv_columns
 from saml_rec.data.schema import Schema
@@ -445,3 +446,43 @@ def test_columns_of_damaged_parquet(tmp_path):
     path.write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(InputError, match="begins like Parquet but cannot be read"):
         require_csv_columns(path)
+
+
+@pytest.fixture(params=[1, 2, 3, 5])
+def chunks(request, monkeypatch):
+    """Chunks of so many rows."""
+    monkeypatch.setattr(readers, "CHUNK_ROWS", request.param)
+    return request.param
+
+
+MANY = "".join(f"{n % 2},de,{n},i{n},a|b,{n}.5,i{n}\n" for n in range(11))
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n\n\n\n\n\n"])
+def test_rows_do_not_depend_on_chunks(read, chunks, end):
+    frame = read(HEADER + MANY + end)
+    assert frame["ts"].to_list() == list(range(11))
+    assert frame["price"].to_list() == [n + 0.5 for n in range(11)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (MANY + "2,de,1,i,,,\n", r"column 'y', row 12: expected a label of 0 or 1, got '2'"),
+        (MANY + "1,de,1,i,,x,\n" + MANY, r"column 'price', row 12: expected a number, got 'x'"),
+        (MANY + "1,de,1,i\n" + MANY, r"row 12 has 4 fields, the header has 7$"),
+        (MANY + "\n" + MANY, r"row 12 has 0 fields, the header has 7$"),
+        (MANY + ",,,,,,\n", r"column 'country', row 12: expected the name of a scenario, got an empty cell"),
+        (MANY + "1,de,1,i,,,,9\n", r"row 12 has 8 fields, the header has 7; quote a field that holds commas"),
+    ],
+)
+def test_rows_are_counted_over_chunks(read, chunks, rows, message):
+    with pytest.raises(InputError, match=message):
+        read(HEADER + rows)
+
+
+def test_times_over_chunks(read, chunks):
+    rows = [MANY.splitlines()[n] for n in range(8)]
+    assert read(HEADER + "\n".join(rows) + "\n1,de,8.5,i,,,\n")["ts"].to_list() == [*range(8), 8.5]
+    with pytest.raises(InputError, match=r"column 'ts', row 9: expected a number, as in (row|the rows before)"):
+        read(HEADER + "\n".join(rows) + "\n1,de,2024-01-01,i,,,\n")

@@ -34,6 +34,15 @@ def parts(tmp_path, small_dataset):
     return folder
 
 
+def test_lists_and_separated_text_beside_each_other(parts, small_dataset):
+    schema = load_schema(small_dataset.schema)
+    frame = pl.read_parquet(parts / "1.parquet")
+    frame.with_columns(pl.col("tags", "history").str.split("|")).write_parquet(parts / "1.parquet")
+    expected, found = prepare(small_dataset.data, schema, seed=0), prepare(parts, schema, seed=0)
+    assert found.encoder.vocabularies == expected.encoder.vocabularies
+    assert found.encoder.moments["age"] == pytest.approx(expected.encoder.moments["age"], rel=1e-12)
+
+
 def fingerprints(paths, schema):
     return {name: table.fingerprint() for name, table in prepare(paths, schema, seed=0).tables.items()}
 

@@ -161,9 +161,9 @@ class TableFiles:
             check_columns(columns, self.schema, checks, source=str(file))
 
     def checked(self, checks: Checks) -> Iterator[pl.DataFrame]:
-        """All rows in order as :func:`saml_rec.data.cells.conform` gives them, CHUNK_ROWS in all but the last frame.
+        """All rows in order as :func:`saml_rec.data.cells.conform` gives them, in frames as of :func:`rebatched`.
 
-        How the rows lie in files does not show.
+        How the rows lie in files does not show, but where their columns have other types.
 
         Raises:
             InputError: as :func:`read_table`.
@@ -178,10 +178,21 @@ class TableFiles:
         """
         self.require(checks)
         rows = 0
+        by_number: bool | None = None
         for file in self.files:
             first = 0
             for frame in frames(file, checks.only):
-                yield frame, conform(frame, self.schema, checks, source=str(file), first_row=first)
+                checked = conform(frame, self.schema, checks, source=str(file), first_row=first)
+                if self.schema.time in checked.columns and checks.split:
+                    is_number = checked[self.schema.time].dtype.is_numeric()
+                    if by_number not in (None, is_number):
+                        expected = "a number" if by_number else "a date"
+                        raise InputError(
+                            f"{file}: column {self.schema.time!r}, row {first + 1}: expected {expected}, as in the "
+                            f"rows before, got {frame[self.schema.time][0]!r}"
+                        )
+                    by_number = is_number
+                yield frame, checked
                 first += frame.height
             rows += first
         if rows == 0:
@@ -220,19 +231,22 @@ def _joined(parts: list[pl.DataFrame], source: str) -> pl.DataFrame:
 
 
 def rebatched(parts: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:
-    """The same rows, so many in every frame but the last."""
+    """The same rows, so many in every frame but the last, and the last before columns of another type."""
     waiting: list[pl.DataFrame] = []
     height = 0
     for part in parts:
+        if waiting and part.schema != waiting[0].schema:
+            yield pl.concat(waiting)
+            waiting, height = [], 0
         waiting.append(part)
         height += part.height
         while height >= rows:
-            whole = waiting[0] if len(waiting) == 1 else _joined(waiting, "data")
+            whole = pl.concat(waiting)
             yield whole.head(rows)
             height -= rows
             waiting = [whole.slice(rows)] if height else []
     if height:
-        yield waiting[0] if len(waiting) == 1 else _joined(waiting, "data")
+        yield pl.concat(waiting)
 
 
 @contextmanager

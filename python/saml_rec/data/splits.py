@@ -63,9 +63,6 @@ def split_of(schema: Schema, parts: Iterator[pl.DataFrame], seed: int) -> Split:
         schema: says how to split.
         parts: the rows in order, with the time column where there is one; not read where :func:`needs_a_pass` is false.
         seed: of the permutation; of no effect with a time or split column.
-
-    Raises:
-        InputError: times that cannot be compared.
     """
     if not needs_a_pass(schema):
         return Split(schema, 0)
@@ -76,11 +73,8 @@ def split_of(schema: Schema, parts: Iterator[pl.DataFrame], seed: int) -> Split:
         for code, places in enumerate(np.split(order, _cuts(schema, rows))):
             drawn[places] = code
         return Split(schema, rows, drawn=drawn)
-    try:
-        columns = pl.concat([part.select(schema.time) for part in parts], how="vertical_relaxed")
-        times = columns.to_series().sort()
-    except pl.exceptions.PolarsError:
-        raise InputError(f"column {schema.time!r} holds numbers in some rows and dates in others") from None
+    columns = pl.concat([part.select(schema.time) for part in parts], how="vertical_relaxed")
+    times = columns.to_series().sort()
     return Split(schema, len(times), last_times=_last_times(schema, times))
 
 
