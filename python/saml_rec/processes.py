@@ -153,8 +153,6 @@ def joined_processes() -> Iterator[Processes]:
         processes = Processes(rank, count, local_rank, machine_count)
     except (KeyError, ValueError) as error:
         raise InputError(f"{COUNT_VARIABLE} is set, but not {error}; start several processes with torchrun") from None
-    # Waited for by a thread of its own: the main thread may be deep in waiting for a process that is gone.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, rank, count = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=count)
@@ -162,7 +160,12 @@ def joined_processes() -> Iterator[Processes]:
     dist.all_gather_object(pids, (platform.node(), os.getpid()))
     before = tuple(pid for machine, pid in pids[: processes.rank] if machine == platform.node())
     processes = replace(processes, before=before)
-    threading.Thread(target=_end_on_signal, args=(processes, store), name="signals", daemon=True).start()
+    # Heard by a thread of its own: the main thread may be deep in waiting for a process that is gone.
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    threading.Thread(target=_end_on_signal, args=(heard, processes, store), name="signals", daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     try:
         yield processes
     except InputError:
@@ -179,9 +182,10 @@ def joined_processes() -> Iterator[Processes]:
     dist.destroy_process_group()
 
 
-def _end_on_signal(processes: Processes, store: Any) -> None:
-    """torchrun ends all processes when one of them has failed."""
-    signal.sigwait({signal.SIGTERM})
+def _end_on_signal(heard: int, processes: Processes, store: Any) -> None:
+    """torchrun ends all processes when one has failed. ``heard`` gives the number of every signal, as a byte."""
+    while os.read(heard, 1) != bytes([signal.SIGTERM]):
+        pass
     _end(processes, store)
 
 
