@@ -297,3 +297,35 @@ def test_a_dependency_that_the_tables_leave_out_is_found(field):
 
     with changed_tables(change):
         assert_found(ONE_UNIT, "Race", 3)
+
+
+@pytest.mark.parametrize("case", [TWO_UNITS, QUANTIZED_TWICE], ids=str)
+def test_a_launch_draws_the_items_of_its_table(case, monkeypatch):
+    """A single program in the very order whose proof is in test_schedule.py."""
+    drawn, orders = {}, {}
+    run, planned = persistent.run.rewrite(), launch.planned
+
+    def number(value):
+        return int(value.handle.data.item()) if hasattr(value, "handle") else int(value)
+
+    def record(pointers, item, batch, LAUNCH):
+        found = item.stage, item.tile, item.part, item.first, item.end
+        drawn.setdefault(id(LAUNCH), []).append(tuple(map(number, found)))
+        run(pointers, item, batch, LAUNCH)
+
+    def remember(*arguments):
+        found = planned(*arguments)
+        orders.update((id(each.launch), each.order) for each in found)
+        return found
+
+    monkeypatch.setitem(InterpretedFunction.rewritten_fn, persistent.run.fn, record)
+    monkeypatch.setattr(launch, "planned", remember)
+    problem = make(case).to(torch.float32)
+    with running(1):
+        step(problem, "triton")
+    offsets = [0, *torch.bincount(problem.scenario, minlength=case.M).cumsum(0).tolist()]
+    assert len(orders) > 1
+    for key, order in orders.items():
+        table = [item[1:] for item in schedule.items(order, offsets)]
+        # A launch of one stage has a program for each item.
+        assert (drawn[key] if len(order.slots) > 1 else sorted(drawn[key])) == table

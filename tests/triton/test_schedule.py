@@ -138,7 +138,7 @@ def violations(order, offsets):
 
 
 def divisions(rows, num_scenarios):
-    """Every way in which so many rows may belong to scenarios, as offsets; those of chunks of a batch are among them."""
+    """Every way in which so many rows may belong to scenarios, as offsets; those of chunks are among them."""
     for ends in itertools.combinations_with_replacement(range(rows + 1), num_scenarios - 1):
         yield [0, *ends, rows]
 
