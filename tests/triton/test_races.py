@@ -193,6 +193,7 @@ class Mutant:
     finds: str = "Race"
     """The kind of fault it is found by."""
     case: Case = ONE_UNIT
+    programs: int = 3
 
     def __str__(self):
         return self.name
@@ -208,15 +209,16 @@ MUTANTS = [
     Mutant("no wait", "wait", "if stage >= 0:", "if stage >= 99:"),
     Mutant("first dependency not waited for", "persistent_kernel", WAIT.format(1), "pass"),
     Mutant("second dependency not waited for", "persistent_kernel", WAIT.format(2), "pass"),
-    Mutant("only the first tile of a range", "wait", "range(lowest, highest + 1)", "range(lowest, lowest + 1)"),
-    Mutant("only the last tile of a range", "wait", "range(lowest, highest + 1)", "range(highest, highest + 1)"),
+    Mutant("only the first tile", "wait", "range(lowest, highest + 1)", "range(lowest, lowest + 1)"),
+    # With few programs, whoever ends the last tile has often ended the first before, and releases both.
+    Mutant("only the last tile", "wait", "range(lowest, highest + 1)", "range(highest, highest + 1)", programs=7),
     Mutant("one item too few", "wait", "< need", "< need - 1"),
     Mutant("one item too many", "wait", "< need", "< need + 1", "Deadlock"),
     Mutant("release relaxed", "release", 'sem="release"', 'sem="relaxed"'),
     Mutant("acquire relaxed", "wait", 'sem="acquire"', 'sem="relaxed"'),
     Mutant("no barrier before the release", "release", "tl.debug_barrier()", "pass"),
     Mutant("counted before the stores", "persistent_kernel", RUN + RELEASE, RELEASE[13:] + "\n            " + RUN),
-    Mutant("reset by the first program", "reset", "== programs - 1", "== 0", "Race"),
+    Mutant("reset by the first program", "reset", "== programs - 1", "== 0"),
     Mutant("end of programs relaxed", "reset", "FINISHED, 1)", 'FINISHED, 1, sem="relaxed")'),
     Mutant("no reset", "reset", "mask=place < used", "mask=place < 0", "CountersLeft"),
     Mutant("weights: relaxed", "store_sum", ADD, 'tl.atomic_add(counter, 1, sem="relaxed")', case=MANY_ROWS),
@@ -235,7 +237,7 @@ def test_a_mutant_is_found(mutant):
     function = getattr(weight_gradient if of_weights else persistent, mutant.function)
     assert isinstance(function, InterpretedFunction)
     with races.mutated(function, mutant.old, mutant.new):
-        assert_found(mutant.case, mutant.finds, 3)
+        assert_found(mutant.case, mutant.finds, mutant.programs)
 
 
 def assert_found(case, kind, programs):
