@@ -139,40 +139,29 @@ def test_memory_order(aot, dtype, options, chip):
 
 
 def test_what_is_found(aot):
-    """In code of a real launch with a fault put into it."""
+    """In the code of a real launch with one fault put into it at a time."""
     (forward, *_) = aot.recorded(torch.bfloat16, aot.Trunk(), "persistent")
-    ptx = aot.compiled(forward, aot.CHIPS["sm_90"]).asm["ptx"]
-    copy = next(line for line in ptx.splitlines() if COPY.search(line))
+    lines = aot.compiled(forward, aot.CHIPS["sm_90"]).asm["ptx"].splitlines()
+    release, acquire, copy = (
+        next(number for number, line in enumerate(lines) if pattern.search(line))
+        for pattern in (RELEASE, ACQUIRE, COPY)
+    )
+    barriers = [number for number, line in enumerate(lines) if BARRIER.search(line)]
+    before_release = max(number for number in barriers if number < release)
+    behind_acquire = min(number for number in barriers if number > acquire)
 
-    def faults(pattern, replace):
-        """Kinds of faults where the line of the first instruction with a pattern is replaced."""
-        lines = ptx.splitlines()
-        number = next(number for number, line in enumerate(lines) if pattern.search(line))
-        before = max(n for n in range(number) if BARRIER.search(lines[n]))
-        behind = min(n for n in range(number, len(lines)) if BARRIER.search(lines[n]))
-        replace(lines, number, before, behind)
-        return {kind for kind, _ in unordered(Code("\n".join(lines)), RELEASE, ACQUIRE)}
+    def inserted(number, line):
+        return [*lines[:number], line, *lines[number:]]
 
-    def nothing(lines, number, before, behind):
-        pass
-
-    def without_barrier_before(lines, number, before, behind):
-        lines[before] = ""
-
-    def load_before_the_barrier(lines, number, before, behind):
-        lines.insert(behind, "ld.global.b32 %r1, [%rd1];")
-
-    def copy_before(lines, number, before, behind):
-        lines.insert(number, copy)
-
-    def not_coherent(lines, number, before, behind):
-        lines.insert(number, "ld.global.nc.b32 %r1, [%rd1];")
-
-    assert faults(RELEASE, nothing) == set()
-    assert faults(RELEASE, without_barrier_before) == {"no barrier before a release"}
-    assert faults(ACQUIRE, load_before_the_barrier) == {"no barrier after an acquire"}
-    assert faults(ACQUIRE, copy_before) == {"a copy before an acquire"}
-    assert faults(BARRIER, not_coherent) >= {"a load that is not coherent"}
+    changed = {
+        "no barrier before a release": [*lines[:before_release], *lines[before_release + 1 :]],
+        "no barrier after an acquire": inserted(behind_acquire, "ld.global.b32 %r1, [%rd1];"),
+        "a copy before an acquire": inserted(acquire, lines[copy]),
+        "a load that is not coherent": inserted(acquire, "ld.global.nc.b32 %r1, [%rd1];"),
+    }
+    for kind, code in changed.items():
+        found = unordered(Code("\n".join(code)), RELEASE, ACQUIRE)
+        assert {name for name, _ in found} == {kind}
 
 
 def test_paths():
