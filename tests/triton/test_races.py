@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.skipif(not availability.INTERPRETED, reason="needs TRITON_INTERPRET=1 before Python starts"),
 ]
 
-PROGRAMS = range(1, 8)
 PERSISTENT = ["persistent_kernel"]
 STEP = [*PERSISTENT, *PERSISTENT, "weight_gradient_kernel"]
 
@@ -78,60 +77,59 @@ def check_step(case, programs, **options):
     return launches
 
 
-@pytest.mark.parametrize("programs", PROGRAMS)
-@pytest.mark.parametrize("case", [ONE_UNIT, TWO_UNITS], ids=str)
+def launched(*pairs):
+    """Parametrises over cases, each with numbers of programs."""
+    cases = [(case, number) for case, programs in pairs for number in programs]
+    return pytest.mark.parametrize(("case", "programs"), cases, ids=str)
+
+
+@launched((ONE_UNIT, range(1, 8)), (TWO_UNITS, (2, 4, 7)))
 def test_persistent_forward_chain_and_weights(case, programs):
     assert check_step(case, programs, schedule="persistent") == STEP
 
 
-@pytest.mark.parametrize("programs", [2, 5])
-@pytest.mark.parametrize("case", [NO_UNIT, WIDE], ids=str)
+@launched((NO_UNIT, (2,)), (WIDE, (5,)))
 def test_persistent_without_unit_and_with_several_tiles_of_columns(case, programs):
     assert check_step(case, programs, schedule="persistent") == STEP
 
 
-@pytest.mark.parametrize("programs", [1, 3, 6])
-@pytest.mark.parametrize("case", [ONE_UNIT, TWO_UNITS], ids=str)
+@launched((ONE_UNIT, (3,)), (TWO_UNITS, (1, 6)))
 def test_per_layer(case, programs):
     launches = check_step(case, programs, schedule="per_layer")
     assert len(launches) > len(STEP)
 
 
-@pytest.mark.parametrize("programs", [2, 4, 7])
-@pytest.mark.parametrize("case", [ONE_UNIT, TWO_UNITS, QUANTIZED], ids=str)
+@launched((ONE_UNIT, (2,)), (TWO_UNITS, (4, 7)), (QUANTIZED, (5,)))
 def test_streams_computed_again_a_tile_at_a_time(case, programs, monkeypatch):
     """Launches follow each other on the same counters, buffers and scratch."""
     monkeypatch.setattr(configs, "SCRATCH_BYTES", 1)
     assert len(check_step(case, programs, recompute=True)) > 6
 
 
-@pytest.mark.parametrize("programs", [1, 2, 5])
-@pytest.mark.parametrize("case", [QUANTIZED, QUANTIZED_TWICE], ids=str)
+@launched((QUANTIZED, (1,)), (QUANTIZED_TWICE, (2, 5)))
 def test_quantised_foreign_streams(case, programs):
     """Here stages on tiles of any rows wait for stages on tiles of one scenario."""
     assert "quantize_weight_kernel" in check_step(case, programs)
 
 
-@pytest.mark.parametrize("programs", [1, 3, 7])
-def test_weight_gradients_in_several_parts(programs):
-    assert check_step(MANY_ROWS, programs) == STEP
+@launched((MANY_ROWS, (2, 7)))
+def test_weight_gradients_in_several_parts(case, programs):
+    assert check_step(case, programs) == STEP
 
 
-@pytest.mark.parametrize("programs", [2, 7])
-def test_inference_in_chunks(programs, monkeypatch):
+def test_inference_in_chunks(monkeypatch):
     monkeypatch.setattr(configs, "SCRATCH_BYTES", 1)
     problem = make(TWO_UNITS).to(torch.float32)
     exact = problem.to(torch.float64).run(backend="reference")
-    with torch.inference_mode(), running(programs) as launches:
+    with torch.inference_mode(), running(7) as launches:
         out = problem.run(backend="triton")
     assert_close({"own": out.own, "aux": out.aux}, {"own": exact.own, "aux": exact.aux}, FLOAT32_TOLERANCE)
     assert launches == 2 * PERSISTENT
 
 
-@pytest.mark.parametrize("programs", [1, 4])
-@pytest.mark.parametrize("scenario", ["one", "none"])
-def test_all_rows_of_one_scenario_and_no_rows(scenario, programs):
-    problem = make(dataclasses.replace(TWO_UNITS, B=20 if scenario == "one" else 0)).to(torch.float32)
+@pytest.mark.parametrize(("rows", "programs"), [(0, 1), (20, 4)])
+def test_all_rows_of_one_scenario_and_no_rows(rows, programs):
+    problem = make(dataclasses.replace(TWO_UNITS, B=rows)).to(torch.float32)
     problem = dataclasses.replace(problem, scenario=torch.full_like(problem.scenario, 1))
     with running(programs):
         out = step(problem, "triton")
@@ -155,21 +153,19 @@ def check_operation(operation, leaves, programs):
     assert launches == STEP
 
 
-@pytest.mark.parametrize("programs", [2, 5])
-def test_the_mutual_unit_alone(programs):
+def test_the_mutual_unit_alone():
     generator = torch.Generator().manual_seed(0)
     leaves = [torch.randn(shape, generator=generator) for shape in ((22, 3, 9), (3, 9, 9), (3, 9))]
     scenario = torch.randint(3, (22,), generator=generator)
     check_operation(
         lambda inputs, backend: saml_kernels.mutual_unit(inputs[0], scenario, *inputs[1:], backend=backend),
         leaves,
-        programs,
+        programs=2,
     )
 
 
-@pytest.mark.parametrize("programs", [2, 5])
 @pytest.mark.parametrize("operation", ["grouped_mlp", "branch_scores"])
-def test_towers(operation, programs):
+def test_towers(operation):
     generator = torch.Generator().manual_seed(0)
     leaves = [torch.randn(shape, generator=generator) for shape in ((22, 5), (3, 5, 7), (3, 7, 4), (3, 7), (3, 4))]
     scenario = torch.randint(3, (22,), generator=generator)
@@ -178,7 +174,7 @@ def test_towers(operation, programs):
             inputs[0], scenario, inputs[1:3], inputs[3:], activation="silu", backend=backend
         ),
         leaves,
-        programs,
+        programs=5,
     )
 
 
