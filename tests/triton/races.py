@@ -308,7 +308,7 @@ def checking(seed: int = 0) -> Iterator[list[str]]:
     }
 
     def element_bytes(pointers: Any) -> int:
-        return np.dtype(interpreter._get_np_dtype(pointers.get_element_ty())).itemsize
+        return int(pointers.get_element_ty().primitive_bitwidth) // 8
 
     def chosen(pointers: Any, mask: Any) -> np.ndarray:
         return np.asarray(pointers.data[mask.data.astype(bool)], np.uint64).ravel()
