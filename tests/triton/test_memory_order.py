@@ -30,6 +30,7 @@ BOTH = re.compile(r"\b(atom|red)\.\S*acq_rel\b")
 COPY = re.compile(r"\bcp\.async\.(ca|cg|bulk)\b")
 LOAD = re.compile(r"\bld\.global\b|" + COPY.pattern)
 ACCESS = re.compile(r"\b(ld|st|atom|red)\.global\b|" + COPY.pattern)
+TARGETS = re.compile(r"(\$\w+):\s*\.branchtargets([^;]*);")
 NOT_COHERENT = re.compile(r"\bld\.global\S*\.nc\b")
 
 
@@ -38,7 +39,9 @@ class Code:
 
     def __init__(self, ptx):
         self.instructions, labels = [], {}
-        for line in re.split(r"[;\n]", ptx[ptx.index(".entry") :]):
+        ptx = ptx[ptx.index(".entry") :]
+        self.tables = {name: re.findall(r"\$\w+", targets) for name, targets in TARGETS.findall(ptx)}
+        for line in re.split(r"[;\n]", TARGETS.sub("", ptx)):
             text = line.split("//")[0].strip(" \t{}")
             if label := re.fullmatch(r"(\$\w+):", text):
                 labels[label[1]] = len(self.instructions)
@@ -55,7 +58,8 @@ class Code:
         following = [number + 1] if number + 1 < len(self.instructions) else []
         if jump := re.search(r"\bbra(\.uni)?\s+(\$\w+)", text):
             return [labels[jump[2]], *(following if text.startswith("@") else [])]
-        assert "brx" not in text, text
+        if jump := re.search(r"\bbrx\.idx\S*\s.*(\$\w+)", text):
+            return [labels[target] for target in self.tables[jump[1]]]
         return [] if re.match(r"(ret|exit|trap)\b", text) else following
 
     def all(self, pattern):
@@ -170,7 +174,12 @@ def test_paths():
         {
             .reg .b32 %r<3>;
             @%p1 bra $L__BB0_2;
-            bar.sync 0;
+            $L_brx_0: .branchtargets
+                $L__BB0_1,
+                $L__BB0_2;
+            brx.idx %r3, $L_brx_0;
+        $L__BB0_1:
+            bar.sync 0; // 1
         $L__BB0_2:
             atom.global.release.gpu.add.u32 %r1, [%rd1], 1;
             bra.uni $L__BB0_4;
@@ -180,9 +189,7 @@ def test_paths():
         }"""
     )
     (release,) = code.all(RELEASE)
+    jumps = {"@%p1 bra $L__BB0_2", "brx.idx %r3, $L_brx_0"}
     assert code.met_first(release, (BARRIER,), code.previous) == {"bar.sync 0"}
-    assert code.met_first(release, (re.compile("bra"), BARRIER), code.previous) == {
-        "bar.sync 0",
-        "@%p1 bra $L__BB0_2",
-    }
+    assert code.met_first(release, (re.compile("br[ax]"), BARRIER), code.previous) == {"bar.sync 0", *jumps}
     assert code.met_first(release, (LOAD,), code.next) == set()
