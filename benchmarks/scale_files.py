@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -76,10 +77,6 @@ def one_size(rows: int, data: Path, schema: Path, folder: Path) -> dict[str, Any
         "peak_bytes": peak,
         "tables": metrics["tables"]["engine"],
     }
-    _, seconds, peak = run(
-        [sys.executable, "-m", "saml_rec", "predict", str(out), "--data", str(data), "--out", str(folder / "out.csv")]
-    )
-    found["predict"] = {"seconds": seconds, "peak_bytes": peak}
     told, _, _ = run([sys.executable, str(PEER), str(data), str(schema), str(BATCH), str(LIMIT)])
     plain = json.loads(told)
     plain["epoch_seconds"] = plain["seconds"] * plain["train_rows"] / plain["rows"]
@@ -87,6 +84,20 @@ def one_size(rows: int, data: Path, schema: Path, folder: Path) -> dict[str, Any
     for path in (out, folder / "cache"):
         shutil.rmtree(path, ignore_errors=True)
     click.echo(json.dumps(found))
+    return found
+
+
+def predictions(parts: Mapping[int, Path], schema: Path, folder: Path) -> dict[str, Any]:
+    """``saml-rec predict`` of every table, by a model of the smallest."""
+    out = folder / "run"
+    run([sys.executable, *command_of(parts[SIZES[0]], schema, out)])
+    found: dict[str, Any] = {"commit": records.head()["commit"], "sizes": []}
+    for rows, data in parts.items():
+        given = ["predict", str(out), "--data", str(data), "--out", str(folder / "out.csv")]
+        _, seconds, peak = run([sys.executable, "-m", "saml_rec", *given])
+        found["sizes"].append({"rows": rows, "seconds": seconds, "peak_bytes": peak})
+        click.echo(json.dumps(found["sizes"][-1]))
+    shutil.rmtree(out)
     return found
 
 
@@ -120,6 +131,7 @@ def sizes_table(record: dict[str, Any]) -> str:
     def mib(value: float) -> str:
         return f"{value / MIB:,.0f} MiB"
 
+    predicted = {entry["rows"]: entry["peak_bytes"] for entry in record["predict"]["sizes"]}
     return page.markdown(
         head,
         [
@@ -127,7 +139,7 @@ def sizes_table(record: dict[str, Any]) -> str:
                 f"{entry['rows']:,}",
                 mib(entry["bytes"]),
                 mib(entry["saml_rec"]["peak_bytes"]),
-                mib(entry["predict"]["peak_bytes"]),
+                mib(predicted[entry["rows"]]),
                 f"{rate(entry, 'saml_rec'):,.0f}",
                 f"{entry['train_rows'] / entry['saml_rec']['epoch_seconds']:,.0f}",
                 mib(entry["plain"]["peak_bytes"]),
@@ -156,25 +168,29 @@ def processes_table(record: dict[str, Any]) -> str:
 @click.option(
     "--data", type=click.Path(path_type=Path), help="A folder that data synthetic wrote with the largest size."
 )
+@click.option("--only", type=click.Choice(["sizes", "predict", "processes"]), help="Measure that, and keep the rest.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULT, show_default=True)
 @click.option("--render", is_flag=True, help="Only the tables of the page, from --out.")
-def main(data: Path | None, out: Path, render: bool) -> None:
+def main(data: Path | None, only: str | None, out: Path, render: bool) -> None:
     if not render:
-        record = records.head()
-        del record["columns"]
-        record |= {"batch": BATCH, "limit": LIMIT, "sizes": []}
+        record = records.head() if only is None else json.loads(out.read_text(encoding="utf-8"))
+        record.pop("columns", None)
+        record |= {"batch": BATCH, "limit": LIMIT}
         with tempfile.TemporaryDirectory(dir=None if data is None else data.parent) as name, timing.Others() as others:
             folder = Path(name)
             if data is None:
                 write_synthetic(folder, rows=SIZES[-1], scenarios=8, users=100_000, items=20_000)
                 data = folder
             whole, schema = data / "synthetic.csv", data / "synthetic.toml"
-            for rows in SIZES:
-                part = whole if rows == SIZES[-1] else first_rows(whole, rows, folder / "part.csv")
-                record["sizes"].append(one_size(rows, part, schema, folder))
-            part = first_rows(whole, PROCESS_ROWS, folder / "part.csv")
-            record["processes"] = processes(part, schema, folder)
-        record["others"] = others.share
+            parts = {rows: first_rows(whole, rows, folder / f"{rows}.csv") for rows in SIZES[:-1]} | {SIZES[-1]: whole}
+            if only in (None, "sizes"):
+                record["sizes"] = [one_size(rows, part, schema, folder) for rows, part in parts.items()]
+            if only in (None, "predict"):
+                record["predict"] = predictions(parts, schema, folder)
+            if only in (None, "processes"):
+                record["processes"] = processes(parts[PROCESS_ROWS], schema, folder)
+        if only is None:
+            record["others"] = others.share
         records.write(out, record)
     record = json.loads(out.read_text(encoding="utf-8"))
     texts = {"sizes": sizes_table(record) + "\n", "processes": processes_table(record) + "\n"}

@@ -49,7 +49,7 @@ def measure(seeds: int) -> list[dict[str, Any]]:
             for seed in range(seeds):
                 chosen = TrainOptions(seed=seed, device="cpu", **options)
                 runs.append(train(data, schema, chosen, Path(folder) / "run", overwrite=True).metrics)
-            row: dict[str, Any] = {"variant": name, "options": options}
+            row: dict[str, Any] = {"variant": name}
             row |= {"best_epochs": [run["best_epoch"] for run in runs]}
             for split, place in (("valid", "valid"), ("test", "overall")):
                 row[split] = {metric: Summary.of([run[place][metric] for run in runs]).to_dict() for metric in METRICS}

@@ -20,6 +20,7 @@ from saml_rec.data.order import Share
 from saml_rec.data.schema import load_schema
 from saml_rec.data.table import joined
 from saml_rec.errors import InputError
+from saml_rec.evaluation import scoring
 from saml_rec.evaluation.scoring import evaluate, predict
 from saml_rec.training import TrainOptions, train
 
@@ -42,6 +43,7 @@ def tiny(monkeypatch):
         (stored, "ROWS_PER_BLOCK", 64),
         (table, "ROWS_PER_BLOCK", 64),
         (preparation_module, "MEMORY_ROWS", 100),
+        (scoring, "PREDICTION_ROWS", 300),
     ):
         monkeypatch.setattr(module, name, value)
 
@@ -142,7 +144,7 @@ def test_prediction_does_not_depend_on_chunks(on_disk, big, schema, tmp_path, mo
     out = tmp_path / "run"
     train(on_disk, schema, SMALL, out)
     in_chunks = predict(out, big.data)
-    monkeypatch.setattr(readers, "CHUNK_ROWS", 10**6)
+    monkeypatch.setattr(scoring, "PREDICTION_ROWS", 10**6)
     whole = predict(out, big.data)
     assert in_chunks.drop("prediction").equals(whole.drop("prediction"))
     np.testing.assert_allclose(in_chunks["prediction"], whole["prediction"], rtol=1e-6)

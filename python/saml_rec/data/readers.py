@@ -74,30 +74,32 @@ def require_csv_columns(paths: Paths) -> None:
                 raise InputError(f"{path}: column {name!r} holds {dtype}, which CSV cannot hold; write a .parquet file")
 
 
-def frames(path: Path, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
-    """The rows of a file as :func:`read_frame` gives them, at most CHUNK_ROWS at a time.
+def frames(path: Path, columns: Sequence[str] | None = None, rows: int | None = None) -> Iterator[pl.DataFrame]:
+    """The rows of a file as :func:`read_frame` gives them.
 
     Args:
         path: the file.
         columns: those that are read, all unless given. Rows of CSV with too few fields show where all are read only.
+        rows: at most so many at a time; CHUNK_ROWS unless given.
 
     Raises:
         InputError: the file cannot be read as a table.
     """
     names = columns_of(path)
+    rows = rows or CHUNK_ROWS
     if is_parquet(path):
         with _parquet_errors(path):
-            yield from _collect(pl.scan_parquet(path, glob=False), columns)
+            yield from _collect(pl.scan_parquet(path, glob=False), columns, rows)
         return
     with _csv_errors(path):
-        found = _collect(pl.scan_csv(path, infer_schema=False, glob=False), columns)
+        found = _collect(pl.scan_csv(path, infer_schema=False, glob=False), columns, rows)
         yield from _without_blank_end(found, path, None if columns else list(names)[-1])
 
 
-def _collect(table: pl.LazyFrame, columns: Sequence[str] | None) -> Iterator[pl.DataFrame]:
+def _collect(table: pl.LazyFrame, columns: Sequence[str] | None, rows: int) -> Iterator[pl.DataFrame]:
     if columns is not None:
         table = table.select(columns)
-    return iter(table.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True))
+    return iter(table.collect_batches(chunk_size=rows, maintain_order=True))
 
 
 def _without_blank_end(chunks: Iterator[pl.DataFrame], path: Path, last_column: str | None) -> Iterator[pl.DataFrame]:
@@ -170,8 +172,10 @@ class TableFiles:
         """
         return rebatched((checked for _, checked in self.pairs(checks)), CHUNK_ROWS)
 
-    def pairs(self, checks: Checks) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    def pairs(self, checks: Checks, chunk_rows: int | None = None) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
         """Rows as they are, and checked; those of the columns alone where ``checks.only`` names some.
+
+        At most ``chunk_rows`` at a time, CHUNK_ROWS unless given.
 
         Raises:
             InputError: as :func:`read_table`.
@@ -181,7 +185,7 @@ class TableFiles:
         by_number: bool | None = None
         for file in self.files:
             first = 0
-            for frame in frames(file, checks.only):
+            for frame in frames(file, checks.only, chunk_rows):
                 checked = conform(frame, self.schema, checks, source=str(file), first_row=first)
                 if self.schema.time in checked.columns and checks.split:
                     is_number = checked[self.schema.time].dtype.is_numeric()

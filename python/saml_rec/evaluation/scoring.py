@@ -34,6 +34,8 @@ from saml_rec.run_directory import RunDirectory, differences, load, versions
 
 PREDICTION = "prediction"
 SCORING_BATCH_SIZE = 8192
+PREDICTION_ROWS = 2**15
+"""Rows that are read, scored and written at a time."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,9 @@ def predictions(
             raise InputError(f"{file}: its columns are not those of {first}: {'; '.join(changed) or 'another order'}")
     checks = Checks(label=False, split=False)
     files.require(checks)
-    scored = (_with_prediction(trained, frame, checked, console) for frame, checked in files.pairs(checks))
+    scored = (
+        _with_prediction(trained, frame, checked, console) for frame, checked in files.pairs(checks, PREDICTION_ROWS)
+    )
     return Predictions({**columns, PREDICTION: polars.Float64()}, scored)
 
 

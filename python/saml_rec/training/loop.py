@@ -593,7 +593,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _require_same(out: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuses to go on with other options, another schema or other data."""
     for part in ("options", "schema", "tables"):
-        if changes := differences(saved[part], now[part]):
+        if changes := differences(saved.get(part), now[part]):
             raise InputError(f"{out}: cannot resume, {part} changed: {'; '.join(changes)}")
     if changed := [name for name in SPLITS if saved["data"][name] != now["data"][name]]:
         raise InputError(f"{out}: cannot resume, the data changed: {', '.join(changed)} rows are not the same")
