@@ -24,8 +24,9 @@ demo: $(VENV)/built
 
 # Triton decides at import whether it compiles or interprets, so its two kinds of tests need processes of their own.
 test: $(VENV)/built
-	$(BIN)/python -m pytest -q -n auto -m "not slow and not gpu and not interpreter and not aot"
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not gpu and not interpreter and not races and not aot"
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto -m "interpreter and not slow" tests/triton
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto -m "races and not slow" tests/triton
 	$(BIN)/python -m pytest -q -n auto -m "aot and not slow" tests/triton
 
 # Wheel and source distribution, the real data set, a whole run in a process that gets killed.
