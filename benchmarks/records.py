@@ -142,10 +142,11 @@ def cells(record: Record) -> list[Cell]:
 
 
 def head() -> Record:
-    """Of a record that is begun now: command, commit, machine."""
+    """Of a record that is begun now: command, with the names alone of this machine's paths, commit, machine."""
+    given = [Path(each).name if Path(each).is_absolute() else each for each in sys.argv[1:]]
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]]),
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0], HERE.parent), *given]),
         "commit": commit(),
         "machine": doctor.machine(),
         "threads": torch.get_num_threads(),

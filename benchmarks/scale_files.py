@@ -104,7 +104,7 @@ def predictions(parts: Mapping[int, Path], schema: Path, folder: Path) -> dict[s
 def processes(data: Path, schema: Path, folder: Path) -> dict[str, Any]:
     """One process and two, in turn."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    found: dict[str, Any] = {"rows": PROCESS_ROWS, "one": [], "two": []}
+    found: dict[str, Any] = {"commit": records.head()["commit"], "rows": PROCESS_ROWS, "one": [], "two": []}
     for _ in range(PAIRS):
         for name, first in (("one", []), ("two", launcher)):
             out = folder / name

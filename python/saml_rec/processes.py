@@ -192,7 +192,7 @@ def _end_on_signal(heard: int, processes: Processes, store: Any) -> None:
 def _end(processes: Processes, store: Any) -> None:
     """Ends this process at once; with a line, from the first on the machine that still runs, unless one said why."""
     with _ENDING:
-        if not store.check([SAID]) and not any(_runs(pid) for pid in processes.before):
+        if not _is_said(store) and not any(_runs(pid) for pid in processes.before):
             print(
                 f"error: process {processes.rank} of {processes.count}: another process of the job failed or was "
                 "ended; start the job again with --resume, with as many processes or another number of them",
@@ -201,6 +201,14 @@ def _end(processes: Processes, store: Any) -> None:
             )
         # To leave in order, all processes would have to.
         os._exit(OTHERS_STATUS)
+
+
+def _is_said(store: Any) -> bool:
+    """Whether the first process has said why; not known where the store ended with its machine."""
+    try:
+        return bool(store.check([SAID]))
+    except RuntimeError:
+        return False
 
 
 def _runs(pid: int) -> bool:

@@ -303,6 +303,7 @@ def test_attention_under_autocast():
     expected = both_attentions(layer, *inputs, valid)
     with torch.autocast("cpu", torch.bfloat16):
         output = both_attentions(layer, *inputs, valid)
+    # The projections are rounded to the 8 bits of bfloat16.
     torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.02)
     output.float().square().sum().backward()
     assert all(x.grad.isfinite().all() for x in inputs)

@@ -113,6 +113,7 @@ def test_sharded_tables_and_shards_of_unequal_size(launch, arguments, tmp_path):
     weights = [torch.load(out / "model.pt")["weights"] for out in (one, three)]
     assert [*weights[0]] == [*weights[1]]
     for name, tensor in weights[0].items():
+        # Sums in another order, divided by roots of small sums of squares, step after step.
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-5)
 
 

@@ -8,10 +8,12 @@ import click
 from saml_rec.cli.options import (
     FILE,
     ModelOption,
+    TableRates,
     cache_option,
     data_option,
     device_option,
     optimizer_options,
+    table_rates,
 )
 from saml_rec.errors import InputError
 
@@ -48,7 +50,7 @@ def compare(
     weight_decay: float,
     tables: str,
     table_optimizer: str,
-    table_lr: tuple[tuple[str | None, float], ...],
+    table_lr: TableRates,
     patience: int,
     settings: tuple[tuple[str, str, Any], ...],
     reference_epoch: bool,
@@ -77,8 +79,7 @@ def compare(
         weight_decay=weight_decay,
         tables=tables,
         table_optimizer=table_optimizer,
-        table_learning_rate=next((rate for feature, rate in table_lr if feature is None), None),
-        table_learning_rates={feature: rate for feature, rate in table_lr if feature is not None},
+        **table_rates(table_lr),
         patience=patience,
         device=device,
     )

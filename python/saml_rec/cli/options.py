@@ -60,6 +60,15 @@ class TableRate(click.ParamType):
         return feature or None, click.FLOAT.convert(text, param, ctx)
 
 
+TableRates = tuple[tuple[str | None, float], ...]
+
+
+def table_rates(given: TableRates) -> dict[str, Any]:
+    """What ``--table-lr`` says, as training options."""
+    rates = dict(given)
+    return {"table_learning_rate": rates.pop(None, None), "table_learning_rates": rates}
+
+
 Command = Callable[..., Any]
 
 

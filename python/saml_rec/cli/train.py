@@ -8,11 +8,13 @@ import click
 from saml_rec.cli.group import INTERRUPT_STATUS
 from saml_rec.cli.options import (
     FILE,
+    TableRates,
     cache_option,
     data_option,
     device_option,
     hyperparameter_options,
     optimizer_options,
+    table_rates,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def train(
     weight_decay: float,
     tables: str,
     table_optimizer: str,
-    table_lr: tuple[tuple[str | None, float], ...],
+    table_lr: TableRates,
     patience: int,
     seed: int,
     device: str,
@@ -98,8 +100,7 @@ def train(
         "weight_decay": weight_decay,
         "tables": tables,
         "table_optimizer": table_optimizer,
-        "table_learning_rate": next((rate for feature, rate in table_lr if feature is None), None),
-        "table_learning_rates": {feature: rate for feature, rate in table_lr if feature is not None},
+        **table_rates(table_lr),
         "patience": patience,
         "seed": seed,
         "device": device,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import polars as pl
 
 from saml_rec.data.schema import Schema
+from saml_rec.data.splits import SPLITS
 from saml_rec.errors import InputError, did_you_mean
 
 LARGEST_FLOAT32 = 3.4028234e38
 LABELS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
-SPLITS = ("train", "valid", "test")
 SHORTENED = reprlib.Repr()  # of a cell, in an error message
 SHORTENED.maxstring = 80
 TIME = "a number or an ISO-8601 date or time"

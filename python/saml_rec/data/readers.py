@@ -11,7 +11,7 @@ import polars as pl
 
 from saml_rec.data.cells import Checks, check_columns, conform
 from saml_rec.data.schema import Schema
-from saml_rec.data.sources import HEAD_BYTES, Paths, is_compressed, is_parquet, named, open_bytes, table_files
+from saml_rec.data.sources import DAMAGED, HEAD_BYTES, Paths, is_compressed, is_parquet, named, open_bytes, table_files
 from saml_rec.errors import InputError
 
 CHUNK_ROWS = 2**17
@@ -318,11 +318,8 @@ def _why_no_csv(path: Path, error: Exception) -> str:
                     return f"{path} is not UTF-8 text (line {number}); expected CSV (UTF-8 text) or Parquet"
         if "more fields" in str(error) and (long := _first_ragged_row(path)):
             return long
-    except (OSError, EOFError) as damage:
+    except DAMAGED as damage:
         return f"{path} cannot be read: {_first_line(damage)}"
-    except Exception as damage:
-        if type(damage).__name__ != "ZstdError":
-            raise
     return f"{path} is not well-formed CSV: {_first_line(error)}"
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import zstandard
+
 from saml_rec.errors import InputError
 
 PARQUET_MAGIC = b"PAR1"
@@ -21,6 +23,8 @@ ENDINGS = (".csv", ".parquet", ".csv.gz", ".csv.zst")
 """Of the files of a folder that are read."""
 HEAD_BYTES = 8192
 PATTERN = frozenset("*?[")
+DAMAGED = (OSError, EOFError, zstandard.ZstdError)
+"""What reading a file raises that is gone, or compressed and cut short."""
 
 Paths = str | Path | Iterable[str | Path]
 """Of a table: one file, folder or pattern, or several."""
@@ -81,8 +85,6 @@ def open_bytes(path: Path) -> BinaryIO:
     if head.startswith(GZIP_MAGIC):
         return cast(BinaryIO, gzip.GzipFile(fileobj=file))
     if head.startswith(ZSTD_MAGIC):
-        import zstandard
-
         stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
         return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream)))
     return file
@@ -102,12 +104,8 @@ def is_parquet(path: Path) -> bool:
         raise InputError(f"{path}: there is no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a directory; expected one CSV or Parquet file") from None
-    except (OSError, EOFError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
-            raise
-        raise InputError(f"{path} cannot be read: {error}") from None
     if head.startswith(PARQUET_MAGIC):
         if is_compressed(path):
             raise InputError(f"{path} is compressed Parquet; expected Parquet as it is, which compresses its columns")
