@@ -5,6 +5,7 @@
 Which kernels, with which constants, is recorded from the launches of real calls, so that no list can go stale.
 """
 
+import dataclasses
 import functools
 import re
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 import triton
+from assembly import PRODUCT, Code, count
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -77,6 +79,8 @@ class Recorded:
     """Places of arguments that are multiples of 16, as Triton's compiler names them."""
     options: tuple[tuple[str, int], ...]
     """What Triton's compiler is told beside: warps, stages of the software pipeline."""
+    stages: tuple[str, ...] = field(compare=False)
+    """Names of those it runs."""
 
     @property
     def name(self) -> str:
@@ -110,6 +114,18 @@ class Report:
 @contextmanager
 def _recording(into: dict[Recorded, None], choice: Choice) -> Iterator[None]:
     """Records launches instead of making them; every call gets ``choice``."""
+    named: dict[Any, tuple[str | None, ...]] = {}
+    plan, plan_weights = launching.planned, launching.planned_weights
+
+    def planned(*arguments: Any) -> Any:
+        found = plan(*arguments)
+        named.update((each.launch, each.names) for each in found)
+        return found
+
+    def planned_weights(gradients: Any, *arguments: Any) -> Any:
+        found = plan_weights(gradients, *arguments)
+        named[found.launch] = tuple(stage.name for stage in gradients.stages)
+        return found
 
     def record(kernel: Any, grid: Any, *arguments: Any, device: Any, **options: Any) -> None:
         names = [parameter.name for parameter in kernel.params]
@@ -139,10 +155,12 @@ def _recording(into: dict[Recorded, None], choice: Choice) -> Iterator[None]:
         for index, name in enumerate(names):
             signature.append((name, type_of(values[name], (index,))))
         identity = repr([(place, getattr(value, "cache_key", value)) for place, value in constants])
-        recorded = Recorded(kernel, tuple(signature), tuple(constants), identity, tuple(divisible), told)
+        names = tuple(map(str, named.get(values.get("LAUNCH"), ())))
+        recorded = Recorded(kernel, tuple(signature), tuple(constants), identity, tuple(divisible), told, names)
         into[recorded] = None
 
     replaced = configs.choice, configs.multiprocessors, launching.start
+    launching.planned, launching.planned_weights = planned, planned_weights
     configs.choice = lambda *arguments, **options: choice
     configs.multiprocessors = lambda index: MULTIPROCESSORS
     launching.start = record
@@ -150,6 +168,7 @@ def _recording(into: dict[Recorded, None], choice: Choice) -> Iterator[None]:
         yield
     finally:
         configs.choice, configs.multiprocessors, launching.start = replaced
+        launching.planned, launching.planned_weights = plan, plan_weights
 
 
 @dataclass(frozen=True)
@@ -179,7 +198,7 @@ def recorded(
     aux_widths = (trunk.global_dim, *dims)
     chosen = configs.built_in(configs.Bucket.of(rows, m, max(dims)), dtype.itemsize, amd)
     if config is not None:
-        chosen = Choice(schedule, config, config, chosen.weights)
+        chosen = Choice(schedule, config, config, chosen.weights, config)
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
@@ -248,32 +267,26 @@ def tool(name: str, cubin: bytes, *options: str) -> str:
         return subprocess.run([TOOLS / name, *options, file.name], capture_output=True, text=True, check=True).stdout
 
 
-PRODUCT = re.compile(r"\b([HIQ]GMMA|[HIQ]MMA|FFMA)\b")
+def plain(part: Any) -> Any:
+    """A sealed description as it was before it was sealed."""
+    part = getattr(part, "value", part) if isinstance(part, launching.Sealed) else part
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        return dataclasses.replace(part, **{f.name: plain(getattr(part, f.name)) for f in dataclasses.fields(part)})
+    return tuple(map(plain, part)) if isinstance(part, tuple) and not hasattr(part, "_fields") else part
+
+
+@functools.cache
+def disassembled(launch: Recorded, chip: Chip) -> Code:
+    """A launch's machine code, with the lines of its source."""
+    return Code(tool("nvdisasm", compiled(launch, chip).asm["cubin"], "-gi"))
 
 
 def main_loop(launch: Recorded, chip: Chip) -> int | None:
     """Instructions of the shortest loop with products, where the code can be disassembled."""
     if chip.name not in DISASSEMBLED:
         return None
-    return shortest_loop(tool("nvdisasm", compiled(launch, chip).asm["cubin"]))
-
-
-def shortest_loop(assembly: str) -> int | None:
-    """Instructions of the shortest loop with products in a disassembled kernel."""
-    labels: dict[str, int] = {}
-    instructions: list[str] = []
-    loops: list[int] = []
-    for line in assembly.splitlines():
-        if label := re.match(r"\s*(\.L_x_\d+):", line):
-            labels[label[1]] = len(instructions)
-        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
-            instructions.append(instruction[1])
-            jump = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", instruction[1])
-            if jump and jump[1] in labels:
-                body = instructions[labels[jump[1]] :]
-                if any(PRODUCT.search(each) for each in body):
-                    loops.append(len(body))
-    return min(loops, default=None)
+    loops = (loop.every for loop in disassembled(launch, chip).all_loops() if not loop.inner)
+    return min((len(loop) for loop in loops if count(loop, PRODUCT)), default=None)
 
 
 FP8 = torch.float8_e4m3fn

@@ -8,6 +8,7 @@ test_interpreter.py, whether compiled code keeps the order for test_memory_order
 
 import contextlib
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -198,8 +199,9 @@ class Mutant:
 WAIT = "wait(counters, value(LAUNCH.slots.after_{}, item.stage), item, batch, tiles, LAUNCH)"
 RUN = "run(pointers, item, batch, LAUNCH)"
 RELEASE = """
-            if LAUNCH.persistent:
-                release(counters, item, tiles)"""
+                if LAUNCH.persistent:
+                    release(counters, item, tiles)"""
+DRAW = "number = draw(counters, LAUNCH) if LAUNCH.persistent else total"
 ADD = "tl.atomic_add(counter, 1)"
 MUTANTS = [
     Mutant("no wait", "wait", "if stage >= 0:", "if stage >= 99:"),
@@ -213,7 +215,8 @@ MUTANTS = [
     Mutant("release relaxed", "release", 'sem="release"', 'sem="relaxed"'),
     Mutant("acquire relaxed", "wait", 'sem="acquire"', 'sem="relaxed"'),
     Mutant("no barrier before the release", "release", "tl.debug_barrier()", "pass"),
-    Mutant("counted before the stores", "persistent_kernel", RUN + RELEASE, RELEASE[13:] + "\n            " + RUN),
+    Mutant("counted before the stores", "persistent_kernel", RUN + RELEASE, RELEASE[17:] + "\n" + 16 * " " + RUN),
+    Mutant("an item drawn and not done", "persistent_kernel", DRAW, f"{DRAW[:31]}; {DRAW}", "Deadlock"),
     Mutant("reset by the first program", "reset", "== programs - 1", "== 0"),
     Mutant("end of programs relaxed", "reset", "FINISHED, 1)", 'FINISHED, 1, sem="relaxed")'),
     Mutant("no reset", "reset", "mask=place < used", "mask=place < 0", "CountersLeft"),
@@ -251,6 +254,51 @@ def fault_of(problem, programs, seed):
         except races.Fault as fault:
             return fault
     return None
+
+
+POLLS = 40
+"""More than any wait here takes, as one program runs at a time."""
+
+
+@pytest.fixture
+def bounded_waits(monkeypatch):
+    monkeypatch.setenv(configs.DEBUG_WAITS, str(POLLS))
+    configs.forget()
+    yield
+    monkeypatch.undo()
+    configs.forget()
+
+
+def test_bounded_waits_change_nothing(bounded_waits):
+    problem = make(TWO_UNITS).to(torch.float32)
+    assert_close(step(problem, "triton"), step(problem.to(torch.float64), "reference"), FLOAT32_TOLERANCE)
+
+
+def test_a_hang_is_a_message(bounded_waits):
+    """Who waited, for which stage and tile, how many items were needed and how many there."""
+    problem = make(ONE_UNIT).to(torch.float32)
+    said = (
+        rf"after {POLLS} polls stage V0, tile 0, still waited for stage A0, tile 0: (\d+) items needed, (\d+) present "
+        rf"\({configs.DEBUG_WAITS} bounds every wait\)"
+    )
+    with (
+        races.mutated(persistent.wait, "need = value(", "need = 1 + value("),
+        pytest.raises(launch.LaunchStuck, match=said) as found,
+    ):
+        step(problem, "triton")
+    needed, present = re.search(said, str(found.value)).groups()
+    assert int(needed) == int(present) + 1
+
+
+def test_a_bound_that_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setenv(configs.DEBUG_WAITS, "soon")
+    configs.forget()
+    try:
+        with pytest.raises(ValueError, match="SAML_KERNELS_DEBUG_WAITS must be a whole number of polls"):
+            step(make(ONE_UNIT).to(torch.float32), "triton")
+    finally:
+        monkeypatch.undo()
+        configs.forget()
 
 
 @contextlib.contextmanager

@@ -110,7 +110,7 @@ def test_a_stage_of_odd_widths_is_cut_smaller_than_the_others_of_its_launch(monk
     from saml_kernels.backends.triton import configs
 
     monkeypatch.setattr(configs, "RAGGED_TILE", {4: (16, 16, 16)})
-    config = configs.Config(64, 32, 32, 4, 1, item_rows=16, group_elements=512, whole_elements=256)
+    config = configs.Config(64, 32, 32, 4, 1, item_rows=16, group_rows=8)
     case = Case(M=3, B=90, local_dim=8, global_dim=5, hidden_dims=(16, 8), aux_dims=(16, 8), gate="scalar")
     problem = make(case)
     with configs.forced(configs.Choice("persistent", config, config, config)):

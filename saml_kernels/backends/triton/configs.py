@@ -22,9 +22,12 @@ import torch
 from saml_kernels.backends.triton.availability import INTERPRETED
 from saml_kernels.backends.triton.stages import (
     Layer,
+    MutualBackward,
+    MutualOwnRow,
     ProductStage,
     ProductTile,
     QuantizedLayer,
+    QuantizeRows,
     RowsTile,
     Stage,
     Tile,
@@ -38,6 +41,7 @@ SCENARIO_BUCKETS = (2, 4, 8, 16, 32)
 WIDTH_BUCKETS = (64, 256, 512)
 LAST_BUCKET = 2**62
 CACHE_VARIABLE = "SAML_KERNELS_TUNED"
+DEBUG_WAITS = "SAML_KERNELS_DEBUG_WAITS"
 OLD_FIELDS = {
     "rows": "block_m",
     "columns": "block_n",
@@ -63,15 +67,10 @@ class Config:
     """Stages of the software pipeline."""
     programs: int = 1
     """Programs a multiprocessor, of a persistent launch."""
-    item_rows: int = 32
+    item_rows: int = 16
     """Rows of an item that is no product."""
-    group_elements: int = 4096
-    """Elements of the (rows, M, columns) block in registers."""
-    whole_elements: int = 8192
-    """Elements of the largest (M, d) that is read once."""
-    bodies_apart: bool = False
-    """Whether what a body that is no product derives from the number of a thread stays within it, where all products
-    move whole vectors. Else it is computed once a launch and occupies registers during all bodies."""
+    group_rows: int = 16
+    """Of these, rows that a mutual unit takes at a time: the fewer, the more threads share a row."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,8 @@ class Choice:
     backward: Config
     weights: Config
     """``block_m`` and ``block_n`` are the weight's, ``block_k`` runs over the batch."""
+    layer: Config | None = None
+    """Of a layer of all branches that has a launch of its own; None: as ``forward``."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,10 @@ class Bucket:
 
 
 # By bytes of an element. Few rows take small tiles, so that there are items for all multiprocessors.
-_SMALL = {2: Config(64, 64, 64, 4, 3, programs=2), 4: Config(32, 64, 32, 8, 3, programs=2, bodies_apart=True)}
+_SMALL = {2: Config(64, 64, 64, 4, 3, programs=2), 4: Config(32, 64, 32, 8, 3, programs=2)}
 _SMALL_BACKWARD = _SMALL | {4: Config(32, 64, 32, 4, 2, programs=2)}
-_LARGE = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3, bodies_apart=True)}
-_BACKWARD = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3, bodies_apart=True)}
+_LARGE = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
+_BACKWARD = {2: Config(64, 128, 128, 8, 3), 4: Config(64, 64, 32, 8, 3)}
 RAGGED_TILE = {2: (64, 64, 32), 4: (32, 32, 32)}
 """By bytes of an element, BLOCK_M, BLOCK_N, BLOCK_K at most where a width is no multiple of a vector: there places need
 addresses of their own, and larger tiles spill."""
@@ -118,11 +119,22 @@ MOST_REGISTERS = 255
 NARROWEST = 16
 """Columns and steps of k that matrix units want at least."""
 VECTOR_BYTES = 16
-_WEIGHTS = {2: Config(64, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
+WARP = 32
+"""Threads; AMD's 64 hold two of what is meant for one."""
+BRANCH_PARTS: dict[tuple[type[Stage], int], dict[int, int]] = {
+    (MutualOwnRow, 2): {32: 2, 64: 8},
+    (MutualBackward, 2): {32: 4, 64: 8},
+    (MutualOwnRow, 4): {16: 2, 32: 4, 64: 8},
+    (MutualBackward, 4): {16: 2, 32: 4, 64: 8},
+}
+"""By bytes of an element and M's next power of two: parts of a mutual unit's branches, of which a thread holds the
+streams and sums. Else it holds all: registers decide."""
+QUANTIZED_COLUMNS, QUANTIZED_ELEMENTS = 256, 4096
+"""Columns of a row that is quantised, and elements of a block of rows, that are read at a time."""
+_WEIGHTS = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
+_LAYER = {2: Config(256, 128, 64, 8, 3), 4: None}
 # Small tiles reach every edge with small tensors.
-_INTERPRETED = Config(16, 32, 16, 4, 1, item_rows=8, group_elements=512, whole_elements=256, bodies_apart=True)
-AMD_WHOLE_ELEMENTS = {2: 8192, 4: 4096}
-"""By bytes of an element. With 64 branches, float32's chain spills with twice as many, float16's forward with half."""
+_INTERPRETED = Config(16, 32, 16, 4, 1, item_rows=8, group_rows=4)
 SMALL_ROWS = 1024
 PERSISTENT_ROWS = 4096
 """Up to these rows the forward is one launch, above the per-layer ones. A model's choice, not a measurement."""
@@ -143,11 +155,8 @@ def built_in(bucket: Bucket, itemsize: int, amd: bool = False) -> Choice:
     forward, backward = _BACKWARD if small else _LARGE, _BACKWARD
     if bucket.rows <= SMALL_ROWS:
         forward, backward = _SMALL, _SMALL_BACKWARD
-    of_forward, of_backward = forward[itemsize], backward[itemsize]
-    if amd:
-        told: dict[str, Any] = {"bodies_apart": True, "whole_elements": AMD_WHOLE_ELEMENTS[itemsize]}
-        of_forward, of_backward = (dataclasses.replace(config, **told) for config in (of_forward, of_backward))
-    return Choice(schedule, of_forward, of_backward, _WEIGHTS[itemsize])
+    layer = _LAYER[itemsize] if forward is _LARGE else None
+    return Choice(schedule, forward[itemsize], backward[itemsize], _WEIGHTS[itemsize], layer)
 
 
 def tile(stage: Stage, config: Config, dtype: torch.dtype, starts_at_vectors: bool, precision: str) -> Tile:
@@ -156,11 +165,36 @@ def tile(stage: Stage, config: Config, dtype: torch.dtype, starts_at_vectors: bo
     A stage of odd widths, or with a tensor that does not start at a vector, gets small tiles; the others of its launch
     do not. Quantised factors take as many bytes a step as others.
     """
+    if isinstance(stage, MutualOwnRow | MutualBackward):
+        return _mutual_tile(stage, config, dtype)
     if not isinstance(stage, ProductStage):
-        return RowsTile(min(config.item_rows, config.block_m), config.group_elements, config.whole_elements)
+        item_rows = min(config.item_rows, config.block_m)
+        width = stage.width if isinstance(stage, QuantizeRows) else 1
+        columns = min(_power_of_two(width), QUANTIZED_COLUMNS)
+        rows = max(1, min(QUANTIZED_ELEMENTS // columns, item_rows))
+        return RowsTile(item_rows, rows, columns, vector=1)
     if isinstance(stage, QuantizedLayer):
         config = dataclasses.replace(config, block_k=config.block_k * dtype.itemsize // stage.itemsize)
     return _product_tile(stage, config, dtype, starts_at_vectors, precision)
+
+
+def _mutual_tile(stage: MutualOwnRow | MutualBackward, config: Config, dtype: torch.dtype) -> RowsTile:
+    """Blocks (rows, M, columns) in which a warp has whole rows of a block and a thread all branches.
+
+    Triton gives consecutive vectors of a row to consecutive threads, what is left of a warp and all warps to rows.
+    """
+    item_rows = min(config.item_rows, config.block_m)
+    rows = min(config.group_rows, item_rows)
+    vector = VECTOR_BYTES // dtype.itemsize
+    threads = min(WARP, max(1, config.num_warps * WARP // rows))
+    columns = min(_power_of_two(stage.d), threads * vector)
+    parts = BRANCH_PARTS[type(stage), dtype.itemsize].get(_power_of_two(stage.num_scenarios), 1)
+    return RowsTile(item_rows, max(1, rows // parts), columns, min(vector, columns))
+
+
+def _power_of_two(number: int) -> int:
+    """The next one."""
+    return 1 << (number - 1).bit_length()
 
 
 def weight_tile(
@@ -180,7 +214,7 @@ def _product_tile(
         block_m = min(block_m, ROWS_OF_ACTIVATION.get(stage.activation, block_m))
     if vector < whole:
         ragged_m, ragged_n, ragged_k = RAGGED_TILE[dtype.itemsize]
-        narrow = max(NARROWEST, 1 << (stage.columns - 1).bit_length())
+        narrow = max(NARROWEST, _power_of_two(stage.columns))
         block_m, block_n, block_k = min(block_m, ragged_m), min(block_n, ragged_n, narrow), min(block_k, ragged_k)
     return ProductTile(
         block_m,
@@ -207,6 +241,19 @@ def launch_options(config: Config, stages: Iterable[Stage], itemsize: int) -> di
         # Of float32's products it reads ahead up to any bound, and spills for that.
         told["maxnreg"] = MOST_REGISTERS
     return told
+
+
+@functools.cache
+def most_polls() -> int:
+    """Polls of a wait before its launch gives up and reports, as SAML_KERNELS_DEBUG_WAITS says; 0: no bound.
+
+    Raises:
+        ValueError: the variable is no whole number of at least 0.
+    """
+    told = os.environ.get(DEBUG_WAITS, "0")
+    if not told.isdecimal():
+        raise ValueError(f"{DEBUG_WAITS} must be a whole number of polls, 0 for no bound, got {told!r}")
+    return int(told)
 
 
 _forced: Choice | None = None
@@ -316,7 +363,9 @@ def _parse(entry: dict[str, Any]) -> Choice:
         entry = {**entry, "schedule": OLD_SCHEDULES.get(entry["form"], entry["form"])}
     if entry["schedule"] not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {entry['schedule']!r}")
-    return Choice(entry["schedule"], *(_parse_config(entry[name]) for name in ("forward", "backward", "weights")))
+    forward, backward, weights = (_parse_config(entry[name]) for name in ("forward", "backward", "weights"))
+    layer = _parse_config(entry["layer"]) if entry.get("layer") else None
+    return Choice(entry["schedule"], forward, backward, weights, layer)
 
 
 def _parse_config(numbers: dict[str, Any]) -> Config:
@@ -334,6 +383,7 @@ def save(path: Path, choices: dict[str, Choice]) -> None:
 
 
 def forget() -> None:
-    """Reads the file again at the next call."""
+    """Reads the file and the environment again at the next call."""
+    most_polls.cache_clear()
     tuned.cache_clear()
     _choice.cache_clear()

@@ -55,7 +55,7 @@ def trunk_forward(
     saved = _run_by_chunks(
         forward_program(shape, save),
         schedule,
-        choice.forward,
+        choice,
         tensors,
         grouping,
         rows,
@@ -106,7 +106,8 @@ def trunk_backward(
             streams = allocate(again, like, count)
             again_schedule = "persistent" if shape.quantized is None else "per_layer"
             part |= streams
-            run(again, again_schedule, choice.forward, part | scratch_alphas, grouping, count, row0=row0)
+            streamed = part | scratch_alphas
+            run(again, again_schedule, choice.forward, streamed, grouping, count, row0=row0, layer=choice.layer)
             run(chain, "persistent", choice.backward, part, grouping, count, row0=row0)
     else:
         written = allocate(chain, like, rows)
@@ -314,7 +315,7 @@ def allocate(program: Program, like: Tensor, rows: int, given: Iterable[str] = (
 def _run_by_chunks(
     program: Program,
     schedule: str,
-    config: Config,
+    choice: Choice,
     tensors: Mapping[str, Tensor],
     grouping: Grouped,
     rows: int,
@@ -325,19 +326,21 @@ def _run_by_chunks(
     save_streams: bool,
 ) -> dict[str, Tensor]:
     """Runs a forward, in chunks of rows unless the streams of all branches are saved; what it wrote, sorted."""
-    run = functools.partial(launch.run, temperature=plan.temperature, num_scenarios=num_scenarios, like=like)
+    run = functools.partial(
+        launch.run, layer=choice.layer, temperature=plan.temperature, num_scenarios=num_scenarios, like=like
+    )
     if save_streams:
         written = allocate(program, like, rows)
-        run(program, schedule, config, {**tensors, **written}, grouping, rows)
+        run(program, schedule, choice.forward, {**tensors, **written}, grouping, rows)
         return {name: tensor for name, tensor in written.items() if not program.buffers[name].temporary}
     scratch = {name for name, buffer in program.buffers.items() if buffer.of_all_branches}
     written = allocate(program, like, rows, scratch)
     reused: dict[str, Tensor] = {}
-    for row0, count in _chunks(program, rows, like, config):
+    for row0, count in _chunks(program, rows, like, choice.forward):
         if not reused:
             reused = allocate(program, like, count, set(program.buffers) - scratch)
         part = {name: tensor[row0 : row0 + count] for name, tensor in written.items()}
-        run(program, schedule, config, {**tensors, **part, **reused}, grouping, count, row0=row0)
+        run(program, schedule, choice.forward, {**tensors, **part, **reused}, grouping, count, row0=row0)
     return written
 
 

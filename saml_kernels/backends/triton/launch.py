@@ -73,8 +73,6 @@ class Body:
 
     run: Any
     stage: Stage
-    apart: bool = False
-    """Whether nothing of it is computed outside it, once for all items, to occupy registers during the other bodies."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +89,8 @@ class Launch:
     own_items_per_step: int
     any_rows_lag: int
     own_lag: int
+    most_polls: int
+    """Of a wait, before the launch gives up and reports; 0: no bound."""
 
     @functools.cached_property
     def cache_key(self) -> str:
@@ -165,6 +165,8 @@ class Planned(NamedTuple):
     """A launch of a program, with everything that does not depend on the batch."""
 
     launch: Launch
+    names: tuple[str | None, ...]
+    """Of its stages."""
     order: Order
     bindings: tuple["Binding", ...]
     options: dict[str, int]
@@ -200,6 +202,7 @@ def run(
     grouped: Grouped,
     rows: int,
     *,
+    layer: Config | None = None,
     row0: int = 0,
     temperature: float = 1.0,
     num_scenarios: int,
@@ -210,6 +213,7 @@ def run(
     Args:
         tensors: by name, everything the stages read and write, contiguous; sorted rows count from row0.
         grouped: the whole batch's; enough counters (schedule.num_counters).
+        layer: of layers of all branches that have a launch of their own; None: ``config``.
         like: any tensor of the inputs' type.
     """
     if rows == 0:
@@ -218,7 +222,9 @@ def run(
     if row0:
         permutation = permutation[row0:]
     most = configs.multiprocessors(like.device.index or 0) * config.programs
-    for launch, order, bindings, options in planned(program, schedule, config, tensors, num_scenarios, most, like):
+    for launch, names, order, bindings, options in planned(
+        program, schedule, config, tensors, num_scenarios, most, like, layer or config
+    ):
         items = order.most_items(rows)
         if items == 0:
             continue
@@ -238,6 +244,30 @@ def run(
             device=like.device,
             **options,
         )
+        if configs.most_polls() and launch.persistent:
+            check_waits(counters, names)
+
+
+class LaunchStuck(RuntimeError):
+    """A launch whose items wait for what never comes, under the debug switch that bounds waits."""
+
+
+def check_waits(counters: Tensor, names: Sequence[str | None]) -> None:
+    """Waits for the launch of the stages ``names``, and says what it says where it gave up.
+
+    Raises:
+        LaunchStuck: an item has waited too long; which one, for what.
+    """
+    if counters.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    report = counters[: scheduling.READY].tolist()
+    if report[scheduling.STUCK]:
+        stage, tile, needed, present, waiting, of_tile = report[scheduling.REPORT : scheduling.READY]
+        raise LaunchStuck(
+            f"persistent_kernel gave up: after {configs.most_polls()} polls stage {names[waiting]}, tile {of_tile}, "
+            f"still waited for stage {names[stage]}, tile {tile}: {needed} items needed, {present} present "
+            f"({configs.DEBUG_WAITS} bounds every wait)"
+        )
 
 
 def planned(
@@ -248,28 +278,29 @@ def planned(
     num_scenarios: int,
     programs: int,
     like: Tensor,
+    layer: Config,
 ) -> list[Planned]:
-    """The launches of a program, made once for everything they depend on."""
+    """The launches of a program, made once for everything they depend on; ``layer`` as in :func:`run`."""
     aligned = tuple(starts_at_vectors(stage, tensors) for stage in program.stages)
     precision = dot_precision(like.dtype)
-    key = schedule, config, programs, like.dtype, aligned, precision
+    key = schedule, config, layer, programs, like.dtype, aligned, precision, configs.most_polls()
     if key not in program.planned:
-        cut = tuple(
-            dataclasses.replace(stage, tile=configs.tile(stage, config, like.dtype, starts, precision))
-            for stage, starts in zip(program.stages, aligned, strict=True)
-        )
-        program.planned[key] = [
-            _plan(stages, config, num_scenarios, programs, like.dtype.itemsize)
-            for stages in scheduling.split(cut, schedule)
-        ]
+        starts = dict(zip(program.stages, aligned, strict=True))
+        plans = program.planned[key] = []
+        for stages in scheduling.split(program.stages, schedule):
+            alone = len(stages) == 1 and isinstance(stages[0], Layer) and stages[0].own_launch
+            own = layer if alone else config
+            cut = [
+                dataclasses.replace(stage, tile=configs.tile(stage, own, like.dtype, starts[stage], precision))
+                for stage in stages
+            ]
+            plans.append(_plan(cut, own, num_scenarios, programs, like.dtype.itemsize))
     found: list[Planned] = program.planned[key]
     return found
 
 
 def _plan(stages: Sequence[Stage], config: Config, num_scenarios: int, programs: int, itemsize: int) -> Planned:
     numbers, bodies, bindings = shared_bodies(stages)
-    if config.bodies_apart and not configs.is_ragged(stages):
-        bodies = tuple(dataclasses.replace(body, apart=not isinstance(body.stage, ProductStage)) for body in bodies)
     persistent = len(stages) > 1
     order = scheduling.order(stages, numbers, config.block_m, num_scenarios, programs if persistent else 1)
     launch = Launch(
@@ -283,8 +314,11 @@ def _plan(stages: Sequence[Stage], config: Config, num_scenarios: int, programs:
         own_items_per_step=sealed(order.own_items_per_step),
         any_rows_lag=sealed(order.any_rows_lag),
         own_lag=sealed(order.own_lag),
+        most_polls=sealed(configs.most_polls()),
     )
-    return Planned(launch, order, bindings, configs.launch_options(config, stages, itemsize))
+    return Planned(
+        launch, tuple(stage.name for stage in stages), order, bindings, configs.launch_options(config, stages, itemsize)
+    )
 
 
 def shared_bodies(stages: Sequence[Stage]) -> tuple[list[int], tuple[Body, ...], tuple[Binding, ...]]:
@@ -318,9 +352,13 @@ def _sharing(stage: Stage) -> Any:
         return None
     if not stage.tile.whole_vectors:
         return None
-    # A tile with rows of both factors chooses row by row, which others need not.
-    mixed = isinstance(stage, WeightGradient) and stage.whole_tiles is False
-    return type(stage), dataclasses.replace(stage.tile, column_tiles=None), mixed
+    # A tile with rows of both factors chooses row by row, and gathered rows have new addresses in every step, which
+    # others need not.
+    apart = isinstance(stage, WeightGradient) and (
+        stage.whole_tiles is False,
+        bool(stage.first.gathered or stage.second.gathered),
+    )
+    return type(stage), dataclasses.replace(stage.tile, column_tiles=None), apart
 
 
 def _described(stage: Stage) -> Stage:

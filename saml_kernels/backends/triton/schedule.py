@@ -6,16 +6,22 @@ have drawn items in between. kernels/persistent.py says why no item can wait for
 """
 
 import itertools
+import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from saml_kernels.backends.triton.stages import ProductStage, ProductTile, QuantizeRows, RowsTile, Stage
+from saml_kernels.backends.triton.stages import ProductStage, ProductTile, QuantizeRows, RowsStage, RowsTile, Stage
 
 TICKET = 0
 FINISHED = 1
-READY = 2
-"""Counters: the next item, programs at their end, and from here on stage by stage the items done of every tile."""
+STUCK = 2
+REPORT = 3
+READY = REPORT + 6
+"""Counters: the next item, programs at their end, programs that gave up waiting and what the first of them says (stage,
+tile, items needed and present, the waiting item's stage and tile), and from READY on stage by stage the items done of
+every tile."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,11 @@ def order(stages: Sequence[Stage], bodies: Sequence[int], block_m: int, num_scen
         ValueError: a stage comes before one that it waits for.
     """
     items = [items_of(stage, block_m) for stage in stages]
+    cycles = [cycles_of(stage) for stage in stages]
+    of_a_step = max(sum(map(operator.mul, items, cycles)), 1.0)
     number_of = {stage.name: number for number, stage in enumerate(stages)}
-    distance = -(-programs // max(sum(items), 1))
+    # Every program has an item in hand and one drawn ahead. While an item runs, others finish so many steps.
+    distances = [math.ceil(programs * (2 / max(sum(items), 1) + of_item / of_a_step)) for of_item in cycles]
     slots: list[Slot] = []
     for number, stage in enumerate(stages):
         # Stages of earlier launches are done.
@@ -89,7 +98,7 @@ def order(stages: Sequence[Stage], bodies: Sequence[int], block_m: int, num_scen
         if any(other >= number for other in after):
             raise ValueError(f"stage {stage.name} comes before what it waits for")
         # A tile of any rows waits for tiles of one scenario with numbers up to M above its own.
-        behind = [slots[o].lag + distance + (num_scenarios if slots[o].own and not stage.own else 0) for o in after]
+        behind = [slots[o].lag + distances[o] + (num_scenarios if slots[o].own and not stage.own else 0) for o in after]
         after += [-1] * (2 - len(after))
         slots.append(
             Slot(
@@ -180,6 +189,24 @@ def items_of(stage: Stage, block_m: int) -> int:
     assert isinstance(stage.tile, RowsTile)
     views = stage.views if isinstance(stage, QuantizeRows) else 1
     return views * -(-block_m // stage.tile.item_rows)
+
+
+CYCLES_OF_ITEM = 4000.0
+"""What an item costs before its first product, a guess: dependent round trips to memory."""
+PRODUCTS_A_CYCLE = 2048.0
+"""Of 16-bit factors, on a multiprocessor of an H100."""
+CYCLES_OF_ELEMENT = 0.1
+"""Of the streams (M, d) of a row that is no product's: instructions of docs/gpu-kernels.md over four a cycle."""
+
+
+def cycles_of(stage: Stage) -> float:
+    """About how long an item takes: only proportions matter, and only for how far stages lag behind each other."""
+    if isinstance(stage, ProductStage):
+        assert isinstance(stage.tile, ProductTile)
+        return CYCLES_OF_ITEM + stage.tile.block_m * stage.tile.block_n * stage.depth / PRODUCTS_A_CYCLE
+    assert isinstance(stage, RowsStage)
+    assert isinstance(stage.tile, RowsTile)
+    return CYCLES_OF_ITEM + CYCLES_OF_ELEMENT * stage.tile.item_rows * stage.row_elements
 
 
 def split(stages: Sequence[Stage], schedule: str) -> tuple[tuple[Stage, ...], ...]:

@@ -107,10 +107,12 @@ class RowsTile:
 
     item_rows: int
     """Rows of a work item."""
-    group_elements: int
-    """Elements of the (rows, M, columns) block that registers hold."""
-    whole_elements: int
-    """Elements of the largest (M, d) that is read once; larger ones are read in blocks of d, twice."""
+    rows: int
+    """Rows that are taken at a time."""
+    columns: int
+    """Columns of a row that are read at a time."""
+    vector: int
+    """Of these, what a thread reads at once."""
 
 
 Tile = ProductTile | RowsTile
@@ -163,6 +165,20 @@ class ProductStage(Stage):
         """Columns of its result."""
         raise NotImplementedError
 
+    @property
+    def depth(self) -> int:
+        """Columns of its first factors together."""
+        raise NotImplementedError
+
+
+class RowsStage(Stage):
+    """A stage that is no product: every row for itself."""
+
+    @property
+    def row_elements(self) -> int:
+        """What it reads of a row."""
+        raise NotImplementedError
+
 
 class LayerPointers(NamedTuple):
     first: Any
@@ -206,6 +222,10 @@ class Layer(ProductStage):
     @property
     def columns(self) -> int:
         return self.n
+
+    @property
+    def depth(self) -> int:
+        return self.first.k + self.second.k
 
 
 class InputGradientPointers(NamedTuple):
@@ -255,6 +275,10 @@ class InputGradient(ProductStage):
     def columns(self) -> int:
         return self.n
 
+    @property
+    def depth(self) -> int:
+        return self.first.k + self.second.k
+
 
 class QuantizeRowsPointers(NamedTuple):
     first: Any
@@ -264,7 +288,7 @@ class QuantizeRowsPointers(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeRows(Stage):
+class QuantizeRows(RowsStage):
     """Rows of [A1 ; A2] in another type, each with a scale (int8, float8), zeros up to ``width``.
 
     ``quantized`` is (B, views, width), ``scale`` (B, views); there are M views where every branch has rows of its own.
@@ -282,6 +306,10 @@ class QuantizeRows(Stage):
     scale: str | None = host()
     largest: float
     """The type's largest value, 0 where nothing is scaled."""
+
+    @property
+    def row_elements(self) -> int:
+        return self.width
 
     def tensors(self) -> tuple[str | None, ...]:
         return QuantizeRowsPointers(self.first.tensor, self.second.tensor, self.quantized, self.scale)
@@ -327,6 +355,10 @@ class QuantizedLayer(ProductStage):
     def columns(self) -> int:
         return self.n
 
+    @property
+    def depth(self) -> int:
+        return self.k
+
 
 class MutualOwnRowPointers(NamedTuple):
     streams: Any
@@ -336,7 +368,7 @@ class MutualOwnRowPointers(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MutualOwnRow(Stage):
+class MutualOwnRow(RowsStage):
     """α_t and M_t = V_t + g_t ∘ Σ_{j≠t} α_tj V_j of every row's own branch t."""
 
     pointers: ClassVar[type] = MutualOwnRowPointers
@@ -348,6 +380,10 @@ class MutualOwnRow(Stage):
     alpha: str | None = host()
     mutual: Rows
     score: str
+
+    @property
+    def row_elements(self) -> int:
+        return self.num_scenarios * self.d
 
     def tensors(self) -> tuple[str | None, ...]:
         return MutualOwnRowPointers(self.streams.tensor, self.gate, self.alpha, self.mutual.tensor)
@@ -362,7 +398,7 @@ class MutualTablePointers(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MutualTable(Stage):
+class MutualTable(RowsStage):
     """M_i of all branches i of every row, where another mutual unit reads them; own rows of α, and M_t on request."""
 
     pointers: ClassVar[type] = MutualTablePointers
@@ -380,6 +416,10 @@ class MutualTable(Stage):
     """M_t is written."""
     score: str
 
+    @property
+    def row_elements(self) -> int:
+        return self.num_scenarios * self.d
+
     def tensors(self) -> tuple[str | None, ...]:
         return MutualTablePointers(self.streams.tensor, self.gates, self.alpha, self.mutual, self.mixed)
 
@@ -394,7 +434,7 @@ class MutualBackwardPointers(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MutualBackward(Stage):
+class MutualBackward(RowsStage):
     """The mutual unit's backward, own row: dz_g, and dV_t but for the gate's product dz_g Uᵀ."""
 
     pointers: ClassVar[type] = MutualBackwardPointers
@@ -411,6 +451,10 @@ class MutualBackward(Stage):
     d_gate: str | None = host()
     """dz_g (B, gate_width)."""
     score: str
+
+    @property
+    def row_elements(self) -> int:
+        return self.num_scenarios * self.d
 
     def tensors(self) -> tuple[str | None, ...]:
         names = self.streams.tensor, self.gate, self.alpha, self.d_mutual, self.d_own, self.d_gate

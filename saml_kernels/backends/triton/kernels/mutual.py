@@ -2,8 +2,10 @@
 
     c_tj = <V_t, V_j> / (max(|V_t|, ε) max(|V_j|, ε)),  M_t = V_t + g_t ∘ Σ_{j≠t} α_tj V_j
 
-A group of rows is read once where its block (rows, M, d) fits the registers; else cosines are summed over blocks of d
-in one pass and the mix is taken in another, which finds the streams in cache. Sums are float32.
+Own rows are taken in groups, as blocks (rows, M, columns) in which a row's columns lie in one warp and its branches in
+one thread: sums over d stay within a warp, sums over branches within a thread, and no warp waits for another. Cosines
+are summed in one pass over blocks of d and the mix is taken in another, which finds the streams in cache. Sums are
+float32.
 """
 
 from typing import Any, NamedTuple
@@ -28,17 +30,17 @@ def score_weights(cosine, foreign, SCORE: tl.constexpr, inverse_temperature):
     """α along the last axis from the cosines; ``foreign`` is False where α is 0: the own entry and padding."""
     cosine = tl.where(foreign, cosine, 0.0)
     if SCORE == "ratio":
-        total = tl.sum(cosine, axis=1)[:, None]
+        total = tl.sum(cosine, 1)[:, None]
         degenerate = tl.abs(total) < DEGENERATE_SUM
         argument = tl.where(degenerate, 0.0, cosine / tl.where(degenerate, 1.0, total))
     else:
         argument = cosine * inverse_temperature
     argument = tl.where(foreign, argument, float("-inf"))
     # With one branch nothing is foreign; -inf - -inf would be NaN.
-    largest = tl.max(argument, axis=1)[:, None]
+    largest = tl.max(argument, 1)[:, None]
     largest = tl.where(largest == float("-inf"), 0.0, largest)
     weight = tl.where(foreign, tl.exp(argument - largest), 0.0)
-    total_weight = tl.sum(weight, axis=1)[:, None]
+    total_weight = tl.sum(weight, 1)[:, None]
     return weight / tl.where(total_weight == 0.0, 1.0, total_weight)
 
 
@@ -61,25 +63,43 @@ class Group(NamedTuple):
 
 
 @triton.jit
-def group_of(STAGE: tl.constexpr, ROWS: tl.constexpr, done, item, batch):
+def group_of(STAGE: tl.constexpr, done, item, batch):
     """The group that begins ``done`` rows after the item's first."""
-    row = item.first + item.part * STAGE.tile.item_rows + done + tl.arange(0, ROWS)
+    row = item.first + item.part * STAGE.tile.item_rows + done + tl.arange(0, STAGE.tile.rows)
     row_mask = row < item.end
     caller = tl.load(batch.permutation + row, mask=row_mask, other=0)
     stream_row = row
     if STAGE.streams.gathered:
         stream_row = caller
-    branch = item.zero + tl.arange(0, padded(STAGE.num_scenarios))
+    branch = tl.arange(0, padded(STAGE.num_scenarios))
     inside = row_mask[:, None] & (branch < STAGE.num_scenarios)[None, :]
     return Group(row, caller, stream_row, row_mask, branch, inside & (branch != item.scenario)[None, :], inside)
 
 
+@triton.constexpr_function
+def is_scalar(stage: Any) -> bool:
+    """Whether the gate is one number a row where d is not."""
+    return stage.gate_width == 1 and stage.d != 1
+
+
+@triton.constexpr_function
+def blocks_of(stage: Any) -> int:
+    """Blocks of columns."""
+    return -(-stage.d // stage.tile.columns)
+
+
+@triton.jit
+def columns_of(STAGE: tl.constexpr, item, block):
+    """(columns,) of a block of d."""
+    return item.zero + block * STAGE.tile.columns + tl.arange(0, STAGE.tile.columns)
+
+
 @triton.jit
 def load_streams(STAGE: tl.constexpr, streams, group, columns):
-    """(rows, M padded, columns) of V in float32, zero outside."""
+    """(rows, M padded, columns) of V, zero outside."""
     place = (group.stream_row * STAGE.streams.stride)[:, None, None] + (group.branch * STAGE.d)[None, :, None]
     mask = group.inside[:, :, None] & (columns < STAGE.d)[None, None, :]
-    return tl.load(streams + (place + columns[None, None, :]), mask=mask, other=0.0).to(tl.float32)
+    return tl.load(streams + (place + columns[None, None, :]), mask=mask, other=0.0)
 
 
 @triton.jit
@@ -112,55 +132,63 @@ def load_gate(STAGE: tl.constexpr, gate, group, columns):
         return load_rows(STAGE.d, gate, group, columns)
 
 
-@triton.constexpr_function
-def is_scalar(stage: Any) -> bool:
-    """Whether the gate is one number a row where d is not."""
-    return stage.gate_width == 1 and stage.d != 1
+class Moments(NamedTuple):
+    """What the cosines need, summed over columns as far as each thread has them."""
+
+    product: Any
+    """(rows, M padded, threads of a row) of <V_t, V_j>."""
+    square: Any
+    """Of |V_j|²."""
+    own_square: Any
+    """(rows, threads of a row) of |V_t|²."""
 
 
 @triton.constexpr_function
-def read_once(stage: Any) -> bool:
-    """Whether the registers hold a row's streams (M, d)."""
-    return padded(stage.d) * padded(stage.num_scenarios) <= stage.tile.whole_elements
-
-
-@triton.constexpr_function
-def block_columns(stage: Any) -> int:
-    """Columns of d that are read at a time."""
-    return padded(stage.d) if read_once(stage) else padded(stage.d, 1, 64)
-
-
-@triton.constexpr_function
-def rows_at_a_time(stage: Any) -> int:
-    """Rows whose block (rows, M, columns) the registers hold."""
-    block = block_columns(stage) * padded(stage.num_scenarios)
-    return int(max(1, min(stage.tile.group_elements // block, stage.tile.item_rows)))
+def by_thread(shape: Any, vector: int) -> list[int]:
+    """The shape with its last axis as (threads, columns of a thread)."""
+    return [*shape[:-1], shape[-1] // vector, vector]
 
 
 @triton.jit
-def products_and_squares(streams, own):
-    """<V_t, V_j> and |V_j|² of a block of columns, (rows, M_PADDED) both."""
-    return tl.sum(streams * own[:, None, :], 2), tl.sum(streams * streams, 2)
+def thread_sum(STAGE: tl.constexpr, x):
+    """Σ over the columns that a thread holds of each row."""
+    parts = tl.reshape(x, by_thread(x.shape, STAGE.tile.vector))
+    return tl.sum(parts, len(parts.shape) - 1)
 
 
 @triton.jit
-def cosines(product, square, own_square):
-    """c_tj, max(|V_j|, ε), and |V_t| as it is (rows, 1)."""
-    norm = tl.maximum(tl.sqrt(square), NORM_EPSILON)
-    own_length = tl.sqrt(own_square)[:, None]
-    return product / (norm * tl.maximum(own_length, NORM_EPSILON)), norm, own_length
+def no_moments(STAGE: tl.constexpr):
+    threads: tl.constexpr = STAGE.tile.columns // STAGE.tile.vector
+    branches: tl.constexpr = padded(STAGE.num_scenarios)
+    nothing = tl.zeros((STAGE.tile.rows, branches, threads), tl.float32)
+    return Moments(nothing, nothing, tl.zeros((STAGE.tile.rows, threads), tl.float32))
+
+
+@triton.jit
+def add_moments(STAGE: tl.constexpr, moments, streams, own):
+    """With those of another block of columns."""
+    return Moments(
+        moments.product + thread_sum(STAGE, streams * own[:, None, :]),
+        moments.square + thread_sum(STAGE, streams * streams),
+        moments.own_square + thread_sum(STAGE, own * own),
+    )
+
+
+@triton.jit
+def cosines(moments):
+    """c_tj (rows, M padded), max(|V_j|, ε), and |V_t| as it is (rows,)."""
+    norm = tl.maximum(tl.sqrt(tl.sum(moments.square, 2)), NORM_EPSILON)
+    own_length = tl.sqrt(tl.sum(moments.own_square, 1))
+    own_norm = tl.maximum(own_length, NORM_EPSILON)
+    return tl.sum(moments.product, 2) / (norm * own_norm[:, None]), norm, own_length
 
 
 @triton.jit
 def mutual_own_row(STAGE: tl.constexpr, pointers, item, batch):
     """α_t and M_t of an item's rows."""
-    rows: tl.constexpr = rows_at_a_time(STAGE)
-    for done in range(0, STAGE.tile.item_rows, rows):
-        group = group_of(STAGE, rows, done, item, batch)
-        if read_once(STAGE):
-            own_row_whole(STAGE, pointers, group, item, batch)
-        else:
-            own_row_blocked(STAGE, rows, pointers, group, item, batch)
+    for done in range(0, STAGE.tile.item_rows, STAGE.tile.rows):
+        group = group_of(STAGE, done, item, batch)
+        own_row(STAGE, pointers, group, item, batch)
 
 
 @triton.jit
@@ -183,39 +211,20 @@ def store_mutual(STAGE: tl.constexpr, pointers, group, columns, streams, own, we
 
 
 @triton.jit
-def own_row_whole(STAGE: tl.constexpr, pointers, group, item, batch):
-    """The streams are read once."""
-    columns = item.zero + tl.arange(0, block_columns(STAGE))
-    streams = load_streams(STAGE, pointers.streams[0], group, columns)
-    own = load_own(STAGE, pointers.streams[0], group, item.scenario, columns)
-    product, square = products_and_squares(streams, own)
-    cosine, _, _ = cosines(product, square, tl.sum(own * own, 1))
-    weight = score_weights(cosine, group.foreign, STAGE.score, batch.inverse_temperature)
-    store_alpha(STAGE, pointers.alpha[0], group, weight)
-    store_mutual(STAGE, pointers, group, columns, streams, own, weight)
-
-
-@triton.jit
-def own_row_blocked(STAGE: tl.constexpr, ROWS: tl.constexpr, pointers, group, item, batch):
+def own_row(STAGE: tl.constexpr, pointers, group, item, batch):
     """Cosines in one pass over blocks of d, the mix in another."""
-    block_d: tl.constexpr = block_columns(STAGE)
-    product = tl.zeros((ROWS, padded(STAGE.num_scenarios)), tl.float32)
-    square = tl.zeros((ROWS, padded(STAGE.num_scenarios)), tl.float32)
-    own_square = tl.zeros((ROWS,), tl.float32)
-    for block in range(0, STAGE.d, block_d):
-        columns = item.zero + block + tl.arange(0, block_d)
-        streams = load_streams(STAGE, pointers.streams[0], group, columns)
+    moments = no_moments(STAGE)
+    for block in range(0, blocks_of(STAGE)):
+        columns = columns_of(STAGE, item, block)
+        streams = load_streams(STAGE, pointers.streams[0], group, columns).to(tl.float32)
         own = load_own(STAGE, pointers.streams[0], group, item.scenario, columns)
-        products, squares = products_and_squares(streams, own)
-        product += products
-        square += squares
-        own_square += tl.sum(own * own, 1)
-    cosine, _, _ = cosines(product, square, own_square)
+        moments = add_moments(STAGE, moments, streams, own)
+    cosine, _, _ = cosines(moments)
     weight = score_weights(cosine, group.foreign, STAGE.score, batch.inverse_temperature)
     store_alpha(STAGE, pointers.alpha[0], group, weight)
-    for block in range(0, STAGE.d, block_d):
-        columns = item.zero + block + tl.arange(0, block_d)
-        streams = load_streams(STAGE, pointers.streams[0], group, columns)
+    for block in range(0, blocks_of(STAGE)):
+        columns = columns_of(STAGE, item, block)
+        streams = load_streams(STAGE, pointers.streams[0], group, columns).to(tl.float32)
         own = load_own(STAGE, pointers.streams[0], group, item.scenario, columns)
         store_mutual(STAGE, pointers, group, columns, streams, own, weight)
 
@@ -293,9 +302,9 @@ def score_gradient(weight, p, cosine, norm, own_length, foreign, SCORE: tl.const
     else:
         dc = dc * inverse_temperature
     own_norm = tl.maximum(own_length, NORM_EPSILON)
-    along = tl.sum(dc * cosine, 1)[:, None]
+    along = tl.sum(dc * cosine, 1)
     along = tl.where(own_length > NORM_EPSILON, along / (own_norm * own_norm), 0.0)
-    return tl.where(foreign, dc / (norm * own_norm), 0.0), along
+    return tl.where(foreign, dc / (norm * own_norm[:, None]), 0.0), along
 
 
 @triton.jit
@@ -304,90 +313,63 @@ def mutual_backward(STAGE: tl.constexpr, pointers, item, batch):
 
     dz_g = dM ∘ mix ∘ g ∘ (1 − g), summed over d for a scalar gate. c, n and mix are computed again.
     """
-    rows: tl.constexpr = rows_at_a_time(STAGE)
-    for done in range(0, STAGE.tile.item_rows, rows):
-        group = group_of(STAGE, rows, done, item, batch)
+    for done in range(0, STAGE.tile.item_rows, STAGE.tile.rows):
+        group = group_of(STAGE, done, item, batch)
         place = (group.caller * STAGE.num_scenarios)[:, None] + group.branch[None, :]
         weight = tl.load(pointers.alpha[0] + place, mask=group.inside, other=0.0)
-        if read_once(STAGE):
-            backward_whole(STAGE, pointers, group, weight, item, batch)
-        else:
-            backward_blocked(STAGE, rows, pointers, group, weight, item, batch)
+        own_row_backward(STAGE, pointers, group, weight, item, batch)
 
 
 @triton.jit
-def store_d_own(STAGE: tl.constexpr, d_own, group, columns, streams, own, dm, toward, along):
-    """dM + Σ_j (what dc_j sends toward V_j) − (what it sends along V_t)."""
-    score_part = tl.sum(streams * toward[:, :, None], 1) - along * own
-    mask = group.row_mask[:, None] & (columns < STAGE.d)[None, :]
-    tl.store(d_own + row_place(STAGE.d, group.row, columns), dm + score_part, mask=mask)
-
-
-@triton.jit
-def store_d_gate(STAGE: tl.constexpr, d_gate, group, columns, streams, weight, dm, g):
-    """dz_g = dM ∘ mix ∘ g ∘ (1 − g) of a vector gate."""
-    mix = tl.sum(streams * weight[:, :, None], 1)
-    mask = group.row_mask[:, None] & (columns < STAGE.d)[None, :]
-    tl.store(d_gate + row_place(STAGE.d, group.row, columns), dm * mix * g * (1.0 - g), mask=mask)
-
-
-@triton.jit
-def backward_whole(STAGE: tl.constexpr, pointers, group, weight, item, batch):
-    """The streams are read once."""
-    columns = item.zero + tl.arange(0, block_columns(STAGE))
-    streams = load_streams(STAGE, pointers.streams[0], group, columns)
-    own = load_own(STAGE, pointers.streams[0], group, item.scenario, columns)
-    product, square = products_and_squares(streams, own)
-    cosine, norm, own_length = cosines(product, square, tl.sum(own * own, 1))
+def toward_mix(STAGE: tl.constexpr, pointers, group, columns):
+    """A block of G = dM ∘ g, of dM where the gate is one number a row."""
     dm = load_rows(STAGE.d, pointers.d_mutual[0], group, columns)
-    g = load_gate(STAGE, pointers.gate[0], group, columns)
-    if is_scalar(STAGE):
-        mean = tl.sum(weight * tl.sum(streams * dm[:, None, :], 2), 1)[:, None]
-        tl.store(pointers.d_gate[0] + group.row[:, None], mean * g * (1.0 - g), mask=group.row_mask[:, None])
-    else:
-        store_d_gate(STAGE, pointers.d_gate[0], group, columns, streams, weight, dm, g)
-    p = tl.sum(streams * (dm * g)[:, None, :], 2)
-    toward, along = score_gradient(
-        weight, p, cosine, norm, own_length, group.foreign, STAGE.score, batch.inverse_temperature
-    )
-    store_d_own(STAGE, pointers.d_own[0], group, columns, streams, own, dm, toward, along)
+    if not is_scalar(STAGE):
+        dm = dm * load_rows(STAGE.d, pointers.gate[0], group, columns)
+    return dm
 
 
 @triton.jit
-def backward_blocked(STAGE: tl.constexpr, ROWS: tl.constexpr, pointers, group, weight, item, batch):
-    """Cosines and p in one pass over blocks of d, the gradients in another."""
-    block_d: tl.constexpr = block_columns(STAGE)
-    product = tl.zeros((ROWS, padded(STAGE.num_scenarios)), tl.float32)
-    square = tl.zeros((ROWS, padded(STAGE.num_scenarios)), tl.float32)
-    own_square = tl.zeros((ROWS,), tl.float32)
-    p = tl.zeros((ROWS, padded(STAGE.num_scenarios)), tl.float32)
-    for block in range(0, STAGE.d, block_d):
-        columns = item.zero + block + tl.arange(0, block_d)
-        streams = load_streams(STAGE, pointers.streams[0], group, columns)
-        own = load_own(STAGE, pointers.streams[0], group, item.scenario, columns)
-        products, squares = products_and_squares(streams, own)
-        product += products
-        square += squares
-        own_square += tl.sum(own * own, 1)
-        dm = load_rows(STAGE.d, pointers.d_mutual[0], group, columns)
-        if not is_scalar(STAGE):
-            dm = dm * load_rows(STAGE.d, pointers.gate[0], group, columns)
-        p += tl.sum(streams * dm[:, None, :], 2)
-    cosine, norm, own_length = cosines(product, square, own_square)
+def scores_backward(STAGE: tl.constexpr, pointers, group, weight, moments, p, batch):
+    """Factors of V_j and of V_t in dV_t, from p_j = <dM ∘ g, V_j>; a scalar gate's dz_g besides, from <dM, V_j>."""
+    cosine, norm, own_length = cosines(moments)
+    p = tl.sum(p, 2)
     if is_scalar(STAGE):
         g = tl.load(pointers.gate[0] + group.row, mask=group.row_mask, other=0.0).to(tl.float32)
         d_gate = tl.sum(weight * p, 1) * g * (1.0 - g)
         tl.store(pointers.d_gate[0] + group.row, d_gate, mask=group.row_mask)
         p = p * g[:, None]
-    toward, along = score_gradient(
-        weight, p, cosine, norm, own_length, group.foreign, STAGE.score, batch.inverse_temperature
-    )
-    for block in range(0, STAGE.d, block_d):
-        columns = item.zero + block + tl.arange(0, block_d)
-        streams = load_streams(STAGE, pointers.streams[0], group, columns)
+    return score_gradient(weight, p, cosine, norm, own_length, group.foreign, STAGE.score, batch.inverse_temperature)
+
+
+@triton.jit
+def store_gradients(STAGE: tl.constexpr, pointers, group, columns, streams, own, weight, toward, along):
+    """A block of dz_g of a vector gate, and of dM + Σ_j (what dc_j sends toward V_j) − (what it sends along V_t)."""
+    dm = load_rows(STAGE.d, pointers.d_mutual[0], group, columns)
+    mask = group.row_mask[:, None] & (columns < STAGE.d)[None, :]
+    place = row_place(STAGE.d, group.row, columns)
+    if not is_scalar(STAGE):
+        g = load_rows(STAGE.d, pointers.gate[0], group, columns)
+        mix = tl.sum(streams * weight[:, :, None], 1)
+        tl.store(pointers.d_gate[0] + place, dm * mix * g * (1.0 - g), mask=mask)
+    score_part = tl.sum(streams * toward[:, :, None], 1) - along[:, None] * own
+    tl.store(pointers.d_own[0] + place, dm + score_part, mask=mask)
+
+
+@triton.jit
+def own_row_backward(STAGE: tl.constexpr, pointers, group, weight, item, batch):
+    """Cosines and p in one pass over blocks of d, the gradients in another."""
+    moments = no_moments(STAGE)
+    p = moments.product
+    for block in range(0, blocks_of(STAGE)):
+        columns = columns_of(STAGE, item, block)
+        streams = load_streams(STAGE, pointers.streams[0], group, columns).to(tl.float32)
         own = load_own(STAGE, pointers.streams[0], group, item.scenario, columns)
-        dm = load_rows(STAGE.d, pointers.d_mutual[0], group, columns)
-        if not is_scalar(STAGE):
-            g_block = load_rows(STAGE.d, pointers.gate[0], group, columns)
-            store_d_gate(STAGE, pointers.d_gate[0], group, columns, streams, weight, dm, g_block)
-        store_d_own(STAGE, pointers.d_own[0], group, columns, streams, own, dm, toward, along)
+        moments = add_moments(STAGE, moments, streams, own)
+        p += thread_sum(STAGE, streams * toward_mix(STAGE, pointers, group, columns)[:, None, :])
+    toward, along = scores_backward(STAGE, pointers, group, weight, moments, p, batch)
+    for block in range(0, blocks_of(STAGE)):
+        columns = columns_of(STAGE, item, block)
+        streams = load_streams(STAGE, pointers.streams[0], group, columns).to(tl.float32)
+        own = load_own(STAGE, pointers.streams[0], group, item.scenario, columns)
+        store_gradients(STAGE, pointers, group, columns, streams, own, weight, toward, along)

@@ -1,14 +1,15 @@
 """One kernel runs any list of stages: a layer in a launch, or a whole trunk in a single persistent one.
 
 Work is cut into items, (stage, tile of rows, part), in an order in which whatever an item needs comes before it: step
-by step, every stage one tile, later stages some steps behind (``lag``). Programs draw items from a counter, so the
-first unfinished item is always in some program's hands, and nothing it waits for can be behind it: the launch ends
-however many programs run at once. An item counts itself done after its stores; what depends on it waits until all
-items of the tile have. A tile of one scenario (number u) ends at row (u + 1)·BLOCK_M at most, so it needs tiles of any
-rows with numbers up to u only; a tile of any rows needs tiles of one scenario with numbers up to u + M. The last
-program sets all counters back to zero.
+by step, every stage one tile, later stages some steps behind (``lag``). Programs draw items from a counter, each its
+next one before it does the present one. Of all items drawn, the first unfinished one is some program's present one, and
+nothing it waits for can be behind it: the launch ends however many programs run at once. An item counts itself done
+after its stores; what depends on it waits until all items of the tile have. A tile of one scenario (number u) ends at
+row (u + 1)·BLOCK_M at most, so it needs tiles of any rows with numbers up to u only; a tile of any rows needs tiles of
+one scenario with numbers up to u + M. The last program sets all counters back to zero.
 
-Counters: the next item, programs at their end, and from READY on stage by stage the items done of every tile.
+Counters: the next item, programs at their end, what a stuck launch reports (``most_polls``), and from READY on stage by
+stage the items done of every tile.
 """
 
 from typing import Any, NamedTuple
@@ -17,11 +18,19 @@ import triton
 import triton.language as tl
 
 from saml_kernels.backends.triton import schedule
-from saml_kernels.backends.triton.kernels.scenario_tiles import Batch, number_of_tiles, scenario_tile, tile_of_row
+from saml_kernels.backends.triton.kernels.scenario_tiles import (
+    Batch,
+    number_of_tiles,
+    scenario_bounds,
+    scenario_tile,
+    tile_of_row,
+)
 from saml_kernels.backends.triton.kernels.values import possible, stage_value, value
 
 TICKET = tl.constexpr(schedule.TICKET)
 FINISHED = tl.constexpr(schedule.FINISHED)
+STUCK = tl.constexpr(schedule.STUCK)
+REPORT = tl.constexpr(schedule.REPORT)
 READY = tl.constexpr(schedule.READY)
 
 
@@ -47,20 +56,24 @@ def persistent_kernel(
     pointers, permutation, offsets, counters, rows, row0, programs, inverse_temperature, LAUNCH: tl.constexpr
 ):
     """Rows row0 to row0 + rows of the sorted batch. ``pointers`` are those of every body of the launch."""
-    batch = Batch(permutation, offsets, rows, row0, inverse_temperature)
+    bounds = scenario_bounds(offsets, rows, row0, LAUNCH.num_scenarios, LAUNCH.block_m)
+    batch = Batch(permutation, offsets, bounds, rows, row0, inverse_temperature)
     tiles = (rows + LAUNCH.block_m - 1) // LAUNCH.block_m + LAUNCH.num_scenarios
     full_steps, total = count_items(batch, LAUNCH)
     number = draw(counters, LAUNCH)
     while number < total:
         item = locate(number, full_steps, batch, LAUNCH)
+        number = draw(counters, LAUNCH) if LAUNCH.persistent else total
         if item.first < item.end:
             if LAUNCH.persistent:
                 wait(counters, value(LAUNCH.slots.after_1, item.stage), item, batch, tiles, LAUNCH)
                 wait(counters, value(LAUNCH.slots.after_2, item.stage), item, batch, tiles, LAUNCH)
-            run(pointers, item, batch, LAUNCH)
-            if LAUNCH.persistent:
-                release(counters, item, tiles)
-        number = draw(counters, LAUNCH) if LAUNCH.persistent else total
+            if LAUNCH.most_polls > 0 and is_stuck(counters):
+                number = total
+            else:
+                run(pointers, item, batch, LAUNCH)
+                if LAUNCH.persistent:
+                    release(counters, item, tiles)
     if LAUNCH.persistent:
         reset(counters, programs, tiles, LAUNCH)
 
@@ -76,16 +89,16 @@ def count_items(batch, LAUNCH: tl.constexpr):
         full_steps += (batch.rows + LAUNCH.block_m - 1) // LAUNCH.block_m + LAUNCH.any_rows_lag
     own_steps = tl.zeros((), tl.int32)
     if possible(LAUNCH.slots.own, 1):
-        own_steps += number_of_tiles(batch, LAUNCH.num_scenarios, LAUNCH.block_m) + LAUNCH.own_lag
+        own_steps += number_of_tiles(batch.bounds) + LAUNCH.own_lag
     total = full_steps * LAUNCH.items_per_step
     return full_steps, total + tl.maximum(own_steps - full_steps, 0) * LAUNCH.own_items_per_step
 
 
 @triton.jit
 def draw(counters, LAUNCH: tl.constexpr):
-    """The number of the next item."""
+    """The number of the next item. Nothing is ordered by it, so it need not wait for earlier stores."""
     if LAUNCH.persistent:
-        return tl.atomic_add(counters + TICKET, 1)
+        return tl.atomic_add(counters + TICKET, 1, sem="relaxed")
     else:
         return tl.program_id(0)
 
@@ -114,7 +127,7 @@ def locate(number, full_steps, batch, LAUNCH: tl.constexpr):
     end = tl.zeros((), tl.int64)
     if tile >= 0:
         if value(LAUNCH.slots.own, stage) == 1:
-            scenario, first, end = scenario_tile(batch, tile, LAUNCH.num_scenarios, LAUNCH.block_m)
+            scenario, first, end = scenario_tile(batch.bounds, tile, LAUNCH.num_scenarios, LAUNCH.block_m)
         else:
             first = tile.to(tl.int64) * LAUNCH.block_m
             end = tl.minimum(first + LAUNCH.block_m, batch.rows)
@@ -132,15 +145,42 @@ def wait(counters, stage, item, batch, tiles, LAUNCH: tl.constexpr):
         highest = item.tile
         if own != value(LAUNCH.slots.own, item.stage):
             if own == 1:
-                lowest = tile_of_row(batch, item.first, LAUNCH.num_scenarios, LAUNCH.block_m)
-                highest = tile_of_row(batch, item.end - 1, LAUNCH.num_scenarios, LAUNCH.block_m)
+                lowest = tile_of_row(batch.bounds, item.first, LAUNCH.block_m)
+                highest = tile_of_row(batch.bounds, item.end - 1, LAUNCH.block_m)
             else:
                 lowest = (item.first // LAUNCH.block_m).to(tl.int32)
                 highest = ((item.end - 1) // LAUNCH.block_m).to(tl.int32)
         ready = counters + READY + stage * tiles
         for tile in range(lowest, highest + 1):
-            while tl.atomic_add(ready + tile, 0, sem="acquire") < need:
-                pass
+            if LAUNCH.most_polls > 0:
+                wait_or_report(counters, ready + tile, need, stage, tile, item, LAUNCH.most_polls)
+            else:
+                while tl.atomic_add(ready + tile, 0, sem="acquire") < need:
+                    pass
+
+
+@triton.jit
+def wait_or_report(counters, ready, need, stage, tile, item, MOST: tl.constexpr):
+    """Polls so often at most; then leaves in REPORT what is waited for, by whom, unless another program has."""
+    present = tl.atomic_add(ready, 0, sem="acquire")
+    polls = 1
+    while (present < need) & (polls < MOST):
+        present = tl.atomic_add(ready, 0, sem="acquire")
+        polls += 1
+    if present < need:
+        if tl.atomic_add(counters + STUCK, 1) == 0:
+            tl.store(counters + REPORT, stage)
+            tl.store(counters + REPORT + 1, tile)
+            tl.store(counters + REPORT + 2, need)
+            tl.store(counters + REPORT + 3, present)
+            tl.store(counters + REPORT + 4, item.stage)
+            tl.store(counters + REPORT + 5, item.tile)
+
+
+@triton.jit
+def is_stuck(counters):
+    """Whether any program has given up: what it should have done, others wait for in vain."""
+    return tl.atomic_add(counters + STUCK, 0) > 0
 
 
 @triton.jit
@@ -148,12 +188,7 @@ def run(pointers, item, batch, LAUNCH: tl.constexpr):
     """The item's work, by the body that serves its stage."""
     for b in tl.static_range(len(LAUNCH.bodies)):
         if value(LAUNCH.slots.body, item.stage) == b:
-            if LAUNCH.bodies[b].apart:
-                # A loop of one round, which the compiler does not know, and out of which it moves nothing.
-                for _ in tl.range(item.zero, 1, disable_licm=True):
-                    LAUNCH.bodies[b].run(LAUNCH.bodies[b].stage, pointers[b], item, batch)
-            else:
-                LAUNCH.bodies[b].run(LAUNCH.bodies[b].stage, pointers[b], item, batch)
+            LAUNCH.bodies[b].run(LAUNCH.bodies[b].stage, pointers[b], item, batch)
 
 
 @triton.jit
@@ -167,7 +202,7 @@ def release(counters, item, tiles):
 def reset(counters, programs, tiles, LAUNCH: tl.constexpr):
     """The last program leaves all counters zero for the next launch."""
     tl.debug_barrier()
-    if tl.atomic_add(counters + FINISHED, 1) == programs - 1:
+    if tl.atomic_add(counters + FINISHED, 1) == programs - 1 and not (LAUNCH.most_polls > 0 and is_stuck(counters)):
         used = tiles * LAUNCH.stages + READY
         for start in range(0, used, 1024):
             place = start + tl.arange(0, 1024)

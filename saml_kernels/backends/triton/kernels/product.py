@@ -1,6 +1,6 @@
 """A tile of a product with its epilogue: a layer δ(bias + [A1 ; A2] W), or dgrad (addend + [A1 ; A2] Wᵀ) ∘ δ'(z).
 
-Both factors of a concatenation run through one loop over k: two loops would take twice the shared memory.
+Both factors of a concatenation run through one loop over k: the pipeline of loads does not run dry between them.
 """
 
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from saml_kernels.backends.triton.kernels.activations import activate, activate_backward
-from saml_kernels.backends.triton.kernels.values import exists, pointer, possible, value, varies
+from saml_kernels.backends.triton.kernels.values import divides, exists, pointer, possible, value, varies
 
 
 class Place(NamedTuple):
@@ -18,10 +18,11 @@ class Place(NamedTuple):
     branch: Any
     """int64."""
     row: Any
-    """(BLOCK_M,) int64, sorted rows."""
+    """(BLOCK_M,) int64, sorted rows, the item's last one at most."""
     caller: Any
     """(BLOCK_M,) the same in the caller's order; row where no operand is gathered."""
     row_mask: Any
+    """(BLOCK_M,) False behind the item's last row."""
     column_tile: Any
     n: Any
     """(BLOCK_N,) columns."""
@@ -40,9 +41,11 @@ def place_of(STAGE: tl.constexpr, GATHERED: tl.constexpr, item, batch):
         branch = item.part // (column_tiles * STAGE.tile.row_parts)
     row = first.to(tl.int64) + tl.arange(0, STAGE.tile.block_m)
     row_mask = row < item.end
+    # Rows behind the last are the last again: to read them needs no mask, and nobody stores what comes of them.
+    row = tl.minimum(row, item.end - 1)
     caller = row
     if GATHERED:
-        caller = tl.load(batch.permutation + row, mask=row_mask, other=0)
+        caller = tl.load(batch.permutation + row)
     n = column_tile * STAGE.tile.block_n + tl.arange(0, STAGE.tile.block_n)
     return Place(branch.to(tl.int64), row, caller, row_mask, column_tile, n)
 
@@ -81,63 +84,106 @@ def result_mask(STAGE: tl.constexpr, N, place):
 def product(STAGE: tl.constexpr, TRANSPOSED: tl.constexpr, pointers, stage, place, N):
     """[A1 ; A2] W, or Wᵀ: the float32 sum of a tile, (BLOCK_M, BLOCK_N); zeros without factors."""
     total = tl.zeros((STAGE.tile.block_m, STAGE.tile.block_n), tl.float32)
-    if exists(STAGE.first.k):
+    if exists(STAGE.first.k) or exists(STAGE.second.k):
         total = add_product(STAGE, TRANSPOSED, pointers, stage, place, N, total)
     return total
 
 
 @triton.jit
+def factor_rows(FACTOR: tl.constexpr, stage, place):
+    """(BLOCK_M,) elements before each row of A."""
+    start = place.branch * value(FACTOR.rows.branch_stride, stage)
+    return start + row_offset(FACTOR.rows, stage, place.row, place.caller)
+
+
+@triton.jit
+def factor_lines(FACTOR: tl.constexpr, stage, place, line):
+    """Elements before lines of W."""
+    start = place.branch * value(FACTOR.weight.branch_stride, stage) + value(FACTOR.weight.start, stage)
+    return start + line.to(tl.int64) * value(FACTOR.weight.stride, stage)
+
+
+@triton.jit
+def elements_between(first, second):
+    """From one tensor to another. A choice of pointers would not be known to be aligned."""
+    bytes_each: tl.constexpr = first.dtype.element_ty.primitive_bitwidth // 8
+    return (second.to(tl.int64) - first.to(tl.int64)) // bytes_each
+
+
+@triton.constexpr_function
+def whole_steps(stage: Any) -> bool:
+    """Whether every step over k is a whole one."""
+    return divides(stage.tile.block_k, stage.first.k) and divides(stage.tile.block_k, stage.second.k)
+
+
+@triton.jit
 def add_product(STAGE: tl.constexpr, TRANSPOSED: tl.constexpr, pointers, stage, place, N, total):
-    """total + [A1 ; A2] W, or Wᵀ."""
+    """total + [A1 ; A2] W, or Wᵀ.
+
+    Addresses move on from step to step, and behind the last step of the first factors to the second ones: of W there is
+    one, whose lines go on; of Wᵀ there may be two.
+    """
+    BLOCK_K: tl.constexpr = STAGE.tile.block_k
+    VECTOR: tl.constexpr = STAGE.tile.vector
+    two: tl.constexpr = exists(STAGE.second.k)
     K1 = value(STAGE.first.k, stage)
     K2 = value(STAGE.second.k, stage)
-    a = pointer(pointers.first, STAGE.given.first, stage, STAGE.tile.vector)
-    w = pointer(pointers.first_weight, STAGE.given.first_weight, stage, STAGE.tile.vector)
-    a1_start = place.branch * value(STAGE.first.rows.branch_stride, stage)
-    a1_row = row_offset(STAGE.first.rows, stage, place.row, place.caller)
-    w1_start = place.branch * value(STAGE.first.weight.branch_stride, stage) + value(STAGE.first.weight.start, stage)
-    w1_step = value(STAGE.first.weight.stride, stage)
-    steps_1 = (K1 + STAGE.tile.block_k - 1) // STAGE.tile.block_k
-    steps_2 = (K2 + STAGE.tile.block_k - 1) // STAGE.tile.block_k
-    two: tl.constexpr = exists(STAGE.second.k)
+    steps_1 = (K1 + BLOCK_K - 1) // BLOCK_K
+    steps = steps_1 + (K2 + BLOCK_K - 1) // BLOCK_K
+    k = tl.arange(0, BLOCK_K)
+    a = pointer(pointers.first, STAGE.given.first, stage, VECTOR)
+    w = pointer(pointers.first_weight, STAGE.given.first_weight, stage, VECTOR)
+    a_row = factor_rows(STAGE.first, stage, place)
+    w_stride = value(STAGE.first.weight.stride, stage)
+    if TRANSPOSED:
+        w_line = factor_lines(STAGE.first, stage, place, place.n)
+        w_place = w + (w_line[None, :] + k[:, None])
+    else:
+        w_place = w + (factor_lines(STAGE.first, stage, place, k)[:, None] + place.n[None, :])
+    a_place = a + (a_row[:, None] + k[None, :])
     if two:
-        # One base and a choice of offsets: a choice of pointers would not be known to be aligned.
-        a2 = pointer(pointers.second, STAGE.given.second, stage, STAGE.tile.vector)
-        w2 = pointer(pointers.second_weight, STAGE.given.second_weight, stage, STAGE.tile.vector)
-        bytes_each: tl.constexpr = a.dtype.element_ty.primitive_bitwidth // 8
-        a2_start = (a2.to(tl.int64) - a.to(tl.int64)) // bytes_each
-        w2_start = (w2.to(tl.int64) - w.to(tl.int64)) // bytes_each
-        w2_start += place.branch * value(STAGE.second.weight.branch_stride, stage)
-        w2_start += value(STAGE.second.weight.start, stage)
-        a2_row = row_offset(STAGE.second.rows, stage, place.row, place.caller)
-        w2_step = value(STAGE.second.weight.stride, stage)
-    for step in range(0, steps_1 + steps_2):
-        k0 = step * STAGE.tile.block_k
-        width = K1
-        a_start = a1_start
-        a_row = a1_row
-        w_start = w1_start
-        w_step = w1_step
-        if two:
-            of_second = step >= steps_1
-            k0 = tl.where(of_second, step - steps_1, step) * STAGE.tile.block_k
-            width = tl.multiple_of(tl.where(of_second, K2, K1), STAGE.tile.vector)
-            a_start = tl.multiple_of(tl.where(of_second, a2_start, a1_start), STAGE.tile.vector)
-            a_row = tl.where(of_second, a2_row, a1_row)
-            w_start = tl.multiple_of(tl.where(of_second, w2_start, w1_start), STAGE.tile.vector)
-            w_step = tl.multiple_of(tl.where(of_second, w2_step, w1_step), STAGE.tile.vector)
-        k = k0 + tl.arange(0, STAGE.tile.block_k)
-        a_tile = tl.load(
-            a + (a_start + a_row[:, None] + k[None, :]),
-            mask=place.row_mask[:, None] & (k < width)[None, :],
-            other=0.0,
-        )
+        a2 = pointer(pointers.second, STAGE.given.second, stage, VECTOR)
+        a_jump = elements_between(a, a2) + factor_rows(STAGE.second, stage, place) - a_row
         if TRANSPOSED:
-            w_index = (place.n.to(tl.int64) * w_step)[None, :] + k[:, None]
+            w2 = pointer(pointers.second_weight, STAGE.given.second_weight, stage, VECTOR)
+            w_jump = elements_between(w, w2) + factor_lines(STAGE.second, stage, place, place.n) - w_line
+        if possible(STAGE.first.k, 0):
+            a_place += (tl.where(steps_1 == 0, a_jump // VECTOR, 0) * VECTOR)[:, None]
+            if TRANSPOSED:
+                w_place += (tl.where(steps_1 == 0, w_jump // VECTOR, 0) * VECTOR)[None, :]
+        # In vectors, from the last step of the first factors.
+        a_jump = (a_jump - (steps_1 - 1) * BLOCK_K) // VECTOR
+        if TRANSPOSED:
+            w_jump = (w_jump - (steps_1 - 1) * BLOCK_K) // VECTOR
+    left = tl.where(steps_1 > 0, K1, K2)
+    for step in range(0, steps):
+        if whole_steps(STAGE):
+            a_tile = tl.load(a_place)
+            if divides(STAGE.tile.block_n, STAGE.n):
+                w_tile = tl.load(w_place)
+            else:
+                w_tile = tl.load(w_place, mask=(place.n < N)[None, :], other=0.0)
         else:
-            w_index = (k.to(tl.int64) * w_step)[:, None] + place.n[None, :]
-        w_tile = tl.load(w + (w_start + w_index), mask=(k < width)[:, None] & (place.n < N)[None, :], other=0.0)
+            a_tile = tl.load(a_place, mask=(k < left)[None, :], other=0.0)
+            w_tile = tl.load(w_place, mask=(k < left)[:, None] & (place.n < N)[None, :], other=0.0)
         total = tl.dot(a_tile, w_tile, total, input_precision=STAGE.tile.precision)
+        lines = tl.full((), BLOCK_K, tl.int32)
+        if two:
+            ends = step == steps_1 - 1
+            # Written as a product, the compiler sees that addresses stay multiples of a vector.
+            a_place += (tl.where(ends, a_jump, BLOCK_K // VECTOR) * VECTOR)[:, None]
+            if TRANSPOSED:
+                w_place += (tl.where(ends, w_jump, BLOCK_K // VECTOR) * VECTOR)[None, :]
+            elif not whole_steps(STAGE):
+                lines = tl.where(ends, left, BLOCK_K)
+            left = tl.where(ends, K2, left - BLOCK_K)
+        else:
+            a_place += BLOCK_K
+            left -= BLOCK_K
+            if TRANSPOSED:
+                w_place += BLOCK_K
+        if not TRANSPOSED:
+            w_place += lines.to(tl.int64) * w_stride
     return total
 
 

@@ -4,12 +4,8 @@ Dynamic quantisation of both factors (W8A8 where the type has 8 bits), as saml_k
 the row's largest magnitude to the type's largest value. Quantised rows are padded with zeros to whole vectors.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
-
-from saml_kernels.backends.triton.kernels.scenario_tiles import padded
 
 
 @triton.jit
@@ -44,23 +40,11 @@ def load_pair(STAGE: tl.constexpr, pointers, first_row, second_row, row_mask, k)
     return x
 
 
-@triton.constexpr_function
-def block_columns(width: int) -> int:
-    """Columns of a row that are read at a time."""
-    return padded(width, 1, 256)
-
-
-@triton.constexpr_function
-def rows_at_a_time(stage: Any) -> int:
-    """Rows whose block (rows, columns) the registers hold."""
-    return int(max(1, min(stage.tile.group_elements // block_columns(stage.width), stage.tile.item_rows)))
-
-
 @triton.jit
 def quantize_rows(STAGE: tl.constexpr, pointers, item, batch):
     """An item's rows of [A1 ; A2] quantised, each with its scale."""
-    rows: tl.constexpr = rows_at_a_time(STAGE)
-    block_k: tl.constexpr = block_columns(STAGE.width)
+    rows: tl.constexpr = STAGE.tile.rows
+    block_k: tl.constexpr = STAGE.tile.columns
     view = (item.part % STAGE.views).to(tl.int64)
     begin = item.first + (item.part // STAGE.views) * STAGE.tile.item_rows
     for done in range(0, STAGE.tile.item_rows, rows):

@@ -17,9 +17,24 @@ class Batch(NamedTuple):
     """(B,) int64: where each sorted row stands in the caller's order, from row0 on."""
     offsets: Any
     """(M + 1,) int64, of the whole batch."""
+    bounds: Any
+    """:class:`Bounds` of a launch whose tiles wait for each other."""
     rows: Any
     row0: Any
     inverse_temperature: Any
+
+
+class Bounds(NamedTuple):
+    """Scenarios as far as they are among the rows, (M padded,) int32 each: read once, kept in registers."""
+
+    start: Any
+    """First row."""
+    stop: Any
+    """Behind the last row."""
+    first_tile: Any
+    """Tiles of the scenarios before."""
+    tiles: Any
+    """Tiles of the scenario."""
 
 
 @triton.constexpr_function
@@ -29,44 +44,39 @@ def padded(count: int, least: int = 1, most: int = 2**30) -> int:
 
 
 @triton.jit
-def scenario_bounds(batch, M: tl.constexpr):
-    """(k, first row, end) of all scenarios, as far as they are among the rows."""
+def scenario_bounds(offsets, rows, row0, M: tl.constexpr, BLOCK_M: tl.constexpr):
+    """All scenarios' rows and tiles."""
     k = tl.arange(0, padded(M))
-    start = tl.load(batch.offsets + k, mask=k < M, other=0) - batch.row0
-    stop = tl.load(batch.offsets + k + 1, mask=k < M, other=0) - batch.row0
-    start = tl.minimum(tl.maximum(start, 0), batch.rows)
-    stop = tl.minimum(tl.maximum(stop, 0), batch.rows)
-    return k, start, stop
+    start = tl.load(offsets + k, mask=k < M, other=0) - row0
+    stop = tl.load(offsets + k + 1, mask=k < M, other=0) - row0
+    start = tl.minimum(tl.maximum(start, 0), rows).to(tl.int32)
+    stop = tl.minimum(tl.maximum(stop, 0), rows).to(tl.int32)
+    tiles = (stop - start + (BLOCK_M - 1)) // BLOCK_M
+    return Bounds(start, stop, tl.cumsum(tiles, 0) - tiles, tiles)
 
 
 @triton.jit
-def number_of_tiles(batch, M: tl.constexpr, BLOCK_M: tl.constexpr):
+def number_of_tiles(bounds):
     """Tiles of one scenario, of all scenarios together."""
-    _, start, stop = scenario_bounds(batch, M)
-    return tl.sum((stop - start + (BLOCK_M - 1)) // BLOCK_M, 0).to(tl.int32)
+    return tl.sum(bounds.tiles, 0)
 
 
 @triton.jit
-def scenario_tile(batch, tile, M: tl.constexpr, BLOCK_M: tl.constexpr):
+def scenario_tile(bounds, tile, M: tl.constexpr, BLOCK_M: tl.constexpr):
     """(scenario, first row, end of the scenario's rows) of a tile. Past the last one the tile is empty."""
-    k, start, stop = scenario_bounds(batch, M)
-    count = (stop - start + (BLOCK_M - 1)) // BLOCK_M
-    end = tl.cumsum(count, 0)
-    scenario = tl.sum((end <= tile).to(tl.int32), 0)
-    here = k == scenario
-    first = tl.sum(tl.where(here, start + (tile - (end - count)) * BLOCK_M, 0), 0)
-    last = tl.sum(tl.where(here, stop, 0), 0)
-    return tl.minimum(scenario, M - 1), first, last
+    here = (bounds.first_tile <= tile) & (tile < bounds.first_tile + bounds.tiles)
+    scenario = tl.sum(tl.where(here, tl.arange(0, padded(M)), 0), 0)
+    first = tl.sum(tl.where(here, bounds.start + (tile - bounds.first_tile) * BLOCK_M, 0), 0)
+    last = tl.sum(tl.where(here, bounds.stop, 0), 0)
+    return scenario, first.to(tl.int64), last.to(tl.int64)
 
 
 @triton.jit
-def tile_of_row(batch, row, M: tl.constexpr, BLOCK_M: tl.constexpr):
+def tile_of_row(bounds, row, BLOCK_M: tl.constexpr):
     """The number of the tile, as scenario_tile counts them, that holds a row."""
-    k, start, stop = scenario_bounds(batch, M)
-    passed = (stop <= row) & (k < M)
-    before = tl.sum(tl.where(passed, (stop - start + (BLOCK_M - 1)) // BLOCK_M, 0), 0)
-    here = (start <= row) & (row < stop)
-    return (before + tl.sum(tl.where(here, (row - start) // BLOCK_M, 0), 0)).to(tl.int32)
+    here = (bounds.start <= row) & (row < bounds.stop)
+    tile = bounds.first_tile + (row.to(tl.int32) - bounds.start) // BLOCK_M
+    return tl.sum(tl.where(here, tile, 0), 0)
 
 
 @triton.jit

@@ -37,6 +37,12 @@ def exists(width: Any) -> bool:
 
 
 @triton.constexpr_function
+def divides(block: int, width: Any) -> bool:
+    """Whether a width is a multiple of the block in every stage."""
+    return all(value % block == 0 for _, value in width.values) if isinstance(width, Varying) else width % block == 0
+
+
+@triton.constexpr_function
 def stage_value(leaf: Any, stage: int) -> int:
     """The number of a stage that is known at compile time."""
     return int(dict(leaf.values)[stage] if isinstance(leaf, Varying) else leaf)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from saml_kernels.backends.triton.kernels.product import row_offset
+from saml_kernels.backends.triton.kernels.product import elements_between, row_offset
 from saml_kernels.backends.triton.kernels.scenario_tiles import Batch, chunk_of_scenario
-from saml_kernels.backends.triton.kernels.values import exists, pointer, possible, stage_value, value
+from saml_kernels.backends.triton.kernels.values import divides, exists, pointer, possible, stage_value, value
 
 
 class Scratch(NamedTuple):
@@ -27,7 +27,7 @@ class Scratch(NamedTuple):
 @triton.jit(do_not_specialize=["rows", "chunk"])
 def weight_gradient_kernel(pointers, sums, permutation, offsets, counters, rows, chunk, LAUNCH: tl.constexpr):
     """One tile of one weight, or a stretch of its bias, over one chunk of rows."""
-    batch = Batch(permutation, offsets, rows, 0, 1.0)
+    batch = Batch(permutation, offsets, None, rows, 0, 1.0)
     tile = tl.program_id(0)
     weight = tl.zeros((), tl.int32)
     for s in tl.static_range(1, LAUNCH.stages):
@@ -91,36 +91,78 @@ def sum_of_dz(STAGE: tl.constexpr, dz, N, n, rows):
     return total
 
 
+class FactorRows(NamedTuple):
+    """Rows of A1, or of what a tile has of [A1 ; A2]."""
+
+    start: Any
+    """Elements before the branch's first row."""
+    stride: Any
+    gathered: Any
+    """1 where they are in the caller's order."""
+
+
+@triton.jit
+def rows_of_tile(STAGE: tl.constexpr, weight, branch, to_second, row_tile):
+    """Of the factor that the tile belongs to; of the first one where tiles have rows of both."""
+    VECTOR: tl.constexpr = STAGE.tile.vector
+    start = branch * value(STAGE.first.branch_stride, weight)
+    stride = value(STAGE.first.stride, weight)
+    gathered = value(STAGE.first.gathered, weight)
+    if exists(STAGE.k2) and STAGE.whole_tiles:
+        of_second = row_tile * STAGE.tile.block_m >= value(STAGE.k1, weight)
+        # In vectors, so that the compiler sees that what is chosen is a multiple of one.
+        start = tl.where(of_second, to_second // VECTOR, start // VECTOR) * VECTOR
+        stride = tl.where(of_second, value(STAGE.second.stride, weight) // VECTOR, stride // VECTOR) * VECTOR
+        gathered = tl.where(of_second, value(STAGE.second.gathered, weight), gathered)
+    return FactorRows(start, stride, gathered)
+
+
 @triton.jit
 def sum_of_products(STAGE: tl.constexpr, pointers, weight, dz, K, N, k, n, row_tile, branch, rows, batch):
-    """Σ [A1 ; A2]ᵀ dz over a chunk, (BLOCK_M, BLOCK_N)."""
+    """Σ [A1 ; A2]ᵀ dz over a chunk, (BLOCK_M, BLOCK_N).
+
+    Addresses move on from step to step, but those of gathered rows.
+    """
+    BLOCK_K: tl.constexpr = STAGE.tile.block_k
+    gathered: tl.constexpr = possible(STAGE.first.gathered) or possible(STAGE.second.gathered)
+    mixed: tl.constexpr = exists(STAGE.k2) and not STAGE.whole_tiles
+    whole_columns: tl.constexpr = divides(STAGE.tile.block_n, STAGE.n)
+    whole_rows: tl.constexpr = divides(STAGE.tile.block_m, STAGE.k1) and divides(STAGE.tile.block_m, STAGE.k2)
     K1 = value(STAGE.k1, weight)
-    a1 = pointer(pointers.first, STAGE.given.first, weight, STAGE.tile.vector)
-    a1_start = branch * value(STAGE.first.branch_stride, weight)
-    second_tile = row_tile * STAGE.tile.block_m >= K1
+    a = pointer(pointers.first, STAGE.given.first, weight, STAGE.tile.vector)
+    to_second = tl.zeros((), tl.int64)
     if exists(STAGE.k2):
-        bytes_each: tl.constexpr = a1.dtype.element_ty.primitive_bitwidth // 8
-        a2 = pointer(pointers.second, STAGE.given.second, weight, STAGE.tile.vector)
-        a2_start = (a2.to(tl.int64) - a1.to(tl.int64)) // bytes_each - K1
+        to_second += elements_between(a, pointer(pointers.second, STAGE.given.second, weight, STAGE.tile.vector)) - K1
+    first = rows_of_tile(STAGE, weight, branch, to_second, row_tile)
+    row = rows.first + tl.arange(0, BLOCK_K)
+    a_place = a + (first.start + (row * first.stride)[:, None] + k[None, :])
+    dz_place = dz + ((row * N)[:, None] + n[None, :])
+    a_step = tl.zeros((), tl.int64) + first.stride
+    dz_step = tl.zeros((), tl.int64) + N
     total = tl.zeros((STAGE.tile.block_m, STAGE.tile.block_n), tl.float32)
-    for row0 in range(rows.first, rows.end, STAGE.tile.block_k):
-        row = row0 + tl.arange(0, STAGE.tile.block_k)
-        row_mask = row < rows.end
-        caller = row
-        if possible(STAGE.first.gathered) or possible(STAGE.second.gathered):
-            caller = tl.load(batch.permutation + row, mask=row_mask, other=0)
-        place = a1_start + row_offset(STAGE.first, weight, row, caller)[:, None]
-        if exists(STAGE.k2):
-            other = a2_start + row_offset(STAGE.second, weight, row, caller)[:, None]
-            if STAGE.whole_tiles:
-                # A choice for the whole tile keeps the contiguity along k.
-                place = tl.multiple_of(tl.where(second_tile, other, place), (1, STAGE.tile.vector))
-            else:
-                place = tl.where((k < K1)[None, :], place, other)
-        a_tile = tl.load(a1 + (place + k[None, :]), mask=row_mask[:, None] & (k < K)[None, :], other=0.0)
-        mask = row_mask[:, None] & (n < N)[None, :]
-        dz_tile = tl.load(dz + (row * N)[:, None] + n[None, :], mask=mask, other=0.0)
+    for row0 in range(rows.first, rows.end, BLOCK_K):
+        row = row0 + tl.arange(0, BLOCK_K)
+        inside = row < rows.end
+        if gathered or mixed:
+            caller = row
+            if gathered:
+                caller = tl.load(batch.permutation + row, mask=inside, other=0)
+            place = first.start + (tl.where(first.gathered == 1, caller, row) * first.stride)[:, None]
+            if mixed:
+                second_row = to_second + row_offset(STAGE.second, weight, row, caller)
+                place = tl.where((k < K1)[None, :], place, second_row[:, None])
+            a_place = a + (place + k[None, :])
+        a_mask = inside[:, None]
+        if not whole_rows:
+            a_mask = a_mask & (k < K)[None, :]
+        dz_mask = inside[:, None]
+        if not whole_columns:
+            dz_mask = dz_mask & (n < N)[None, :]
+        a_tile = tl.load(a_place, mask=a_mask, other=0.0)
+        dz_tile = tl.load(dz_place, mask=dz_mask, other=0.0)
         total = tl.dot(tl.trans(a_tile), dz_tile, total, input_precision=STAGE.tile.precision)
+        a_place += a_step * BLOCK_K
+        dz_place += dz_step * BLOCK_K
     return total
 
 
