@@ -10,9 +10,9 @@ namespace saml_kernels {
 // (permutation, inverse, offsets), all int64. permutation (B,) lists the rows stably sorted by scenario, inverse (B,)
 // undoes it, and the rows of scenario k stand at offsets[k] .. offsets[k + 1] of the sorted order; offsets is (M + 1,).
 using Grouping = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-// The same, and (num_counters,) int32 zeros. A kernel that hands out work by counters needs them cleared before it
-// starts; cleared here they cost no launch of their own.
-using GroupingAndCounters = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+// (permutation, offsets, counters): without the inverse, and with (num_counters,) int32 zeros. A kernel that hands out
+// work by counters needs them cleared before it starts; cleared here they cost no launch of their own.
+using GroupingAndCounters = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // scenario: (B,) int32 or int64, any stride. TypeError or ValueError for anything else, and for an id outside [0, M).
 Grouping group_by_scenario_cpu(const at::Tensor& scenario, int64_t num_scenarios);

@@ -44,7 +44,7 @@ TORCH_LIBRARY(saml_kernels, library) {
       "group_by_scenario(Tensor scenario, int num_scenarios) -> (Tensor permutation, Tensor inverse, Tensor offsets)");
   library.def(
       "group_by_scenario_and_clear(Tensor scenario, int num_scenarios, int num_counters) -> "
-      "(Tensor permutation, Tensor inverse, Tensor offsets, Tensor counters)");
+      "(Tensor permutation, Tensor offsets, Tensor counters)");
   library.def(schema<&trunk_forward_cpu>("trunk_forward").c_str());
   library.def(schema<&trunk_backward_cpu>("trunk_backward").c_str());
   library.def(schema<&mutual_forward_cpu>("mutual_forward").c_str());

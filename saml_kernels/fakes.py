@@ -39,7 +39,8 @@ def _group_by_scenario(call: Any) -> tuple[Tensor, ...]:
 @_fake("group_by_scenario_and_clear")
 def _group_by_scenario_and_clear(call: Any) -> tuple[Tensor, ...]:
     counters = call.scenario.new_empty((call.num_counters,), dtype=torch.int32)
-    return (*_group_by_scenario(call), counters)
+    permutation, _, offsets = _group_by_scenario(call)
+    return permutation, offsets, counters
 
 
 @_fake("trunk_forward")

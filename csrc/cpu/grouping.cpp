@@ -32,6 +32,7 @@ struct Chunks {
   int64_t end(int64_t chunk) const { return begin(chunk + 1); }
 };
 
+// Without inverse where it is null.
 template <typename id_t>
 void group(const at::Tensor& scenario, int64_t num_scenarios, int64_t* permutation, int64_t* inverse,
            int64_t* offsets) {
@@ -77,31 +78,39 @@ void group(const at::Tensor& scenario, int64_t num_scenarios, int64_t* permutati
       for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
         const int64_t target = next[ids[row * stride]]++;
         permutation[target] = row;
-        inverse[row] = target;
+        if (inverse != nullptr) {
+          inverse[row] = target;
+        }
       }
     }
   });
+}
+
+// (permutation, offsets), and the inverse where there is memory for it.
+std::tuple<at::Tensor, at::Tensor> group(const at::Tensor& scenario, int64_t num_scenarios, int64_t* inverse) {
+  const auto options = scenario.options().dtype(at::kLong);
+  at::Tensor permutation = at::empty({scenario.size(0)}, options);
+  at::Tensor offsets = at::empty({num_scenarios + 1}, options);
+  AT_DISPATCH_INDEX_TYPES(scenario.scalar_type(), "group_by_scenario", [&] {
+    group<index_t>(scenario, num_scenarios, permutation.data_ptr<int64_t>(), inverse, offsets.data_ptr<int64_t>());
+  });
+  return {permutation, offsets};
 }
 
 }  // namespace
 
 Grouping group_by_scenario_cpu(const at::Tensor& scenario, int64_t num_scenarios) {
   check_group_by_scenario(scenario, num_scenarios);
-  const auto options = scenario.options().dtype(at::kLong);
-  at::Tensor permutation = at::empty({scenario.size(0)}, options);
-  at::Tensor inverse = at::empty({scenario.size(0)}, options);
-  at::Tensor offsets = at::empty({num_scenarios + 1}, options);
-  AT_DISPATCH_INDEX_TYPES(scenario.scalar_type(), "group_by_scenario", [&] {
-    group<index_t>(scenario, num_scenarios, permutation.data_ptr<int64_t>(), inverse.data_ptr<int64_t>(),
-                   offsets.data_ptr<int64_t>());
-  });
+  at::Tensor inverse = at::empty({scenario.size(0)}, scenario.options().dtype(at::kLong));
+  auto [permutation, offsets] = group(scenario, num_scenarios, inverse.data_ptr<int64_t>());
   return {permutation, inverse, offsets};
 }
 
 GroupingAndCounters group_by_scenario_and_clear_cpu(const at::Tensor& scenario, int64_t num_scenarios,
                                                     int64_t num_counters) {
+  check_group_by_scenario(scenario, num_scenarios);
   check_num_counters(num_counters);
-  return std::tuple_cat(group_by_scenario_cpu(scenario, num_scenarios),
+  return std::tuple_cat(group(scenario, num_scenarios, nullptr),
                         std::make_tuple(at::zeros({num_counters}, scenario.options().dtype(at::kInt))));
 }
 

@@ -38,6 +38,7 @@ __device__ int load_id(const id_t* ids, int64_t stride, int row, int end, int nu
   return static_cast<int>(id);
 }
 
+// The inverse is not written where it is null.
 // One block an SM is all there will be: with less than that said, ptxas saves registers and spills.
 template <typename id_t>
 __global__ void __launch_bounds__(kMaxWarps* kWarpSize, 1)
@@ -110,7 +111,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, 1)
     if (id >= 0) {
       const int target = own[id] + __popc(peers & lanes_before);
       permutation[target] = row;
-      inverse[row] = target;
+      if (inverse != nullptr) {
+        inverse[row] = target;
+      }
     }
     __syncwarp();
     if (id >= 0 && __ffs(peers) - 1 == lane) {
@@ -120,18 +123,29 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, 1)
   }
 }
 
+// Everything at once; the inverse is undefined unless it is asked for.
+struct Grouped {
+  at::Tensor permutation;
+  at::Tensor inverse;
+  at::Tensor offsets;
+  at::Tensor counters;
+};
+
 // The device-wide way, for batches or scenario counts that one block is too small for.
-Grouping group_by_sort(const at::Tensor& scenario, int64_t num_scenarios) {
+Grouped group_by_sort(const at::Tensor& scenario, int64_t num_scenarios, int64_t num_counters, bool with_inverse) {
   at::_assert_async(scenario.ge(0).logical_and(scenario.lt(num_scenarios)).all(),
                     "scenario ids must lie in [0, num_scenarios)");
   auto [ids, permutation] = at::sort(scenario.to(at::kLong), /*stable=*/true, /*dim=*/0, /*descending=*/false);
-  at::Tensor inverse = at::empty_like(permutation);
-  inverse.index_put_({permutation}, at::arange(permutation.size(0), permutation.options()));
-  return {permutation, inverse, at::searchsorted(ids, at::arange(num_scenarios + 1, ids.options()))};
+  at::Tensor inverse;
+  if (with_inverse) {
+    inverse = at::empty_like(permutation);
+    inverse.index_put_({permutation}, at::arange(permutation.size(0), permutation.options()));
+  }
+  return {permutation, inverse, at::searchsorted(ids, at::arange(num_scenarios + 1, ids.options())),
+          at::zeros({num_counters}, scenario.options().dtype(at::kInt))};
 }
 
-GroupingAndCounters group_by_scenario_and_clear_cuda(const at::Tensor& scenario, int64_t num_scenarios,
-                                                     int64_t num_counters) {
+Grouped group(const at::Tensor& scenario, int64_t num_scenarios, int64_t num_counters, bool with_inverse) {
   check_group_by_scenario(scenario, num_scenarios);
   check_num_counters(num_counters);
   const c10::cuda::CUDAGuard guard(scenario.device());
@@ -139,28 +153,31 @@ GroupingAndCounters group_by_scenario_and_clear_cuda(const at::Tensor& scenario,
   const int64_t ints = kSharedBytes / static_cast<int64_t>(sizeof(int));
   const int64_t warps = std::min<int64_t>(kMaxWarps, ints / num_scenarios - 1);
   if (rows > kMaxRows || warps < 1) {
-    return std::tuple_cat(group_by_sort(scenario, num_scenarios),
-                          std::make_tuple(at::zeros({num_counters}, scenario.options().dtype(at::kInt))));
+    return group_by_sort(scenario, num_scenarios, num_counters, with_inverse);
   }
   const auto options = scenario.options().dtype(at::kLong);
-  at::Tensor permutation = at::empty({rows}, options);
-  at::Tensor inverse = at::empty({rows}, options);
-  at::Tensor offsets = at::empty({num_scenarios + 1}, options);
-  at::Tensor counters = at::empty({num_counters}, options.dtype(at::kInt));
+  Grouped found{at::empty({rows}, options), with_inverse ? at::empty({rows}, options) : at::Tensor(),
+                at::empty({num_scenarios + 1}, options), at::empty({num_counters}, options.dtype(at::kInt))};
   const int64_t shared_bytes = (warps + 1) * num_scenarios * static_cast<int64_t>(sizeof(int));
   AT_DISPATCH_INDEX_TYPES(scenario.scalar_type(), "group_by_scenario", [&] {
     group_by_scenario_kernel<index_t><<<1, warps * kWarpSize, shared_bytes, c10::cuda::getCurrentCUDAStream()>>>(
         scenario.const_data_ptr<index_t>(), scenario.stride(0), static_cast<int>(rows), static_cast<int>(num_scenarios),
-        permutation.data_ptr<int64_t>(), inverse.data_ptr<int64_t>(), offsets.data_ptr<int64_t>(),
-        counters.data_ptr<int>(), num_counters);
+        found.permutation.data_ptr<int64_t>(), with_inverse ? found.inverse.data_ptr<int64_t>() : nullptr,
+        found.offsets.data_ptr<int64_t>(), found.counters.data_ptr<int>(), num_counters);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
-  return {permutation, inverse, offsets, counters};
+  return found;
+}
+
+GroupingAndCounters group_by_scenario_and_clear_cuda(const at::Tensor& scenario, int64_t num_scenarios,
+                                                     int64_t num_counters) {
+  Grouped found = group(scenario, num_scenarios, num_counters, /*with_inverse=*/false);
+  return {found.permutation, found.offsets, found.counters};
 }
 
 Grouping group_by_scenario_cuda(const at::Tensor& scenario, int64_t num_scenarios) {
-  auto [permutation, inverse, offsets, _] = group_by_scenario_and_clear_cuda(scenario, num_scenarios, 0);
-  return {permutation, inverse, offsets};
+  Grouped found = group(scenario, num_scenarios, 0, /*with_inverse=*/true);
+  return {found.permutation, found.inverse, found.offsets};
 }
 
 }  // namespace

@@ -50,6 +50,8 @@ class Chip:
     name: str
     target: GPUTarget
     shared_memory: int
+    family: str
+    """As configs.py files it."""
     tensor_core: str
     """A pattern of the instruction, in PTX or AMD's assembly, that shows the matrix unit at work."""
 
@@ -57,10 +59,10 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("sm_80", GPUTarget("cuda", 80, 32), 166912, r"\bmma\.sync"),
-        Chip("sm_90", GPUTarget("cuda", 90, 32), 232448, r"\bwgmma\.mma_async"),
-        Chip("sm_100", GPUTarget("cuda", 100, 32), 232448, r"tcgen05\.mma|mma\.sync"),
-        Chip("gfx942", GPUTarget("hip", "gfx942", 64), 65536, r"v_mfma"),
+        Chip("sm_80", GPUTarget("cuda", 80, 32), 166912, "sm_80", r"\bmma\.sync"),
+        Chip("sm_90", GPUTarget("cuda", 90, 32), 232448, "sm_90", r"\bwgmma\.mma_async"),
+        Chip("sm_100", GPUTarget("cuda", 100, 32), 232448, "sm_100", r"tcgen05\.mma|mma\.sync"),
+        Chip("gfx942", GPUTarget("hip", "gfx942", 64), 65536, configs.AMD, r"v_mfma"),
     )
 }
 
@@ -189,14 +191,14 @@ class Trunk:
 
 @functools.cache
 def recorded(
-    dtype: torch.dtype, trunk: Trunk, schedule: str, config: Config | None = None, amd: bool = False
+    dtype: torch.dtype, trunk: Trunk, schedule: str, config: Config | None = None, chip: str = "sm_90"
 ) -> tuple[Recorded, ...]:
     """Every launch of a training step of a trunk; ``config`` for forward and backward, else the built-in ones."""
     rows, m = 4096, trunk.M
     found: dict[Recorded, None] = {}
     dims, widths = trunk.hidden_dims, (256, *trunk.hidden_dims)
     aux_widths = (trunk.global_dim, *dims)
-    chosen = configs.built_in(configs.Bucket.of(rows, m, max(dims)), dtype.itemsize, amd)
+    chosen = configs.built_in(configs.Bucket.of(rows, m, max(dims)), dtype.itemsize, CHIPS[chip].family)
     if config is not None:
         chosen = Choice(schedule, config, config, chosen.weights, config)
 
@@ -334,15 +336,21 @@ def title(launch: Recorded) -> str:
     return "forward" if MutualOwnRow in launch.kinds and launch.plan.stages > 6 else "part of the forward"
 
 
-def listing() -> Iterator[tuple[str, Recorded, Recorded]]:
-    """The start of the table's line, the launch, and the same on AMD's chips; every launch once."""
-    seen: set[Recorded] = set()
+def _only(launch: Recorded) -> str:
+    """The stage of a launch that runs one."""
+    return f"{launch.stages[0]} " if len(launch.stages) == 1 else ""
+
+
+def listing() -> Iterator[tuple[str, dict[str, Recorded]]]:
+    """The start of the table's line, and the launch by chip; every launch once."""
+    seen: set[tuple[Recorded, ...]] = set()
     for name, dtype, trunk, schedule in LISTED:
-        pairs = zip(recorded(dtype, trunk, schedule), recorded(dtype, trunk, schedule, amd=True), strict=True)
-        for launch, on_amd in pairs:
-            if launch not in seen:
-                seen.add(launch)
-                yield f"| {name} | {schedule} | {title(launch)} |", launch, on_amd
+        of_chips = [recorded(dtype, trunk, schedule, chip=chip) for chip in CHIPS]
+        for each in zip(*of_chips, strict=True):
+            if each not in seen:
+                seen.add(each)
+                title_of = f"| {name} | {schedule} | {title(each[0])} {_only(each[0])}|"
+                yield title_of, dict(zip(CHIPS, each, strict=True))
 
 
 def table() -> str:
@@ -351,18 +359,15 @@ def table() -> str:
         "| trunk | schedule | launch | " + " | ".join(CHIPS) + " |",
         "| --- | --- | --- |" + " --- |" * len(CHIPS),
     ]
-    for start, launch, on_amd in listing():
-        lines.append(f"{start} " + " | ".join(cells(launch, on_amd)) + " |")
+    for start, launches in listing():
+        found = (cell_or_none(launches[name], chip) for name, chip in CHIPS.items())
+        lines.append(f"{start} " + " | ".join(found) + " |")
     return "\n".join([f"Compiled by Triton {triton.__version__}.", "", *lines])
 
 
-def cells(launch: Recorded, on_amd: Recorded) -> list[str]:
-    """What the table says of a launch, chip by chip."""
-    found = []
-    for chip in CHIPS.values():
-        chosen = on_amd if chip.target.backend == "hip" else launch
-        found.append("–" if unavailable(chosen, chip) else cell(chosen, chip))
-    return found
+def cell_or_none(launch: Recorded, chip: Chip) -> str:
+    """What the table says of a launch on a chip."""
+    return "–" if unavailable(launch, chip) else cell(launch, chip)
 
 
 def cell(launch: Recorded, chip: Chip) -> str:

@@ -54,8 +54,8 @@ def test_listed_launches(aot, eighth, chip):
     """And the documented table says what this Triton gives, where it is the Triton the table was made with."""
     page = aot.PAGE.read_text(encoding="utf-8")
     documented = aot.documented_triton(page) == aot.triton.__version__
-    for start, launch, on_amd in list(aot.listing())[eighth::8]:
-        chosen = on_amd if chip == "gfx942" else launch
+    for start, launches in list(aot.listing())[eighth::8]:
+        chosen = launches[chip]
         if aot.unavailable(chosen, aot.CHIPS[chip]):
             continue
         check(aot, chosen, aot.CHIPS[chip])
@@ -93,7 +93,7 @@ def test_every_option_compiles(aot, chip):
         aot.Trunk(hidden_dims=(64, 32), M=1, activation="leaky_relu", per_branch=True),
     ]
     for trunk, schedule in itertools.product(trunks, ("persistent", "per_layer")):
-        for launch in aot.recorded(torch.float16, trunk, schedule, amd=chip == "gfx942"):
+        for launch in aot.recorded(torch.float16, trunk, schedule, chip=chip):
             check(aot, launch, aot.CHIPS[chip])
 
 
@@ -104,7 +104,7 @@ def test_no_option_spills_at_the_documented_shape(aot, activation, chip):
     """With the built-in choice: every activation, score and gate."""
     for score, gate in itertools.product(("ratio", "softmax"), ("vector", "scalar")):
         trunk = aot.Trunk(activation=activation, score=score, gate=gate)
-        for launch in aot.recorded(torch.bfloat16, trunk, "persistent", amd=chip == "gfx942"):
+        for launch in aot.recorded(torch.bfloat16, trunk, "persistent", chip=chip):
             check(aot, launch, aot.CHIPS[chip])
 
 
@@ -121,7 +121,7 @@ def test_float32_spills_with_no_option(aot, chip):
         aot.Trunk(hidden_dims=(64, 1), M=5, mutual_layers=(), activation="tanh", all_branches=True),
     ]
     for trunk in trunks:
-        for launch in aot.recorded(torch.float32, trunk, "persistent", amd=chip == "gfx942"):
+        for launch in aot.recorded(torch.float32, trunk, "persistent", chip=chip):
             check(aot, launch, aot.CHIPS[chip])
 
 
@@ -144,7 +144,7 @@ def test_every_configuration_compiles(aot, chip):
     from saml_kernels.backends.triton import configs
 
     for dtype, rows in itertools.product((torch.bfloat16, torch.float32), (256, 65536)):
-        chosen = configs.built_in(configs.Bucket.of(rows, 8, 512), dtype.itemsize, chip == "gfx942")
+        chosen = configs.built_in(configs.Bucket.of(rows, 8, 512), dtype.itemsize, aot.CHIPS[chip].family)
         for config in {chosen.forward, chosen.backward}:
             for launch in aot.recorded(dtype, aot.Trunk(), "persistent", config):
                 check_direction(aot, launch, chip, config, chosen)

@@ -35,6 +35,7 @@ from saml_kernels.backends.triton.stages import (
 )
 from saml_kernels.checks import OLD_SCHEDULES
 
+AMD = "amd"
 SCHEDULES = ("persistent", "per_layer")
 ROW_BUCKETS = (256, 1024, 4096, 16384)
 SCENARIO_BUCKETS = (2, 4, 8, 16, 32)
@@ -132,7 +133,12 @@ streams and sums. Else it holds all: registers decide."""
 QUANTIZED_COLUMNS, QUANTIZED_ELEMENTS = 256, 4096
 """Columns of a row that is quantised, and elements of a block of rows, that are read at a time."""
 _WEIGHTS = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
-_LAYER = {2: Config(256, 128, 64, 8, 3), 4: None}
+_LAYER = {
+    "sm_80": Config(256, 128, 64, 8, 3),
+    "sm_90": Config(256, 128, 32, 8, 4),
+    "sm_100": Config(128, 256, 32, 8, 4),
+}
+"""Of 16-bit layers of all branches that have a launch of their own, by family of chips."""
 # Small tiles reach every edge with small tensors.
 _INTERPRETED = Config(16, 32, 16, 4, 1, item_rows=8, group_rows=4)
 SMALL_ROWS = 1024
@@ -147,16 +153,24 @@ SCRATCH_BYTES = 2**29
 INTERPRETED_ROWS_PER_CHUNK = 32
 
 
-def built_in(bucket: Bucket, itemsize: int, amd: bool = False) -> Choice:
-    """The choice where nothing was tuned."""
+def built_in(bucket: Bucket, itemsize: int, family: str = "sm_90") -> Choice:
+    """The choice where nothing was tuned, for a :func:`family` of chips."""
+    amd = family == AMD
     schedule = "persistent" if bucket.rows <= PERSISTENT_ROWS else "per_layer"
     # Large tiles of the forward spill on AMD's chips, and beside the mutual unit of more than 32 scenarios.
     small = amd or bucket.scenarios > SCENARIO_BUCKETS[-1]
     forward, backward = _BACKWARD if small else _LARGE, _BACKWARD
     if bucket.rows <= SMALL_ROWS:
         forward, backward = _SMALL, _SMALL_BACKWARD
-    layer = _LAYER[itemsize] if forward is _LARGE else None
+    layer = _LAYER.get(family) if forward is _LARGE and itemsize == 2 else None
     return Choice(schedule, forward[itemsize], backward[itemsize], _WEIGHTS[itemsize], layer)
+
+
+def family(device: torch.device) -> str:
+    """AMD, or the NVIDIA architecture that a device's kernels are compiled for, such as "sm_90"."""
+    if torch.version.hip is not None:
+        return AMD
+    return "sm_90" if INTERPRETED else f"sm_{torch.cuda.get_device_capability(device)[0]}0"
 
 
 def tile(stage: Stage, config: Config, dtype: torch.dtype, starts_at_vectors: bool, precision: str) -> Tile:
@@ -282,13 +296,13 @@ def choice(
         return _forced
     if INTERPRETED:
         return Choice("persistent", _INTERPRETED, _INTERPRETED, _INTERPRETED)
-    return _choice(Bucket.of(rows, scenarios, width), dtype, device_name(device))
+    return _choice(Bucket.of(rows, scenarios, width), dtype, device)
 
 
 @functools.cache
-def _choice(bucket: Bucket, dtype: torch.dtype, device: str) -> Choice:
-    found = tuned(cache_path()).get(key(device, dtype, bucket))
-    return built_in(bucket, dtype.itemsize, torch.version.hip is not None) if found is None else found
+def _choice(bucket: Bucket, dtype: torch.dtype, device: torch.device) -> Choice:
+    found = tuned(cache_path()).get(key(device_name(device), dtype, bucket))
+    return built_in(bucket, dtype.itemsize, family(device)) if found is None else found
 
 
 def candidates(itemsize: int) -> tuple[Config, ...]:

@@ -154,7 +154,7 @@ def tune(shape: Shape, timer: Timer, say: Say = lambda line: None, path: Path | 
 def _built_in(shape: Shape) -> Choice:
     if availability.INTERPRETED:
         return configs.choice(shape.rows, shape.scenarios, max(shape.hidden_dims), shape.dtype, shape.device)
-    return configs.built_in(shape.bucket, shape.dtype.itemsize, torch.version.hip is not None)
+    return configs.built_in(shape.bucket, shape.dtype.itemsize, configs.family(shape.device))
 
 
 def _fastest(

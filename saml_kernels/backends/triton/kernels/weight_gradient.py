@@ -140,13 +140,18 @@ def sum_of_products(STAGE: tl.constexpr, pointers, weight, dz, K, N, k, n, row_t
     a_step = tl.zeros((), tl.int64) + first.stride
     dz_step = tl.zeros((), tl.int64) + N
     total = tl.zeros((STAGE.tile.block_m, STAGE.tile.block_n), tl.float32)
+    following = row
+    if gathered:
+        following = tl.load(batch.permutation + row, mask=row < rows.end, other=0)
     for row0 in range(rows.first, rows.end, BLOCK_K):
         row = row0 + tl.arange(0, BLOCK_K)
         inside = row < rows.end
         if gathered or mixed:
             caller = row
             if gathered:
-                caller = tl.load(batch.permutation + row, mask=inside, other=0)
+                # Read a step ahead: an address that waits for a load would hold up the pipeline of tiles.
+                caller = following
+                following = tl.load(batch.permutation + row + BLOCK_K, mask=row + BLOCK_K < rows.end, other=0)
             place = first.start + (tl.where(first.gathered == 1, caller, row) * first.stride)[:, None]
             if mixed:
                 second_row = to_second + row_offset(STAGE.second, weight, row, caller)
