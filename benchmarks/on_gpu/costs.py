@@ -1,0 +1,219 @@
+"""What a work item costs: its instructions and barriers from machine code, its bytes and products from its shapes.
+
+A product's main loop is paced by the slowest of instructions, tensor cores and tiles from L2, which overlap; what
+comes before and after it does not overlap with it. Round trips to L2 that depend on each other are counted in the
+kernels' code and stand in Trips.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from on_gpu.assembly import Count, LaunchCode
+from on_gpu.chip import Chip
+from on_gpu.simulation import Cost, overlapped
+from saml_kernels.backends.triton.kernels import mutual
+from saml_kernels.backends.triton.stages import (
+    InputGradient,
+    Layer,
+    MutualBackward,
+    MutualOwnRow,
+    ProductTile,
+    Rows,
+    RowsTile,
+    Stage,
+    WeightGradient,
+)
+
+ITEMSIZE: Final = 2
+"""Bytes of a bf16 number."""
+SINGLE: Final = 4
+"""Of a float32 one."""
+
+
+@dataclass(frozen=True)
+class Trips:
+    """Round trips to L2 of an item that wait for each other, as kernels/*.py have them."""
+
+    own_tile: int = 1
+    """Offsets, before a tile of one scenario is found."""
+    other_tiling: int = 1
+    """Offsets, before an item knows which tiles of another kind it waits for; those it waits for have a trip each."""
+    permutation: int = 1
+    """Where some operand of a body is in the caller's order."""
+    fill: int = 1
+    """The pipeline's first tiles. The rest arrive while others are multiplied."""
+    epilogue: int = 1
+    """Bias, scenario bounds, addend and saved values, asked for together."""
+    block_of_rows: int = 1
+    """A block of the streams, and what is read beside it."""
+    whole_gate: int = 1
+    """A mutual unit that reads its rows once: gate and dM, after the sums over the streams."""
+    group: int = 1
+    """A mutual unit's backward: the permutation, which α waits for."""
+    bias_block: int = 1
+    """BLOCK_K rows of dz for a bias: a loop without products, which the compiler does not pipeline."""
+    chunk: int = 1
+    """Offsets, before a chunk of a weight's gradient is found."""
+
+
+TRIPS: Final = Trips()
+BIAS_BLOCK: Final = Count(100, 0)
+"""A block of BLOCK_K rows of dz for a bias: a guess; the file counts the loop with products only."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A launch's code on a chip."""
+
+    code: LaunchCode
+    chip: Chip
+    gathered: frozenset[type[Stage]]
+    """Kinds of stages with an operand in the caller's order, for whose bodies every item reads the permutation."""
+
+    def issue(self, instructions: float) -> float:
+        """Cycles that the instructions of all warps take."""
+        return instructions * self.code.num_warps / self.chip.schedulers
+
+    def waited(self, barriers: float) -> float:
+        """Cycles of latency."""
+        return barriers * self.chip.barrier
+
+    def trips(self, number: float) -> float:
+        """Cycles of loads that wait for each other."""
+        return number * self.chip.l2_round_trip
+
+    def straight(self, count: Count, moved: float = 0.0) -> Cost:
+        """Code without products, and its bytes."""
+        return overlapped(
+            issue=self.issue(count.instructions), l2=moved / self.chip.l2_bytes, latency=self.waited(count.barriers)
+        )
+
+
+def operands(stage: Stage) -> tuple[Rows, ...]:
+    """Every operand of a stage whose rows may be in the caller's order."""
+    factors = [getattr(getattr(stage, name, None), "rows", None) for name in ("first", "second")]
+    others = [getattr(stage, name, None) for name in ("first", "second", "out", "saved", "addend")]
+    return tuple(each for each in (*factors, *others) if isinstance(each, Rows))
+
+
+def gathered_kinds(stages: Sequence[Stage]) -> frozenset[type[Stage]]:
+    """Of one launch: kinds with an operand that some stage has in the caller's order."""
+    return frozenset(type(stage) for stage in stages if any(rows.gathered for rows in operands(stage)))
+
+
+def item_cost(stage: Stage, launched: Launched, rows: int, part: int) -> Cost:
+    """An item's, from the moment it need not wait any more.
+
+    Args:
+        stage: which is cut.
+        launched: the code that runs it.
+        rows: of its tile.
+        part: its number among those of the tile.
+
+    Raises:
+        TypeError: a kind of stage without a model.
+    """
+    if type(stage) not in KINDS:
+        raise TypeError(f"there is no model of {type(stage).__name__}")
+    return KINDS[type(stage)](stage, launched, rows, part)
+
+
+def _product(stage: Layer | InputGradient, launched: Launched, rows: int, part: int) -> Cost:
+    """Loads, products, epilogue, stores."""
+    tile = stage.tile
+    assert isinstance(tile, ProductTile)
+    body, chip = launched.code.body(str(stage.name)), launched.chip
+    rows = max(0, min(tile.block_m, rows - part // (tile.column_tiles or 1) % tile.row_parts * tile.block_m))
+    steps = sum(-(-factor.k // tile.block_k) for factor in (stage.first, stage.second))
+    columns = min(tile.block_n, stage.n)
+    depth = stage.first.k + stage.second.k
+    trips = TRIPS.permutation * (type(stage) in launched.gathered) + TRIPS.fill * bool(steps) + TRIPS.epilogue
+    loop = overlapped(
+        issue=launched.issue(steps * body.repeated.instructions),
+        tensor=steps * tile.block_m * tile.block_n * tile.block_k / chip.products,
+        l2=ITEMSIZE * depth * (rows + columns) / chip.l2_bytes,
+        latency=launched.waited(steps * body.repeated.barriers),
+    )
+    around = launched.straight(body.once, rows * columns * _epilogue_bytes(stage))
+    return Cost(latency=launched.trips(trips)).then(loop).then(around)
+
+
+def _epilogue_bytes(stage: Layer | InputGradient) -> float:
+    """Bytes read and written for each number of the result. Own rows besides are one in M of a layer of all."""
+    if isinstance(stage, Layer):
+        own = 1.0 if stage.own or stage.every_row_is_own else 1.0 / stage.num_scenarios
+        return ITEMSIZE * (1 + own * (stage.saved.present + stage.preact.present))
+    read = ITEMSIZE * (stage.saved.present + stage.preact.present)
+    added = (SINGLE if stage.addend_float32 else ITEMSIZE) * stage.addend.present
+    return read + added + (SINGLE if stage.out_float32 else ITEMSIZE)
+
+
+def _mutual(stage: MutualOwnRow | MutualBackward, launched: Launched, rows: int, part: int) -> Cost:
+    """Groups of rows one after another; those without rows take as long as others."""
+    tile = stage.tile
+    assert isinstance(tile, RowsTile)
+    body = launched.code.body(str(stage.name))
+    rows = max(0, min(tile.item_rows, rows - part * tile.item_rows))
+    once = bool(mutual.read_once(stage))
+    groups = tile.item_rows / mutual.rows_at_a_time(stage)
+    blocks = -(-stage.d // mutual.block_columns(stage))
+    backward = isinstance(stage, MutualBackward)
+    trips = TRIPS.block_of_rows + TRIPS.whole_gate if once else 2 * blocks * TRIPS.block_of_rows
+    trips += TRIPS.group * backward
+    passes = 1 if once else 2
+    streams = passes * ITEMSIZE * (stage.num_scenarios + 1) * stage.d
+    alpha = SINGLE * stage.num_scenarios
+    others = SINGLE * passes * stage.d + SINGLE * stage.d if backward else 0
+    gate_and_result = ITEMSIZE * (stage.gate_width * (passes if backward else 1) + stage.d)
+    work = launched.straight(
+        Count(tile.item_rows * body.repeated.instructions, tile.item_rows * body.repeated.barriers),
+        rows * (streams + alpha + others + gate_and_result),
+    )
+    return Cost(latency=launched.trips(groups * trips)).then(work).then(launched.straight(body.once))
+
+
+KINDS: Final[dict[type[Stage], Callable[[Any, Launched, int, int], Cost]]] = {
+    Layer: _product,
+    InputGradient: _product,
+    MutualOwnRow: _mutual,
+    MutualBackward: _mutual,
+}
+
+
+def weight_cost(stage: WeightGradient, launched: Launched, rows: int, chunks: int, last: bool) -> Cost:
+    """A tile of a weight's gradient over a chunk of rows; with several chunks, the ``last`` adds all their sums."""
+    tile, chip = stage.tile, launched.chip
+    assert isinstance(tile, ProductTile)
+    body = launched.code.body(str(stage.name))
+    steps = -(-rows // tile.block_k)
+    trips = (TRIPS.permutation * (WeightGradient in launched.gathered) + TRIPS.fill) * bool(steps)
+    loop = overlapped(
+        issue=launched.issue(steps * body.repeated.instructions),
+        tensor=steps * tile.block_m * tile.block_n * tile.block_k / chip.products,
+        l2=ITEMSIZE * rows * (tile.block_m + min(tile.block_n, stage.n)) / chip.l2_bytes,
+        latency=launched.waited(steps * body.repeated.barriers),
+    )
+    result = tile.block_m * min(tile.block_n, stage.n)
+    stored = launched.straight(body.once, result * (ITEMSIZE if chunks == 1 else SINGLE))
+    return Cost(latency=launched.trips(trips)).then(loop).then(stored).then(_sums(launched, result, chunks, last))
+
+
+def bias_cost(stage: WeightGradient, launched: Launched, rows: int, chunks: int, last: bool) -> Cost:
+    """A stretch of a bias's gradient over a chunk of rows."""
+    tile = stage.tile
+    assert isinstance(tile, ProductTile)
+    columns = min(tile.block_n, stage.n)
+    blocks = -(-rows // tile.block_k)
+    loop = launched.straight(Count(BIAS_BLOCK.instructions * blocks, 0), ITEMSIZE * rows * columns)
+    waits = Cost(latency=launched.trips(TRIPS.bias_block * blocks))
+    return waits.then(loop).then(_sums(launched, columns, chunks, last))
+
+
+def _sums(launched: Launched, result: int, chunks: int, last: bool) -> Cost:
+    """Counting a chunk, and for the last one reading and adding the sums of all, one after another."""
+    if chunks == 1:
+        return Cost()
+    counted = Cost(latency=launched.chip.fence + launched.chip.atomic_round_trip)
+    read = overlapped(l2=SINGLE * chunks * result / launched.chip.l2_bytes, latency=launched.trips(chunks))
+    return counted.then(read) if last else counted
