@@ -44,7 +44,7 @@ def predicted(assembly_file: Path) -> dict[str, Any]:
         "chip": dataclasses.asdict(H100),
         "peer": dataclasses.asdict(PEER),
         "cells": [model.cell(assembly, H100, PEER, *batch) for batch in batches],
-        "sensitivity": [each for B, M in model.SENSITIVE for each in model.sensitivity(assembly, H100, B, M)],
+        "sensitivity": [each for B, M in model.SENSITIVE for each in model.sensitivity(assembly, H100, PEER, B, M)],
     }
 
 

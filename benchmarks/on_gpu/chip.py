@@ -45,6 +45,9 @@ class Chip:
     fence: float = guess(700, "cycles", "until an item's stores are visible to others, before it counts as done")
     barrier: float = guess(30, "cycles", "a barrier of a program's warps, beside the instruction itself")
     block_start: float = guess(1000, "cycles", "from the end of a program to the next one's first instruction")
+    bias_block: float = guess(
+        100, "instructions of a warp", "BLOCK_K rows of dz summed for a bias: the file counts loops with products only"
+    )
     launch: float = guess(2.5e-6, "seconds", "a launch in a CUDA graph, from the end of the one before")
 
     def guesses(self) -> Iterator[str]:

@@ -58,8 +58,6 @@ class Trips:
 
 
 TRIPS: Final = Trips()
-BIAS_BLOCK: Final = Count(100, 0)
-"""A block of BLOCK_K rows of dz for a bias: a guess; the file counts the loop with products only."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +203,7 @@ def bias_cost(stage: WeightGradient, launched: Launched, rows: int, chunks: int,
     assert isinstance(tile, ProductTile)
     columns = min(tile.block_n, stage.n)
     blocks = -(-rows // tile.block_k)
-    loop = launched.straight(Count(BIAS_BLOCK.instructions * blocks, 0), ITEMSIZE * rows * columns)
+    loop = launched.straight(Count(launched.chip.bias_block * blocks, 0), ITEMSIZE * rows * columns)
     waits = Cost(latency=launched.trips(TRIPS.bias_block * blocks))
     return waits.then(loop).then(_sums(launched, columns, chunks, last))
 

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -29,6 +29,8 @@ LOCAL: Final = 256
 """D_local and D_global."""
 WIDTHS: Final = (512, 256, 128)
 SEED: Final = 0
+BIASES: Final = "biases"
+"""Stands for the stages' names in tasks that sum a bias's gradient."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def programs_beside(plan: Plan, code: LaunchCode, chip: Chip) -> int:
 
 
 def tasks(plan: Plan, code: LaunchCode, chip: Chip, offsets: Sequence[int]) -> list[Task]:
-    """The launch's items in the order in which programs draw them."""
+    """The launch's items in the order in which programs draw them; a tile is its stage's name and its number."""
     launched = Launched(code, chip, costs.gathered_kinds(plan.stages))
     if plan.of_weights:
         return list(_weight_tasks(plan, launched, offsets))
@@ -152,13 +154,14 @@ def tasks(plan: Plan, code: LaunchCode, chip: Chip, offsets: Sequence[int]) -> l
 def _item_tasks(plan: Plan, launched: Launched, offsets: Sequence[int]) -> Iterator[Task]:
     M, chip = len(offsets) - 1, launched.chip
     most = chip.multiprocessors * plan.config.programs if plan.waits else 1
+    names = [str(stage.name) for stage in plan.stages]
     order = schedule.order(plan.stages, [0] * len(plan.stages), plan.config.block_m, M, most)
     drawing = _drawing(plan, launched)
     done = Cost(latency=chip.fence) if plan.waits else Cost()
     cost = cache(lambda stage, rows, part: costs.item_cost(plan.stages[stage], launched, rows, part).then(done))
     empty = Task(drawing + launched.trips(TRIPS.own_tile), Cost())
     last = -1
-    for item, needs in _items(order, tuple(offsets)):
+    for item, needs in _items(order, tuple(offsets), tuple(names)):
         # Numbers without rows are drawn, too.
         yield from [empty] * (item.number - last - 1)
         last = item.number
@@ -169,20 +172,23 @@ def _item_tasks(plan: Plan, launched: Launched, offsets: Sequence[int]) -> Itera
         yield Task(
             drawing + launched.trips(trips) + chip.atomic_round_trip * len(needs),
             cost(item.stage, item.end - item.first, item.part),
-            (item.stage, item.tile),
+            (names[item.stage], item.tile),
             needs,
             chip.atomic_round_trip,
         )
 
 
 @cache
-def _items(order: Order, offsets: tuple[int, ...]) -> list[tuple[Item, tuple[Hashable, ...]]]:
+def _items(
+    order: Order, offsets: tuple[int, ...], names: tuple[str, ...]
+) -> list[tuple[Item, tuple[tuple[str, int], ...]]]:
     """Items in their order, and the tiles they wait for."""
-    found: dict[Hashable, tuple[Hashable, ...]] = {}
+    found: dict[tuple[int, int], tuple[tuple[str, int], ...]] = {}
     items = schedule.items(order, offsets)
     for item in items:
         if (item.stage, item.tile) not in found:
-            found[item.stage, item.tile] = tuple(schedule.waits_for(order, item, offsets))
+            needed = schedule.waits_for(order, item, offsets)
+            found[item.stage, item.tile] = tuple((names[stage], tile) for stage, tile in needed)
     return [(item, found[item.stage, item.tile]) for item in items]
 
 
@@ -215,8 +221,10 @@ def _of_weight(
     if chunk is None:
         yield from [Task(before, Cost())] * (columns * ((stage.row_tiles or 0) + 1))
         return
-    yield from [Task(before, costs.weight_cost(stage, launched, *chunk))] * (columns * (stage.row_tiles or 0))
-    yield from [Task(before, costs.bias_cost(stage, launched, *chunk))] * columns
+    name = str(stage.name)
+    tile = Task(before, costs.weight_cost(stage, launched, *chunk), (name, chunk))
+    yield from [tile] * (columns * (stage.row_tiles or 0))
+    yield from [Task(before, costs.bias_cost(stage, launched, *chunk), (BIASES, chunk))] * columns
 
 
 def _chunks(offsets: Sequence[int], length: int) -> Iterator[tuple[int, int, bool]]:

@@ -12,7 +12,7 @@ from on_gpu import launches, peer_model
 from on_gpu.assembly import Assembly, LaunchCode, Wanted
 from on_gpu.chip import Chip, Peer
 from on_gpu.launches import Plan
-from on_gpu.simulation import CAUSES, simulate
+from on_gpu.simulation import CAUSES, by_stage, simulate
 from saml_kernels.backends.triton import configs
 
 Record = dict[str, Any]
@@ -21,6 +21,7 @@ ROWS: Final = (1024, 4096, 16384)
 SCENARIOS: Final = (8, 32)
 DISTRIBUTIONS: Final = ("uniform", "zipf")
 BACKWARD: Final = "backward"
+PEER_STEP: Final = "peer's step"
 SENSITIVE: Final = ((4096, 8), (16384, 8))
 """(B, M) for which every guess is halved and doubled."""
 LIMITS: Final = (*CAUSES, "memory", "launch")
@@ -40,6 +41,8 @@ class Prediction:
     seconds: float
     shares: dict[str, float]
     """Limit → its part of ``seconds``."""
+    stages: dict[str, float]
+    """Stage → its part of all programs' work."""
 
     def record(self) -> Record:
         """As the result file has it."""
@@ -52,6 +55,7 @@ class Prediction:
             "bytes": self.bytes,
             "us": round(1e6 * self.seconds, 2),
             "shares": {limit: round(share, 4) for limit, share in self.shares.items()},
+            "stages": {stage: round(share, 4) for stage, share in self.stages.items()},
         }
 
 
@@ -76,7 +80,7 @@ def predict(plan: Plan, code: LaunchCode, chip: Chip, offsets: Sequence[int]) ->
     seconds = computing + memory + chip.launch
     shares = {cause: share * computing / seconds for cause, share in outcome.shares().items()}
     shares |= {"memory": memory / seconds, "launch": chip.launch / seconds}
-    return Prediction(plan, programs, len(tasks), moved, seconds, shares)
+    return Prediction(plan, programs, len(tasks), moved, seconds, shares, by_stage(tasks))
 
 
 def predict_step(assembly: Assembly, chip: Chip, B: int, M: int, distribution: str) -> list[Prediction]:
@@ -131,12 +135,14 @@ def cell(assembly: Assembly, chip: Chip, peer: Peer, B: int, M: int, distributio
     }
 
 
-def sensitivity(assembly: Assembly, chip: Chip, B: int, M: int) -> list[Record]:
+def sensitivity(assembly: Assembly, chip: Chip, peer: Peer, B: int, M: int) -> list[Record]:
     """What the totals of uniform batches become with each guess halved and doubled, as multiples of what they were."""
 
     def totals(chip: Chip) -> dict[str, float]:
         found = predict_step(assembly, chip, B, M, "uniform")
-        return {name or BACKWARD: seconds_of(found, name) for name in (*configs.SCHEDULES, None)}
+        ours = {name or BACKWARD: seconds_of(found, name) for name in (*configs.SCHEDULES, None)}
+        step = (*peer_model.forward(B, M), *peer_model.backward(B, M))
+        return ours | {PEER_STEP: peer_model.seconds(step, chip, peer)}
 
     before = totals(chip)
     changed = []

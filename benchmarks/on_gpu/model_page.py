@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import page
 from on_gpu.chip import Chip, Peer
-from on_gpu.model import BACKWARD, LIMITS
+from on_gpu.model import BACKWARD, LIMITS, PEER_STEP
 from saml_kernels.backends.triton import configs
 
 Record = dict[str, Any]
@@ -65,14 +65,29 @@ def _total(cell: Record) -> list[str]:
 
 def launches(record: Record) -> str:
     """Every launch of uniform batches, and what its time goes to, in per cent."""
-    head = ["B", "M", "schedule", "launch", "tiles", "programs", "µs", *(f"{limit}, %" for limit in LIMITS)]
+    head = [
+        "B",
+        "M",
+        "schedule",
+        "launch",
+        "tiles",
+        "programs",
+        "µs",
+        *(f"{limit}, %" for limit in LIMITS),
+        "most work, %",
+    ]
     rows = [
-        [*_launch(cell, launch), *(_percent(launch["shares"][limit]) for limit in LIMITS)]
+        [*_launch(cell, launch), *(_percent(launch["shares"][limit]) for limit in LIMITS), _most_work(launch)]
         for cell in record["cells"]
         if cell["distribution"] == "uniform"
         for launch in cell["launches"]
     ]
     return page.markdown(head, rows)
+
+
+def _most_work(launch: Record) -> str:
+    """The two stages that programs work on for longest."""
+    return ", ".join(f"`{stage}` {_percent(share)}" for stage, share in list(launch["stages"].items())[:2])
 
 
 def _percent(share: float) -> str:
@@ -102,7 +117,7 @@ def _as_above(cell: Record, launch: Record) -> str:
 
 def sensitivity(record: Record) -> str:
     """Totals as multiples of what they are, with a guess halved and doubled."""
-    totals = (*configs.SCHEDULES, BACKWARD)
+    totals = (*configs.SCHEDULES, BACKWARD, PEER_STEP)
     cells = list(dict.fromkeys((entry["B"], entry["M"]) for entry in record["sensitivity"]))
     head = ["guess", *(f"{name}, B = {B}, M = {M}" for B, M in cells for name in totals)]
     found = {(e["guess"], e["B"], e["M"], e["factor"]): e["totals"] for e in record["sensitivity"]}

@@ -17,6 +17,8 @@ RESOURCES: Final = ("issue", "tensor", "L2")
 CAUSES: Final = (*RESOURCES, "latency", "waiting", "idle")
 """What a program's time goes to; "waiting" for other items, "idle" with none left to draw."""
 NOTHING: Final = (0.0, 0.0, 0.0)
+Tile = tuple[str, Hashable]
+"""A stage's name, and which of its tiles."""
 Cycles = tuple[float, float, float]
 """By resource."""
 
@@ -64,9 +66,9 @@ class Task(NamedTuple):
     before: float
     """Cycles from drawing it to the first look at what it waits for."""
     cost: Cost
-    tile: Hashable = None
+    tile: Tile | None = None
     """What it is a part of. A tile is done when all its tasks are."""
-    needs: tuple[Hashable, ...] = ()
+    needs: tuple[Tile, ...] = ()
     """Tiles that must be done; all their tasks come earlier."""
     noticed: float = 0.0
     """Cycles from a tile's end to when a program that waits for it goes on."""
@@ -131,7 +133,7 @@ class _Launch:
         self.programs = programs
         self.multiprocessors = [_Multiprocessor() for _ in range(min(multiprocessors, programs))]
         self.unfinished = Counter(task.tile for task in tasks)
-        self.waiting: dict[Hashable, list[int]] = defaultdict(list)
+        self.waiting: dict[Tile | None, list[int]] = defaultdict(list)
         self.at: dict[int, _Running] = {}
         self.events: list[tuple[float, int, _Event, int]] = []
         self.numbers = itertools.count()
@@ -230,12 +232,13 @@ def simulate(tasks: Sequence[Task], programs: int, multiprocessors: int) -> Outc
     return _Launch(tasks, programs, multiprocessors).run()
 
 
-def total(costs: Iterable[Cost]) -> Cost:
-    """All of them, one after the other."""
-    found = Cost()
-    for cost in costs:
-        found = found.then(cost)
-    return found
+def by_stage(tasks: Iterable[Task]) -> dict[str, float]:
+    """Stage → its part of the cycles that all tasks take alone, waits left out."""
+    found: Counter[str] = Counter()
+    for task in tasks:
+        if task.tile is not None:
+            found[task.tile[0]] += task.before + task.cost.alone  # type: ignore[assignment]
+    return {stage: cycles / found.total() for stage, cycles in found.most_common()}
 
 
 def _sum(a: Cycles, b: Cycles) -> Cycles:
