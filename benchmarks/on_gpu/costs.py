@@ -1,8 +1,8 @@
 """What a work item costs: its instructions and barriers from machine code, its bytes and products from its shapes.
 
-A product's main loop is paced by the slowest of instructions, tensor cores and tiles from L2, which overlap; what
-comes before and after it does not overlap with it. Round trips to L2 that depend on each other are counted in the
-kernels' code and stand in Trips.
+A product's main loop is paced by the slowest of instructions, tensor cores and tiles from L2, which overlap, and by
+tiles that were not asked for early enough; what comes before and after it does not overlap with it. Round trips to L2
+that depend on each other are counted in the kernels' code and stand in Trips.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ class Trips:
     permutation: int = 1
     """Where some operand of a body is in the caller's order."""
     fill: int = 1
-    """The pipeline's first tiles. The rest arrive while others are multiplied."""
+    """The pipeline's first tiles."""
     epilogue: int = 1
     """Bias, scenario bounds, addend and saved values, asked for together."""
     block_of_rows: int = 1
@@ -68,6 +68,8 @@ class Launched:
     chip: Chip
     gathered: frozenset[type[Stage]]
     """Kinds of stages with an operand in the caller's order, for whose bodies every item reads the permutation."""
+    num_stages: int
+    """Of the software pipeline."""
 
     def issue(self, instructions: float) -> float:
         """Cycles that the instructions of all warps take."""
@@ -80,6 +82,21 @@ class Launched:
     def trips(self, number: float) -> float:
         """Cycles of loads that wait for each other."""
         return number * self.chip.l2_round_trip
+
+    def loop(self, steps: int, count: Count, products: float, moved: float, depth: int) -> Cost:
+        """A loop with products.
+
+        Args:
+            steps: of the loop.
+            count: a step's.
+            products: multiplications of all steps.
+            moved: bytes of all steps' tiles.
+            depth: steps that pass between asking for a tile and using it.
+        """
+        l2 = moved / self.chip.l2_bytes
+        issue, tensor = self.issue(steps * count.instructions), products / self.chip.products
+        late = (self.trips(steps) + l2) / depth - max(issue, tensor, l2)
+        return overlapped(issue, tensor, l2, latency=self.waited(steps * count.barriers) + max(0.0, late))
 
     def straight(self, count: Count, moved: float = 0.0) -> Cost:
         """Code without products, and its bytes."""
@@ -121,18 +138,15 @@ def _product(stage: Layer | InputGradient, launched: Launched, rows: int, part: 
     """Loads, products, epilogue, stores."""
     tile = stage.tile
     assert isinstance(tile, ProductTile)
-    body, chip = launched.code.body(str(stage.name)), launched.chip
+    body = launched.code.body(str(stage.name))
     rows = max(0, min(tile.block_m, rows - part // (tile.column_tiles or 1) % tile.row_parts * tile.block_m))
     steps = sum(-(-factor.k // tile.block_k) for factor in (stage.first, stage.second))
     columns = min(tile.block_n, stage.n)
     depth = stage.first.k + stage.second.k
     trips = TRIPS.permutation * (type(stage) in launched.gathered) + TRIPS.fill * bool(steps) + TRIPS.epilogue
-    loop = overlapped(
-        issue=launched.issue(steps * body.repeated.instructions),
-        tensor=steps * tile.block_m * tile.block_n * tile.block_k / chip.products,
-        l2=ITEMSIZE * depth * (rows + columns) / chip.l2_bytes,
-        latency=launched.waited(steps * body.repeated.barriers),
-    )
+    products = steps * tile.block_m * tile.block_n * tile.block_k
+    moved = ITEMSIZE * depth * (rows + columns)
+    loop = launched.loop(steps, body.repeated, products, moved, max(1, launched.num_stages - 1))
     around = launched.straight(body.once, rows * columns * _epilogue_bytes(stage))
     return Cost(latency=launched.trips(trips)).then(loop).then(around)
 
@@ -181,17 +195,16 @@ KINDS: Final[dict[type[Stage], Callable[[Any, Launched, int, int], Cost]]] = {
 
 def weight_cost(stage: WeightGradient, launched: Launched, rows: int, chunks: int, last: bool) -> Cost:
     """A tile of a weight's gradient over a chunk of rows; with several chunks, the ``last`` adds all their sums."""
-    tile, chip = stage.tile, launched.chip
+    tile = stage.tile
     assert isinstance(tile, ProductTile)
     body = launched.code.body(str(stage.name))
     steps = -(-rows // tile.block_k)
-    trips = (TRIPS.permutation * (WeightGradient in launched.gathered) + TRIPS.fill) * bool(steps)
-    loop = overlapped(
-        issue=launched.issue(steps * body.repeated.instructions),
-        tensor=steps * tile.block_m * tile.block_n * tile.block_k / chip.products,
-        l2=ITEMSIZE * rows * (tile.block_m + min(tile.block_n, stage.n)) / chip.l2_bytes,
-        latency=launched.waited(steps * body.repeated.barriers),
-    )
+    gathered = WeightGradient in launched.gathered
+    products = steps * tile.block_m * tile.block_n * tile.block_k
+    moved = ITEMSIZE * rows * (tile.block_m + min(tile.block_n, stage.n))
+    # Which rows a step reads is itself read in the loop, a step of the pipeline before them.
+    loop = launched.loop(steps, body.repeated, products, moved, max(1, launched.num_stages - 1 - gathered))
+    trips = (TRIPS.permutation * gathered + TRIPS.fill) * bool(steps)
     result = tile.block_m * min(tile.block_n, stage.n)
     stored = launched.straight(body.once, result * (ITEMSIZE if chunks == 1 else SINGLE))
     return Cost(latency=launched.trips(trips)).then(loop).then(stored).then(_sums(launched, result, chunks, last))

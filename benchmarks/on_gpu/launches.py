@@ -145,7 +145,7 @@ def programs_beside(plan: Plan, code: LaunchCode, chip: Chip) -> int:
 
 def tasks(plan: Plan, code: LaunchCode, chip: Chip, offsets: Sequence[int]) -> list[Task]:
     """The launch's items in the order in which programs draw them; a tile is its stage's name and its number."""
-    launched = Launched(code, chip, costs.gathered_kinds(plan.stages))
+    launched = Launched(code, chip, costs.gathered_kinds(plan.stages), plan.config.num_stages)
     if plan.of_weights:
         return list(_weight_tasks(plan, launched, offsets))
     return list(_item_tasks(plan, launched, offsets))

@@ -234,11 +234,12 @@ def simulate(tasks: Sequence[Task], programs: int, multiprocessors: int) -> Outc
 
 def by_stage(tasks: Iterable[Task]) -> dict[str, float]:
     """Stage → its part of the cycles that all tasks take alone, waits left out."""
-    found: Counter[str] = Counter()
+    found: dict[str, float] = defaultdict(float)
     for task in tasks:
         if task.tile is not None:
-            found[task.tile[0]] += task.before + task.cost.alone  # type: ignore[assignment]
-    return {stage: cycles / found.total() for stage, cycles in found.most_common()}
+            found[task.tile[0]] += task.before + task.cost.alone
+    total = sum(found.values())
+    return {stage: found[stage] / total for stage in sorted(found, key=found.__getitem__, reverse=True)}
 
 
 def _sum(a: Cycles, b: Cycles) -> Cycles:

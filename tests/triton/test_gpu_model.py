@@ -192,7 +192,7 @@ def test_a_product_by_hand(counts):
     """A0 for 128 rows, (128, 256) by (256, 128): four steps of 64."""
     plan = launches.plans(launches.built_in(4096, 8), 8)[0]
     code = counts.launches[plan.wanted(8)]
-    launched = costs.Launched(code, H100, costs.gathered_kinds(plan.stages))
+    launched = costs.Launched(code, H100, costs.gathered_kinds(plan.stages), 3)
     cost = costs.item_cost(plan.stages[0], launched, 128, 0)
     moved = 2 * 256 * (128 + 128) / H100.l2_bytes
     stored = 2 * 128 * 128 / H100.l2_bytes
@@ -206,9 +206,25 @@ def test_a_product_by_hand(counts):
     assert fewer.busy[2] == pytest.approx((2 * 256 * 129 + 2 * 128) / H100.l2_bytes)
 
 
+def test_tiles_that_come_late(counts):
+    """Two steps ahead are enough for a product of 128 × 128; one is not for a weight's gradient of 64 × 128."""
+    plans = launches.plans(launches.built_in(4096, 8), 8)
+    weights = plans[-1]
+    chip = dataclasses.replace(H100, barrier=0)
+    launched = costs.Launched(counts.launches[weights.wanted(8)], chip, costs.gathered_kinds(weights.stages), 3)
+    cost = costs.weight_cost(weights.stages[0], launched, 640, 1, True)
+    moved = 2 * 640 * (64 + 128) / chip.l2_bytes
+    around = 2 * 64 * 128 / chip.l2_bytes
+    # Permutation and first tiles, then ten steps.
+    assert cost.alone == pytest.approx(2 * chip.l2_round_trip + 10 * chip.l2_round_trip + moved + max(around, 200))
+    assert cost.busy[2] == pytest.approx(moved + around)
+    deeper = costs.weight_cost(weights.stages[0], dataclasses.replace(launched, num_stages=9), 640, 1, True)
+    assert deeper.alone == pytest.approx(2 * chip.l2_round_trip + moved + max(around, 200))
+
+
 def test_stages_without_a_model_are_refused(counts):
     plan = launches.plans(launches.built_in(4096, 8), 8)[-1]
-    launched = costs.Launched(counts.launches[plan.wanted(8)], H100, frozenset())
+    launched = costs.Launched(counts.launches[plan.wanted(8)], H100, frozenset(), 3)
     with pytest.raises(TypeError, match="there is no model of WeightGradient"):
         costs.item_cost(plan.stages[0], launched, 128, 0)
 
