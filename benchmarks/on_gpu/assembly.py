@@ -26,14 +26,15 @@ class Count(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """A launch whose code is looked for: its scenarios, and how each of its stages is cut."""
+    """A launch whose code is looked for: its scenarios, its warps, and how each of its stages is cut."""
 
     M: int
+    num_warps: int
     cuts: frozenset[tuple[str, Cut]]
 
     def __str__(self) -> str:
         stages = " ".join(f"{name} {'×'.join(map(str, cut))}," for name, cut in sorted(self.cuts))
-        return f"M = {self.M}: {stages.rstrip(',')}"
+        return f"M = {self.M} with {self.num_warps} warps: {stages.rstrip(',')}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class LaunchCode:
     @property
     def signature(self) -> Wanted:
         """What it is the code of."""
-        return Wanted(self.M, frozenset((name, body.cut) for body in self.bodies for name in body.stages))
+        return Wanted(
+            self.M, self.num_warps, frozenset((name, body.cut) for body in self.bodies for name in body.stages)
+        )
 
     def body(self, stage: str) -> BodyCode:
         """The code that serves a stage."""

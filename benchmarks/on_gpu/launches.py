@@ -56,12 +56,14 @@ class Plan:
 
     def wanted(self, M: int) -> Wanted:
         """The code it needs."""
-        return Wanted(M, frozenset((str(stage.name), cut_of(stage)) for stage in self.stages))
+        cuts = frozenset((str(stage.name), cut_of(stage)) for stage in self.stages)
+        return Wanted(M, self.config.num_warps, cuts)
 
     @property
     def tiles(self) -> str:
-        """How its products are cut, to be read."""
-        return next("×".join(map(str, cut)) for cut in map(cut_of, self.stages) if len(cut) > 1)
+        """How its products are cut and its warps, to be read."""
+        cut = next(cut for cut in map(cut_of, self.stages) if len(cut) > 1)
+        return f"{'×'.join(map(str, cut))}, {self.config.num_warps}"
 
 
 def cut_of(stage: Stage) -> Cut:
