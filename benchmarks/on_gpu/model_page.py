@@ -102,7 +102,7 @@ def _launch(cell: Record, launch: Record) -> list[str]:
 
 def other_tiles(record: Record) -> str:
     """The launches with tiles that are not built in for their batch."""
-    head = ["B", "M", "schedule", "launch", "tiles", "programs", "µs", "as above, µs"]
+    head = ["B", "M", "schedule", "launch", "tiles, warps", "programs", "µs", "as above, µs"]
     rows = [
         [*_launch(cell, launch), _as_above(cell, launch)] for cell in record["cells"] for launch in cell["other_tiles"]
     ]

@@ -348,7 +348,7 @@ def test_the_plans_are_the_launches(schedule):
         ("{", "is not JSON"),
         ("{}", "is not of the form"),
         ('{"launches": [{"M": 8}]}', "is not of the form"),
-        ('{"launches": []}', r"has no launch of M = 8: A0 64×64×64, .*aot\.py writes it"),
+        ('{"launches": []}', r"has no launch of M = 8 with 4 warps: A0 64×64×64, .*aot\.py writes it"),
     ],
 )
 def test_files_that_are_not_counts(tmp_path, text, message):
@@ -364,8 +364,18 @@ def test_files_that_are_not_counts(tmp_path, text, message):
 
 def test_a_missing_launch_is_named(tmp_path):
     entries = [each for each in entries_of([4096], 8) if each["title"] != "chain"]
-    with pytest.raises(assembly.AssemblyError, match="has no launch of M = 8: B0 32, D 64×64×64, "):
+    with pytest.raises(assembly.AssemblyError, match="has no launch of M = 8 with 4 warps: B0 32, D 64×64×64, "):
         assembly.load(written(tmp_path / "counts.json", entries), model.needed([1024], [8]))
+
+
+def test_the_same_tiles_with_other_warps_are_another_launch(tmp_path):
+    choice = launches.built_in(4096, 8)
+    fewer = dataclasses.replace(choice.backward, num_warps=4, programs=2)
+    plans = [launches.plans(dataclasses.replace(choice, backward=each), 8)[-2] for each in (choice.backward, fewer)]
+    assert [plan.tiles for plan in plans] == ["64×128×64, 8", "64×128×64, 4"]
+    found = assembly.load(written(tmp_path / "counts.json", [entry(plan, 8) for plan in plans]))
+    assert [found.find([plan.wanted(8)]).num_warps for plan in plans] == [8, 4]
+    assert {plan.wanted(8) for plan in plans} <= {plan.wanted(8) for plan in launches.candidates(4096, 8)[-2]}
 
 
 def test_the_command_fills_the_page(tmp_path, monkeypatch):
