@@ -70,7 +70,7 @@ def launches(record: Record) -> str:
         "M",
         "schedule",
         "launch",
-        "tiles",
+        "tiles, warps",
         "programs",
         "µs",
         *(f"{limit}, %" for limit in LIMITS),
