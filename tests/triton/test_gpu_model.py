@@ -24,10 +24,14 @@ from on_gpu import assembly, costs, launches, model, model_page, peer_model
 from on_gpu.chip import H100, PEER, Chip
 from on_gpu.simulation import CAUSES, Cost, Task, overlapped, simulate
 from saml_kernels.backends.triton import availability, configs
+from saml_kernels.backends.triton.configs import Choice, Config
 from workload import Cell, operations
 
 pytestmark = pytest.mark.skipif(availability.INTERPRETED, reason="the interpreter runs other tiles")
 ROOT = Path(__file__).parents[2]
+LARGE = Choice("persistent", Config(128, 128, 64, 8, 3), *[Config(64, 128, 64, 8, 3)] * 2)
+SMALL = Choice("persistent", *[Config(64, 64, 64, 4, 3, programs=2)] * 2, LARGE.weights)
+"""Tiles of their own, so that what is built in may change."""
 
 
 def entry(plan, M, instructions=100.0, registers=128, shared_memory=98304):
@@ -59,14 +63,14 @@ def written(path, entries):
     return path
 
 
-def entries_of(buckets, M):
-    return [entry(plan, M) for B in buckets for plan in launches.plans(launches.built_in(B, M), M)]
+def entries_of(choices, M):
+    return [entry(plan, M) for choice in choices for plan in launches.plans(choice, M)]
 
 
 @pytest.fixture
 def counts(tmp_path):
     """Counts of every launch for M = 8."""
-    return assembly.load(written(tmp_path / "counts.json", entries_of((1024, 4096), 8)))
+    return assembly.load(written(tmp_path / "counts.json", entries_of((SMALL, LARGE), 8)))
 
 
 def tiles(seed, number=60, before=5.0):
@@ -159,6 +163,19 @@ def test_four_items_by_hand():
     assert set(outcome.spent) == set(CAUSES)
 
 
+def test_what_ends_before_the_first_look_is_not_waited_for():
+    tasks = [Task(0, Cost(20), "a"), Task(100, Cost(10), "b", ("a",), noticed=5)]
+    outcome = simulate(tasks, 2, 2)
+    assert outcome.cycles == 110
+    assert outcome.spent["waiting"] == 0
+
+
+def test_tasks_that_begin_one_after_another_on_one_multiprocessor_by_hand():
+    """a has 50 left when b begins at 50, and ends at 150, b then 50; c begins at 160 and ends at 180, b at 210."""
+    tasks = [Task(before, overlapped(issue=work), before) for before, work in ((0, 100), (50, 100), (160, 10))]
+    assert simulate(tasks, 3, 1).cycles == pytest.approx(210)
+
+
 def test_programs_of_one_multiprocessor_share_what_both_need():
     def both(*found):
         return simulate([Task(0, cost, number) for number, cost in enumerate(found)], len(found), 1).cycles
@@ -190,7 +207,7 @@ def test_costs_one_after_another():
 
 def test_a_product_by_hand(counts):
     """A0 for 128 rows, (128, 256) by (256, 128): four steps of 64."""
-    plan = launches.plans(launches.built_in(4096, 8), 8)[0]
+    plan = launches.plans(LARGE, 8)[0]
     code = counts.launches[plan.wanted(8)]
     launched = costs.Launched(code, H100, costs.gathered_kinds(plan.stages), 3)
     cost = costs.item_cost(plan.stages[0], launched, 128, 0)
@@ -208,7 +225,7 @@ def test_a_product_by_hand(counts):
 
 def test_tiles_that_come_late(counts):
     """Two steps ahead are enough for a product of 128 × 128; one is not for a weight's gradient of 64 × 128."""
-    plans = launches.plans(launches.built_in(4096, 8), 8)
+    plans = launches.plans(LARGE, 8)
     weights = plans[-1]
     chip = dataclasses.replace(H100, barrier=0)
     launched = costs.Launched(counts.launches[weights.wanted(8)], chip, costs.gathered_kinds(weights.stages), 3)
@@ -223,21 +240,21 @@ def test_tiles_that_come_late(counts):
 
 
 def test_stages_without_a_model_are_refused(counts):
-    plan = launches.plans(launches.built_in(4096, 8), 8)[-1]
+    plan = launches.plans(LARGE, 8)[-1]
     launched = costs.Launched(counts.launches[plan.wanted(8)], H100, frozenset(), 3)
     with pytest.raises(TypeError, match="there is no model of WeightGradient"):
         costs.item_cost(plan.stages[0], launched, 128, 0)
 
 
-@pytest.mark.parametrize("B", [1024, 4096])
-def test_the_tensor_cores_do_what_the_formulas_say(counts, B):
+@pytest.mark.parametrize(("B", "choice"), [(1024, SMALL), (1024, LARGE), (4096, LARGE)])
+def test_the_tensor_cores_do_what_the_formulas_say(counts, B, choice):
     """Where tiles are whole, the model's products are the trunk's, but for the mutual unit's."""
     offsets = [*range(0, B + 1, B // 8)]
     cell = Cell(B, 8, launches.LOCAL, launches.LOCAL, launches.WIDTHS)
     d = launches.WIDTHS[0]
     scores, backward_scores = B * (2 * 15 * d + 2 * 7 * d), B * 4 * 7 * d
     found = {}
-    for plan in launches.plans(launches.built_in(B, 8), 8):
+    for plan in launches.plans(choice, 8):
         tasks = launches.tasks(plan, counts.launches[plan.wanted(8)], H100, offsets)
         cycles = sum(task.cost.busy[1] for task in tasks)
         found[plan.schedule] = found.get(plan.schedule, 0) + 2 * H100.products * cycles
@@ -267,6 +284,64 @@ def test_programs_beside_each_other():
     assert H100.beside(registers=126, shared_memory=49152, warps=8) == 2
     assert H100.beside(registers=32, shared_memory=150000, warps=4) == 1
     assert H100.beside(registers=16, shared_memory=0, warps=32) == 2
+    # Registers are given out in eights.
+    assert H100.beside(registers=33, shared_memory=0, warps=8) == 6
+
+
+def test_a_launch_with_a_counter_has_as_many_programs_as_configured(counts):
+    plans = launches.plans(LARGE, 8)
+    for plan in plans:
+        code = dataclasses.replace(counts.launches[plan.wanted(8)], registers=64, shared_memory=1024)
+        assert launches.programs_beside(plan, code, H100) == (plan.config.programs if plan.waits else 4)
+    assert {plan.title for plan in plans if plan.waits} == {"forward", "rest of the forward", "chain"}
+
+
+def test_what_comes_before_an_item_by_hand(counts):
+    """A0 and V0 need nothing but a ticket, or with a launch of their own a program; G0 finds its tile, and waits."""
+    around = 100 * 8 / 4 + 2 * H100.barrier
+    offsets = [*range(0, 4097, 512)]
+    plans = {plan.title: plan for plan in launches.plans(LARGE, 8)}
+    found = {}
+    for title in ("forward", "V0", "weights"):
+        for task in launches.tasks(plans[title], counts.launches[plans[title].wanted(8)], H100, offsets):
+            found.setdefault((title, task.tile and task.tile[0]), task)
+    ticket = around + H100.atomic_round_trip
+    assert found["forward", "A0"].before == pytest.approx(ticket)
+    assert found["forward", "V0"].before == pytest.approx(ticket + H100.atomic_round_trip)
+    assert found["forward", "V0"].needs == (("A0", 0),)
+    trips = 2 * H100.l2_round_trip + H100.atomic_round_trip
+    assert found["forward", "G0"].before == pytest.approx(ticket + trips)
+    assert found["V0", "V0"].before == pytest.approx(around + H100.block_start)
+    assert found["weights", "biases"].before == pytest.approx(around + H100.block_start + H100.l2_round_trip)
+    # After an item's stores comes a fence, where others wait for it.
+    alone = [found[title, "V0"].cost.latency for title in ("forward", "V0")]
+    assert alone[0] - alone[1] == pytest.approx(H100.fence)
+
+
+@pytest.mark.parametrize(("M", "trips", "trips_backward"), [(8, 32 * 2, 32 * 3), (32, 16 * 16, 16 * 17)])
+def test_the_mutual_unit_by_hand(M, trips, trips_backward, tmp_path):
+    """512 columns: with 8 branches a row at a time, read once; with 32 two rows, in 8 blocks, read twice."""
+    tile = configs.RowsTile(item_rows=32, group_elements=4096, whole_elements=8192)
+    plans = {plan.title: plan for plan in launches.plans(LARGE, M)}
+    found = assembly.load(written(tmp_path / "counts.json", [entry(plan, M) for plan in plans.values()]))
+    passes = 1 if M == 8 else 2
+    streams = passes * 2 * (M + 1) * 512 + 4 * M
+    read = {
+        # Gate and result.
+        "M0": (plans["forward"], trips, streams + 2 * (512 + 512)),
+        # dM and dV_t in float32, the gate and its gradient.
+        "B0": (plans["chain"], trips_backward, streams + 4 * 512 * (passes + 1) + 2 * 512 * (passes + 1)),
+    }
+    for name, (plan, waits, moved) in read.items():
+        stage = next(dataclasses.replace(stage, tile=tile) for stage in plan.stages if stage.name == name)
+        launched = costs.Launched(found.find([plan.wanted(M)]), H100, frozenset(), 3)
+        cost = costs.item_cost(stage, launched, 128, 0)
+        assert cost.latency == pytest.approx(waits * H100.l2_round_trip + (32 + 1) * 2 * H100.barrier)
+        assert cost.busy == pytest.approx(((32 + 1) * 100 * 8 / 4, 0, 32 * moved / H100.l2_bytes))
+        # An item of a tile's last rows runs as long, and moves nothing where it has none.
+        empty = costs.item_cost(stage, launched, 32, 1)
+        assert empty.latency == cost.latency
+        assert empty.busy[2] == 0
 
 
 def test_batches():
@@ -282,7 +357,7 @@ def test_batches():
 )
 def test_every_number_is_drawn_and_every_row_runs(counts, rows):
     offsets = [0, *itertools.accumulate(rows)]
-    for plan in launches.plans(launches.built_in(4096, 8), 8):
+    for plan in launches.plans(LARGE, 8):
         tasks = launches.tasks(plan, counts.launches[plan.wanted(8)], H100, offsets)
         assert simulate(tasks, 264, 132).cycles > 0
         if plan.of_weights:
@@ -297,7 +372,7 @@ def test_every_number_is_drawn_and_every_row_runs(counts, rows):
 
 
 def test_a_launch_is_never_faster_than_its_bytes(counts):
-    plan = next(plan for plan in launches.plans(launches.built_in(4096, 8), 8) if plan.title == "V0")
+    plan = next(plan for plan in launches.plans(LARGE, 8) if plan.title == "V0")
     offsets = launches.batch(4096, 8, "uniform")
     code = counts.launches[plan.wanted(8)]
     weights = 8 * (768 + 1) * 512
@@ -348,7 +423,7 @@ def test_the_plans_are_the_launches(schedule):
         ("{", "is not JSON"),
         ("{}", "is not of the form"),
         ('{"launches": [{"M": 8}]}', "is not of the form"),
-        ('{"launches": []}', r"has no launch of M = 8 with 4 warps: A0 64×64×64, .*aot\.py writes it"),
+        ('{"launches": []}', r"has no launch of M = 8 with \d+ warps: A0 .*aot\.py writes it"),
     ],
 )
 def test_files_that_are_not_counts(tmp_path, text, message):
@@ -363,28 +438,27 @@ def test_files_that_are_not_counts(tmp_path, text, message):
 
 
 def test_a_missing_launch_is_named(tmp_path):
-    entries = [each for each in entries_of([4096], 8) if each["title"] != "chain"]
-    with pytest.raises(assembly.AssemblyError, match="has no launch of M = 8 with 4 warps: B0 32, D 64×64×64, "):
+    entries = [each for each in entries_of([launches.built_in(4096, 8)], 8) if each["title"] != "chain"]
+    with pytest.raises(assembly.AssemblyError, match=r"has no launch of M = 8 with \d+ warps: B0 \d+, D "):
         assembly.load(written(tmp_path / "counts.json", entries), model.needed([1024], [8]))
 
 
 def test_the_same_tiles_with_other_warps_are_another_launch(tmp_path):
-    choice = launches.built_in(4096, 8)
-    fewer = dataclasses.replace(choice.backward, num_warps=4, programs=2)
-    plans = [launches.plans(dataclasses.replace(choice, backward=each), 8)[-2] for each in (choice.backward, fewer)]
+    fewer = dataclasses.replace(LARGE.backward, num_warps=4, programs=2)
+    plans = [launches.plans(dataclasses.replace(LARGE, backward=each), 8)[-2] for each in (LARGE.backward, fewer)]
     assert [plan.tiles for plan in plans] == ["64×128×64, 8", "64×128×64, 4"]
     found = assembly.load(written(tmp_path / "counts.json", [entry(plan, 8) for plan in plans]))
     assert [found.find([plan.wanted(8)]).num_warps for plan in plans] == [8, 4]
-    assert {plan.wanted(8) for plan in plans} <= {plan.wanted(8) for plan in launches.candidates(4096, 8)[-2]}
 
 
 def test_the_command_fills_the_page(tmp_path, monkeypatch):
     """With counts of large tiles only, which the batch of 1024 rows then gets, and says so."""
+    monkeypatch.setattr(launches, "built_in", lambda rows, M: SMALL if rows <= 1024 else LARGE)
     monkeypatch.setattr(model, "ROWS", (1024,))
     monkeypatch.setattr(model, "SCENARIOS", (8,))
     monkeypatch.setattr(model, "SENSITIVE", ((1024, 8),))
     counts, out, path = (
-        written(tmp_path / "counts.json", entries_of([4096], 8)),
+        written(tmp_path / "counts.json", entries_of([LARGE], 8)),
         tmp_path / "out.json",
         tmp_path / "p.md",
     )
