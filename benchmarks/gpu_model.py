@@ -4,7 +4,7 @@
     python benchmarks/gpu_model.py --render        the tables from the committed result
 
 Nothing is measured. The model takes counts of machine instructions from results/gpu_assembly.json, which
-``python tests/triton/aot.py`` writes, and everything else from on_gpu/chip.py. docs/gpu-model.md explains it.
+``python tests/triton/costs.py`` writes, and everything else from on_gpu/chip.py. docs/gpu-model.md explains it.
 """
 
 import dataclasses

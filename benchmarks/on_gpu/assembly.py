@@ -1,6 +1,6 @@
 """What benchmarks/results/gpu_assembly.json says of the launches' machine code: instructions, barriers, registers.
 
-``python tests/triton/aot.py`` writes the file. Instructions are a warp's.
+``python tests/triton/costs.py`` writes the file. Instructions are a warp's.
 """
 
 import json
@@ -43,6 +43,8 @@ class BodyCode:
 
     stages: frozenset[str]
     cut: Cut
+    block: tuple[int, int] | None
+    """Rows and columns that what is no product takes at a time."""
     repeated: Count
     """In a step of k (BLOCK_K rows of a weight's gradient), or for a row of what is no product."""
     once: Count
@@ -94,7 +96,7 @@ class Assembly:
         for wanted in tried:
             if wanted in self.launches:
                 return self.launches[wanted]
-        raise AssemblyError(f"the assembly file has no launch of {tried[0]}; python tests/triton/aot.py writes it")
+        raise AssemblyError(f"the assembly file has no launch of {tried[0]}; python tests/triton/costs.py writes it")
 
 
 def load(path: Path, needed: Iterable[Iterable[Wanted]] = ()) -> Assembly:
@@ -110,7 +112,7 @@ def load(path: Path, needed: Iterable[Iterable[Wanted]] = ()) -> Assembly:
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise AssemblyError(f"there is no {path}; python tests/triton/aot.py writes it") from None
+        raise AssemblyError(f"there is no {path}; python tests/triton/costs.py writes it") from None
     except ValueError as error:
         raise AssemblyError(f"{path} is not JSON: {error}") from None
     try:
@@ -134,7 +136,8 @@ def _body(entry: Mapping[str, Any]) -> BodyCode:
     rows = "item_rows" in entry
     cut = (entry["item_rows"],) if rows else tuple(entry[name] for name in BLOCKS)
     repeated = entry["row" if rows else "step"]
-    return BodyCode(frozenset(entry["stages"]), cut, _count(repeated), _count(entry["once"]))
+    block = (entry["rows"], entry["columns"]) if rows else None
+    return BodyCode(frozenset(entry["stages"]), cut, block, _count(repeated), _count(entry["once"]))
 
 
 def _count(entry: Mapping[str, Any]) -> Count:

@@ -12,7 +12,6 @@ from typing import Any, Final
 from on_gpu.assembly import Count, LaunchCode
 from on_gpu.chip import Chip
 from on_gpu.simulation import Cost, overlapped
-from saml_kernels.backends.triton.kernels import mutual
 from saml_kernels.backends.triton.stages import (
     InputGradient,
     Layer,
@@ -29,16 +28,16 @@ ITEMSIZE: Final = 2
 """Bytes of a bf16 number."""
 SINGLE: Final = 4
 """Of a float32 one."""
+PASSES: Final = 2
+"""Of a mutual unit over the streams: cosines, then the mix."""
 
 
 @dataclass(frozen=True)
 class Trips:
     """Round trips to L2 of an item that wait for each other, as kernels/*.py have them."""
 
-    own_tile: int = 1
-    """Offsets, before a tile of one scenario is found."""
-    other_tiling: int = 1
-    """Offsets, before an item knows which tiles of another kind it waits for; those it waits for have a trip each."""
+    begin: int = 1
+    """Of a launch with a counter: offsets, which its programs keep; the first ticket besides."""
     permutation: int = 1
     """Where some operand of a body is in the caller's order."""
     fill: int = 1
@@ -46,9 +45,7 @@ class Trips:
     epilogue: int = 1
     """Bias, scenario bounds, addend and saved values, asked for together."""
     block_of_rows: int = 1
-    """A block of the streams, and what is read beside it."""
-    whole_gate: int = 1
-    """A mutual unit that reads its rows once: gate and dM, after the sums over the streams."""
+    """A block of the streams, and what is read beside it; a mutual unit reads every block twice."""
     group: int = 1
     """A mutual unit's backward: the permutation, which α waits for."""
     bias_block: int = 1
@@ -66,8 +63,8 @@ class Launched:
 
     code: LaunchCode
     chip: Chip
-    gathered: frozenset[type[Stage]]
-    """Kinds of stages with an operand in the caller's order, for whose bodies every item reads the permutation."""
+    gathered: frozenset[str]
+    """Stages whose body serves one with an operand in the caller's order, so that its items read the permutation."""
     num_stages: int
     """Of the software pipeline."""
 
@@ -112,9 +109,10 @@ def operands(stage: Stage) -> tuple[Rows, ...]:
     return tuple(each for each in (*factors, *others) if isinstance(each, Rows))
 
 
-def gathered_kinds(stages: Sequence[Stage]) -> frozenset[type[Stage]]:
-    """Of one launch: kinds with an operand that some stage has in the caller's order."""
-    return frozenset(type(stage) for stage in stages if any(rows.gathered for rows in operands(stage)))
+def gathered(code: LaunchCode, stages: Sequence[Stage]) -> frozenset[str]:
+    """Of one launch: stages that share a body with one that has an operand in the caller's order."""
+    found = {str(stage.name) for stage in stages if any(rows.gathered for rows in operands(stage))}
+    return frozenset(name for body in code.bodies if body.stages & found for name in body.stages)
 
 
 def item_cost(stage: Stage, launched: Launched, rows: int, part: int) -> Cost:
@@ -143,7 +141,7 @@ def _product(stage: Layer | InputGradient, launched: Launched, rows: int, part: 
     steps = sum(-(-factor.k // tile.block_k) for factor in (stage.first, stage.second))
     columns = min(tile.block_n, stage.n)
     depth = stage.first.k + stage.second.k
-    trips = TRIPS.permutation * (type(stage) in launched.gathered) + TRIPS.fill * bool(steps) + TRIPS.epilogue
+    trips = TRIPS.permutation * (str(stage.name) in launched.gathered) + TRIPS.fill * bool(steps) + TRIPS.epilogue
     products = steps * tile.block_m * tile.block_n * tile.block_k
     moved = ITEMSIZE * depth * (rows + columns)
     loop = launched.loop(steps, body.repeated, products, moved, max(1, launched.num_stages - 1))
@@ -167,17 +165,15 @@ def _mutual(stage: MutualOwnRow | MutualBackward, launched: Launched, rows: int,
     assert isinstance(tile, RowsTile)
     body = launched.code.body(str(stage.name))
     rows = max(0, min(tile.item_rows, rows - part * tile.item_rows))
-    once = bool(mutual.read_once(stage))
-    groups = tile.item_rows / mutual.rows_at_a_time(stage)
-    blocks = -(-stage.d // mutual.block_columns(stage))
+    assert body.block is not None
+    groups, blocks = tile.item_rows / body.block[0], -(-stage.d // body.block[1])
     backward = isinstance(stage, MutualBackward)
-    trips = TRIPS.block_of_rows + TRIPS.whole_gate if once else 2 * blocks * TRIPS.block_of_rows
-    trips += TRIPS.group * backward
-    passes = 1 if once else 2
-    streams = passes * ITEMSIZE * (stage.num_scenarios + 1) * stage.d
+    trips = PASSES * blocks * TRIPS.block_of_rows + TRIPS.group * backward
+    streams = PASSES * ITEMSIZE * (stage.num_scenarios + 1) * stage.d
     alpha = SINGLE * stage.num_scenarios
-    others = SINGLE * passes * stage.d + SINGLE * stage.d if backward else 0
-    gate_and_result = ITEMSIZE * (stage.gate_width * (passes if backward else 1) + stage.d)
+    # dM in every pass, and dV_t.
+    others = SINGLE * (PASSES + 1) * stage.d * backward
+    gate_and_result = ITEMSIZE * (stage.gate_width * (PASSES if backward else 1) + stage.d)
     work = launched.straight(
         Count(tile.item_rows * body.repeated.instructions, tile.item_rows * body.repeated.barriers),
         rows * (streams + alpha + others + gate_and_result),
@@ -199,7 +195,7 @@ def weight_cost(stage: WeightGradient, launched: Launched, rows: int, chunks: in
     assert isinstance(tile, ProductTile)
     body = launched.code.body(str(stage.name))
     steps = -(-rows // tile.block_k)
-    gathered = WeightGradient in launched.gathered
+    gathered = str(stage.name) in launched.gathered
     products = steps * tile.block_m * tile.block_n * tile.block_k
     moved = ITEMSIZE * rows * (tile.block_m + min(tile.block_n, stage.n))
     # Which rows a step reads is itself read in the loop, a step of the pipeline before them.

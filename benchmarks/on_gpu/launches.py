@@ -89,7 +89,9 @@ def plans(choice: Choice, M: int) -> tuple[Plan, ...]:
         for stages in schedule.split(forward_program(shape, save=True).stages, name):
             title = str(stages[0].name) if len(stages) == 1 else "rest of the forward"
             title = "forward" if name == "persistent" else title
-            found.append(Plan(title, name, _cut(stages, choice.forward), choice.forward))
+            alone = len(stages) == 1 and stages[0].own_launch
+            config = (getattr(choice, "layer", None) if alone else None) or choice.forward
+            found.append(Plan(title, name, _cut(stages, config), config))
     chain = backward_program(shape, True, True).stages
     found.append(Plan("chain", None, _cut(chain, choice.backward), choice.backward))
     found.append(Plan("weights", None, tuple(_cut_weights(weight_program(shape), choice.weights)), choice.weights))
@@ -147,7 +149,7 @@ def programs_beside(plan: Plan, code: LaunchCode, chip: Chip) -> int:
 
 def tasks(plan: Plan, code: LaunchCode, chip: Chip, offsets: Sequence[int]) -> list[Task]:
     """The launch's items in the order in which programs draw them; a tile is its stage's name and its number."""
-    launched = Launched(code, chip, costs.gathered_kinds(plan.stages), plan.config.num_stages)
+    launched = Launched(code, chip, costs.gathered(code, plan.stages), plan.config.num_stages)
     if plan.of_weights:
         return list(_weight_tasks(plan, launched, offsets))
     return list(_item_tasks(plan, launched, offsets))
@@ -158,21 +160,16 @@ def _item_tasks(plan: Plan, launched: Launched, offsets: Sequence[int]) -> Itera
     most = chip.multiprocessors * plan.config.programs if plan.waits else 1
     names = [str(stage.name) for stage in plan.stages]
     order = schedule.order(plan.stages, [0] * len(plan.stages), plan.config.block_m, M, most)
-    drawing = _drawing(plan, launched)
+    before = _around(plan, launched)
     done = Cost(latency=chip.fence) if plan.waits else Cost()
     cost = cache(lambda stage, rows, part: costs.item_cost(plan.stages[stage], launched, rows, part).then(done))
-    empty = Task(drawing + launched.trips(TRIPS.own_tile), Cost())
     last = -1
     for item, needs in _items(order, tuple(offsets), tuple(names)):
         # Numbers without rows are drawn, too.
-        yield from [empty] * (item.number - last - 1)
+        yield from [Task(before, Cost())] * (item.number - last - 1)
         last = item.number
-        slot = order.slots[item.stage]
-        after = (stage for stage in (slot.after_1, slot.after_2) if stage >= 0)
-        foreign = any(order.slots[stage].own != slot.own for stage in after)
-        trips = TRIPS.own_tile * slot.own + TRIPS.other_tiling * foreign
         yield Task(
-            drawing + launched.trips(trips) + chip.atomic_round_trip * len(needs),
+            before + chip.atomic_round_trip * len(needs),
             cost(item.stage, item.end - item.first, item.part),
             (names[item.stage], item.tile),
             needs,
@@ -194,18 +191,23 @@ def _items(
     return [(item, found[item.stage, item.tile]) for item in items]
 
 
-def _drawing(plan: Plan, launched: Launched) -> float:
-    """Cycles until a program knows the number of its next item, and of the instructions around it."""
+def begin(plan: Plan, chip: Chip) -> float:
+    """Cycles before the first items of a launch with a counter."""
+    return TRIPS.begin * chip.l2_round_trip + chip.atomic_round_trip if plan.waits else 0.0
+
+
+def _around(plan: Plan, launched: Launched) -> float:
+    """Cycles of the instructions around an item. The number of the next one is asked for before the item runs."""
     item = launched.code.item
     around = launched.issue(item.instructions) + launched.waited(item.barriers)
-    return around + (launched.chip.atomic_round_trip if plan.waits else launched.chip.block_start)
+    return around + (0.0 if plan.waits else launched.chip.block_start)
 
 
 def _weight_tasks(plan: Plan, launched: Launched, offsets: Sequence[int]) -> Iterator[Task]:
     """The grid (tiles, chunks): chunks of weights that there is one of for all scenarios are those of all rows."""
     rows, M = offsets[-1], len(offsets) - 1
     length = configs.chunk_rows(rows)
-    before = _drawing(plan, launched) + launched.trips(TRIPS.chunk)
+    before = _around(plan, launched) + launched.trips(TRIPS.chunk)
     by_scenario = list(_chunks(offsets, length))
     of_all = list(_chunks((0, rows), length))
     for number in range(-(-rows // length) + M):

@@ -74,7 +74,8 @@ def predict(plan: Plan, code: LaunchCode, chip: Chip, offsets: Sequence[int]) ->
     rows, M = offsets[-1], len(offsets) - 1
     tasks = launches.tasks(plan, code, chip, offsets)
     programs = min(chip.multiprocessors * launches.programs_beside(plan, code, chip), len(tasks))
-    outcome = simulate(tasks, programs, chip.multiprocessors)
+    begin = launches.begin(plan, chip)
+    outcome = simulate(tasks, programs, chip.multiprocessors, ahead=plan.waits, begin=begin)
     computing, moved = outcome.cycles / chip.clock, launches.moved_bytes(plan, rows, M)
     memory = max(0.0, moved / chip.memory - computing)
     seconds = computing + memory + chip.launch

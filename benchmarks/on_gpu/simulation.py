@@ -128,8 +128,10 @@ class _Multiprocessor:
 
 
 class _Launch:
-    def __init__(self, tasks: Sequence[Task], programs: int, multiprocessors: int) -> None:
+    def __init__(self, tasks: Sequence[Task], programs: int, multiprocessors: int, ahead: bool, begin: float) -> None:
         self.tasks = iter(tasks)
+        self.drawn = [next(self.tasks, None) for _ in range(programs)] if ahead else None
+        self.begin = begin
         self.programs = programs
         self.multiprocessors = [_Multiprocessor() for _ in range(min(multiprocessors, programs))]
         self.unfinished = Counter(task.tile for task in tasks)
@@ -142,7 +144,7 @@ class _Launch:
 
     def run(self) -> Outcome:
         for program in range(self.programs):
-            self.draw(program, 0.0)
+            self.draw(program, self.begin)
         while self.events:
             now, number, event, program = heapq.heappop(self.events)
             if event is _Event.START:
@@ -151,6 +153,7 @@ class _Launch:
                 self.finish(program, now)
         if self.at:
             raise ValueError("a task waits for a tile that no earlier task is part of")
+        self.spent["latency"] += self.begin * self.programs
         self.spent["idle"] = max(0.0, self.end * self.programs - sum(self.spent.values()))
         return Outcome(self.end, self.spent)
 
@@ -161,6 +164,8 @@ class _Launch:
 
     def draw(self, program: int, now: float) -> None:
         task = next(self.tasks, None)
+        if self.drawn is not None:
+            task, self.drawn[program] = self.drawn[program], task
         if task is None:
             self.at.pop(program, None)
             return
@@ -223,13 +228,22 @@ class _Launch:
             self.spent[resource] += rest * cycles / limited if limited else 0.0
 
 
-def simulate(tasks: Sequence[Task], programs: int, multiprocessors: int) -> Outcome:
+def simulate(
+    tasks: Sequence[Task], programs: int, multiprocessors: int, *, ahead: bool = False, begin: float = 0.0
+) -> Outcome:
     """Runs the tasks: programs draw them in order; program p is on multiprocessor p modulo their number.
+
+    Args:
+        tasks: in their order.
+        programs: that run at the same time.
+        multiprocessors: which they share.
+        ahead: a program draws its next task when it takes up the one before.
+        begin: cycles before the first tasks.
 
     Raises:
         ValueError: a task waits for a tile that no earlier task is part of.
     """
-    return _Launch(tasks, programs, multiprocessors).run()
+    return _Launch(tasks, programs, multiprocessors, ahead, begin).run()
 
 
 def by_stage(tasks: Iterable[Task]) -> dict[str, float]:

@@ -51,7 +51,7 @@ def entry(plan, M, instructions=100.0, registers=128, shared_memory=98304):
         "item": counts,
         "bodies": [
             {"stages": names, "kind": kind, "once": counts}
-            | ({"item_rows": cut[0], "row": counts} if len(cut) == 1 else {})
+            | ({"item_rows": cut[0], "rows": 4, "columns": 64, "row": counts} if len(cut) == 1 else {})
             | (dict(zip(assembly.BLOCKS, cut, strict=True)) | {"step": counts} if len(cut) > 1 else {})
             for (kind, cut), names in bodies.items()
         ],
@@ -107,11 +107,12 @@ def test_one_program_takes_the_sum_of_all_items(seed):
     assert outcome.spent["idle"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("programs", [2, 3, 7, 40])
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("programs", [1, 2, 3, 7, 40])
 @pytest.mark.parametrize("seed", range(5))
-def test_more_programs_share_the_work_but_not_the_longest_chain(seed, programs):
+def test_more_programs_share_the_work_but_not_the_longest_chain(seed, programs, ahead):
     tasks = tiles(seed)
-    work, outcome = sum(map(length, tasks)), simulate(tasks, programs, programs)
+    work, outcome = sum(map(length, tasks)), simulate(tasks, programs, programs, ahead=ahead)
     assert max(work / programs, longest_chain(tasks)) <= outcome.cycles * (1 + 1e-9)
     assert outcome.cycles <= work * (1 + 1e-9)
     assert sum(outcome.shares().values()) == pytest.approx(1)
@@ -163,6 +164,16 @@ def test_four_items_by_hand():
     assert set(outcome.spent) == set(CAUSES)
 
 
+def test_drawn_ahead_by_hand():
+    """The first program, busy up to 100, has the third task in hand, although the second is free at 10 and at 30."""
+    tasks = [Task(0, Cost(cycles), str(cycles)) for cycles in (100, 10, 5, 20, 7)]
+    assert simulate(tasks, 2, 2, ahead=True).cycles == 105
+    assert simulate(tasks, 2, 2).cycles == 100
+    begun = simulate(tasks, 2, 2, ahead=True, begin=50)
+    assert begun.cycles == 155
+    assert begun.spent["latency"] == 2 * 50 + 142
+
+
 def test_what_ends_before_the_first_look_is_not_waited_for():
     tasks = [Task(0, Cost(20), "a"), Task(100, Cost(10), "b", ("a",), noticed=5)]
     outcome = simulate(tasks, 2, 2)
@@ -209,7 +220,7 @@ def test_a_product_by_hand(counts):
     """A0 for 128 rows, (128, 256) by (256, 128): four steps of 64."""
     plan = launches.plans(LARGE, 8)[0]
     code = counts.launches[plan.wanted(8)]
-    launched = costs.Launched(code, H100, costs.gathered_kinds(plan.stages), 3)
+    launched = costs.Launched(code, H100, costs.gathered(code, plan.stages), 3)
     cost = costs.item_cost(plan.stages[0], launched, 128, 0)
     moved = 2 * 256 * (128 + 128) / H100.l2_bytes
     stored = 2 * 128 * 128 / H100.l2_bytes
@@ -228,13 +239,18 @@ def test_tiles_that_come_late(counts):
     plans = launches.plans(LARGE, 8)
     weights = plans[-1]
     chip = dataclasses.replace(H100, barrier=0)
-    launched = costs.Launched(counts.launches[weights.wanted(8)], chip, costs.gathered_kinds(weights.stages), 3)
+    code = counts.launches[weights.wanted(8)]
+    launched = costs.Launched(code, chip, costs.gathered(code, weights.stages), 3)
     cost = costs.weight_cost(weights.stages[0], launched, 640, 1, True)
     moved = 2 * 640 * (64 + 128) / chip.l2_bytes
     around = 2 * 64 * 128 / chip.l2_bytes
     # Permutation and first tiles, then ten steps.
     assert cost.alone == pytest.approx(2 * chip.l2_round_trip + 10 * chip.l2_round_trip + moved + max(around, 200))
     assert cost.busy[2] == pytest.approx(moved + around)
+    # Where no rows are gathered, as with a body of its own, two steps pass.
+    sorted_rows = dataclasses.replace(launched, gathered=frozenset())
+    cost = costs.weight_cost(weights.stages[0], sorted_rows, 640, 1, True)
+    assert cost.alone == pytest.approx(chip.l2_round_trip + max(moved, (10 * chip.l2_round_trip + moved) / 2) + around)
     deeper = costs.weight_cost(weights.stages[0], dataclasses.replace(launched, num_stages=9), 640, 1, True)
     assert deeper.alone == pytest.approx(2 * chip.l2_round_trip + moved + max(around, 200))
 
@@ -297,7 +313,7 @@ def test_a_launch_with_a_counter_has_as_many_programs_as_configured(counts):
 
 
 def test_what_comes_before_an_item_by_hand(counts):
-    """A0 and V0 need nothing but a ticket, or with a launch of their own a program; G0 finds its tile, and waits."""
+    """A0 waits for nothing, V0 for a tile, G0 for one or more; with a launch of its own, V0 for a program to start."""
     around = 100 * 8 / 4 + 2 * H100.barrier
     offsets = [*range(0, 4097, 512)]
     plans = {plan.title: plan for plan in launches.plans(LARGE, 8)}
@@ -305,41 +321,41 @@ def test_what_comes_before_an_item_by_hand(counts):
     for title in ("forward", "V0", "weights"):
         for task in launches.tasks(plans[title], counts.launches[plans[title].wanted(8)], H100, offsets):
             found.setdefault((title, task.tile and task.tile[0]), task)
-    ticket = around + H100.atomic_round_trip
-    assert found["forward", "A0"].before == pytest.approx(ticket)
-    assert found["forward", "V0"].before == pytest.approx(ticket + H100.atomic_round_trip)
+    assert found["forward", "A0"].before == found["forward", None].before == pytest.approx(around)
+    assert found["forward", "V0"].before == pytest.approx(around + H100.atomic_round_trip)
     assert found["forward", "V0"].needs == (("A0", 0),)
-    trips = 2 * H100.l2_round_trip + H100.atomic_round_trip
-    assert found["forward", "G0"].before == pytest.approx(ticket + trips)
+    assert found["forward", "G0"].before == pytest.approx(around + H100.atomic_round_trip)
     assert found["V0", "V0"].before == pytest.approx(around + H100.block_start)
     assert found["weights", "biases"].before == pytest.approx(around + H100.block_start + H100.l2_round_trip)
     # After an item's stores comes a fence, where others wait for it.
     alone = [found[title, "V0"].cost.latency for title in ("forward", "V0")]
     assert alone[0] - alone[1] == pytest.approx(H100.fence)
+    # Offsets and the first ticket.
+    begin = H100.l2_round_trip + H100.atomic_round_trip
+    assert [launches.begin(plans[title], H100) for title in ("forward", "V0", "weights")] == [begin, 0, 0]
 
 
-@pytest.mark.parametrize(("M", "trips", "trips_backward"), [(8, 32 * 2, 32 * 3), (32, 16 * 16, 16 * 17)])
-def test_the_mutual_unit_by_hand(M, trips, trips_backward, tmp_path):
-    """512 columns: with 8 branches a row at a time, read once; with 32 two rows, in 8 blocks, read twice."""
-    tile = configs.RowsTile(item_rows=32, group_elements=4096, whole_elements=8192)
+@pytest.mark.parametrize("M", [8, 32])
+def test_the_mutual_unit_by_hand(M, tmp_path):
+    """Four rows at a time, 512 columns in 8 blocks, read twice."""
     plans = {plan.title: plan for plan in launches.plans(LARGE, M)}
     found = assembly.load(written(tmp_path / "counts.json", [entry(plan, M) for plan in plans.values()]))
-    passes = 1 if M == 8 else 2
-    streams = passes * 2 * (M + 1) * 512 + 4 * M
+    streams = 2 * 2 * (M + 1) * 512 + 4 * M
     read = {
         # Gate and result.
-        "M0": (plans["forward"], trips, streams + 2 * (512 + 512)),
-        # dM and dV_t in float32, the gate and its gradient.
-        "B0": (plans["chain"], trips_backward, streams + 4 * 512 * (passes + 1) + 2 * 512 * (passes + 1)),
+        "M0": (plans["forward"], 16, streams + 2 * (512 + 512)),
+        # The permutation for α; dM twice and dV_t in float32, the gate twice and its gradient.
+        "B0": (plans["chain"], 17, streams + 4 * 512 * 3 + 2 * 512 * 3),
     }
-    for name, (plan, waits, moved) in read.items():
-        stage = next(dataclasses.replace(stage, tile=tile) for stage in plan.stages if stage.name == name)
+    for name, (plan, trips, moved) in read.items():
+        stage = next(stage for stage in plan.stages if stage.name == name)
+        rows = stage.tile.item_rows
         launched = costs.Launched(found.find([plan.wanted(M)]), H100, frozenset(), 3)
         cost = costs.item_cost(stage, launched, 128, 0)
-        assert cost.latency == pytest.approx(waits * H100.l2_round_trip + (32 + 1) * 2 * H100.barrier)
-        assert cost.busy == pytest.approx(((32 + 1) * 100 * 8 / 4, 0, 32 * moved / H100.l2_bytes))
+        assert cost.latency == pytest.approx(rows / 4 * trips * H100.l2_round_trip + (rows + 1) * 2 * H100.barrier)
+        assert cost.busy == pytest.approx(((rows + 1) * 100 * 8 / 4, 0, rows * moved / H100.l2_bytes))
         # An item of a tile's last rows runs as long, and moves nothing where it has none.
-        empty = costs.item_cost(stage, launched, 32, 1)
+        empty = costs.item_cost(stage, launched, rows, 1)
         assert empty.latency == cost.latency
         assert empty.busy[2] == 0
 
@@ -419,11 +435,11 @@ def test_the_plans_are_the_launches(schedule):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"there is no .*counts\.json; python tests/triton/aot\.py writes it"),
+        (None, r"there is no .*counts\.json; python tests/triton/costs\.py writes it"),
         ("{", "is not JSON"),
         ("{}", "is not of the form"),
         ('{"launches": [{"M": 8}]}', "is not of the form"),
-        ('{"launches": []}', r"has no launch of M = 8 with \d+ warps: A0 .*aot\.py writes it"),
+        ('{"launches": []}', r"has no launch of M = 8 with \d+ warps: A0 .*costs\.py writes it"),
     ],
 )
 def test_files_that_are_not_counts(tmp_path, text, message):
