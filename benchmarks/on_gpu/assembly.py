@@ -59,6 +59,7 @@ class LaunchCode:
     schedule: str
     title: str
     registers: int
+    spilled_bytes: int
     shared_memory: int
     """Bytes of a program."""
     num_warps: int
@@ -128,7 +129,10 @@ def load(path: Path, needed: Iterable[Iterable[Wanted]] = ()) -> Assembly:
 
 
 def _launch(entry: Mapping[str, Any]) -> LaunchCode:
-    plain = {name: entry[name] for name in ("M", "schedule", "title", "registers", "shared_memory", "num_warps")}
+    plain = {
+        name: entry[name]
+        for name in ("M", "schedule", "title", "registers", "spilled_bytes", "shared_memory", "num_warps")
+    }
     return LaunchCode(**plain, item=_count(entry["item"]), bodies=tuple(map(_body, entry["bodies"])))
 
 

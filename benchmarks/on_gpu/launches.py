@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -107,7 +107,10 @@ def candidates(rows: int, M: int) -> list[tuple[Plan, ...]]:
     """Of every launch: first as built in, then with the tiles of larger batches, then as tuning would try it."""
     buckets = [rows, *(bound for bound in configs.ROW_BUCKETS if bound > rows)]
     choices = [built_in(each, M) for each in buckets]
-    choices += [dataclasses.replace(choices[0], forward=c, backward=c) for c in configs.candidates(ITEMSIZE)]
+    kinds = [field.name for field in dataclasses.fields(Choice) if field.name != "schedule"]
+    for config in configs.candidates(ITEMSIZE):
+        everywhere: dict[str, Any] = dict.fromkeys(kinds, config)
+        choices.append(dataclasses.replace(choices[0], **everywhere))
     of_launches = zip(*(plans(choice, M) for choice in choices), strict=True)
     return [_distinct(each, M) for each in of_launches]
 

@@ -33,6 +33,8 @@ class Prediction:
     """Of a launch."""
 
     plan: Plan
+    spilled_bytes: int
+    """A thread's."""
     programs: int
     items: int
     """Drawn, those without rows included."""
@@ -50,6 +52,7 @@ class Prediction:
             "launch": self.plan.title,
             "schedule": self.plan.schedule or BACKWARD,
             "tiles": self.plan.tiles,
+            "spilled_bytes": self.spilled_bytes,
             "programs": self.programs,
             "items": self.items,
             "bytes": self.bytes,
@@ -81,7 +84,7 @@ def predict(plan: Plan, code: LaunchCode, chip: Chip, offsets: Sequence[int]) ->
     seconds = computing + memory + chip.launch
     shares = {cause: share * computing / seconds for cause, share in outcome.shares().items()}
     shares |= {"memory": memory / seconds, "launch": chip.launch / seconds}
-    return Prediction(plan, programs, len(tasks), moved, seconds, shares, by_stage(tasks))
+    return Prediction(plan, code.spilled_bytes, programs, len(tasks), moved, seconds, shares, by_stage(tasks))
 
 
 def predict_step(assembly: Assembly, chip: Chip, B: int, M: int, distribution: str) -> list[Prediction]:

@@ -102,9 +102,11 @@ def _launch(cell: Record, launch: Record) -> list[str]:
 
 def other_tiles(record: Record) -> str:
     """The launches with tiles that are not built in for their batch."""
-    head = ["B", "M", "schedule", "launch", "tiles, warps", "programs", "µs", "as above, µs"]
+    head = ["B", "M", "schedule", "launch", "tiles, warps", "programs", "µs", "as above, µs", "spilled bytes"]
     rows = [
-        [*_launch(cell, launch), _as_above(cell, launch)] for cell in record["cells"] for launch in cell["other_tiles"]
+        [*_launch(cell, launch), _as_above(cell, launch), str(launch["spilled_bytes"] or "–")]
+        for cell in record["cells"]
+        for launch in cell["other_tiles"]
     ]
     return page.markdown(head, rows) if rows else "The file of counts has no launch with other tiles."
 
