@@ -30,11 +30,12 @@ class Wanted(NamedTuple):
 
     M: int
     num_warps: int
+    num_stages: int
     cuts: frozenset[tuple[str, Cut]]
 
     def __str__(self) -> str:
         stages = " ".join(f"{name} {'×'.join(map(str, cut))}," for name, cut in sorted(self.cuts))
-        return f"M = {self.M} with {self.num_warps} warps: {stages.rstrip(',')}"
+        return f"M = {self.M} with {self.num_warps} warps and {self.num_stages} stages: {stages.rstrip(',')}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class LaunchCode:
     shared_memory: int
     """Bytes of a program."""
     num_warps: int
+    num_stages: int
+    """Of the software pipeline."""
     item: Count
     """Drawing, locating, waiting and releasing: once an item."""
     bodies: tuple[BodyCode, ...]
@@ -71,7 +74,10 @@ class LaunchCode:
     def signature(self) -> Wanted:
         """What it is the code of."""
         return Wanted(
-            self.M, self.num_warps, frozenset((name, body.cut) for body in self.bodies for name in body.stages)
+            self.M,
+            self.num_warps,
+            self.num_stages,
+            frozenset((name, body.cut) for body in self.bodies for name in body.stages),
         )
 
     def body(self, stage: str) -> BodyCode:
@@ -131,7 +137,7 @@ def load(path: Path, needed: Iterable[Iterable[Wanted]] = ()) -> Assembly:
 def _launch(entry: Mapping[str, Any]) -> LaunchCode:
     plain = {
         name: entry[name]
-        for name in ("M", "schedule", "title", "registers", "spilled_bytes", "shared_memory", "num_warps")
+        for name in ("M", "schedule", "title", "registers", "spilled_bytes", "shared_memory", "num_warps", "num_stages")
     }
     return LaunchCode(**plain, item=_count(entry["item"]), bodies=tuple(map(_body, entry["bodies"])))
 

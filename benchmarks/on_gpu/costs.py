@@ -198,8 +198,7 @@ def weight_cost(stage: WeightGradient, launched: Launched, rows: int, chunks: in
     gathered = str(stage.name) in launched.gathered
     products = steps * tile.block_m * tile.block_n * tile.block_k
     moved = ITEMSIZE * rows * (tile.block_m + min(tile.block_n, stage.n))
-    # Which rows a step reads is itself read in the loop, a step of the pipeline before them.
-    loop = launched.loop(steps, body.repeated, products, moved, max(1, launched.num_stages - 1 - gathered))
+    loop = launched.loop(steps, body.repeated, products, moved, max(1, launched.num_stages - 1))
     trips = (TRIPS.permutation * gathered + TRIPS.fill) * bool(steps)
     result = tile.block_m * min(tile.block_n, stage.n)
     stored = launched.straight(body.once, result * (ITEMSIZE if chunks == 1 else SINGLE))

@@ -57,7 +57,7 @@ class Plan:
     def wanted(self, M: int) -> Wanted:
         """The code it needs."""
         cuts = frozenset((str(stage.name), cut_of(stage)) for stage in self.stages)
-        return Wanted(M, self.config.num_warps, cuts)
+        return Wanted(M, self.config.num_warps, self.config.num_stages, cuts)
 
     @property
     def tiles(self) -> str:
@@ -90,7 +90,7 @@ def plans(choice: Choice, M: int) -> tuple[Plan, ...]:
             title = str(stages[0].name) if len(stages) == 1 else "rest of the forward"
             title = "forward" if name == "persistent" else title
             alone = len(stages) == 1 and stages[0].own_launch
-            config = (getattr(choice, "layer", None) if alone else None) or choice.forward
+            config = (choice.layer if alone else None) or choice.forward
             found.append(Plan(title, name, _cut(stages, config), config))
     chain = backward_program(shape, True, True).stages
     found.append(Plan("chain", None, _cut(chain, choice.backward), choice.backward))
@@ -108,9 +108,9 @@ def candidates(rows: int, M: int) -> list[tuple[Plan, ...]]:
     buckets = [rows, *(bound for bound in configs.ROW_BUCKETS if bound > rows)]
     choices = [built_in(each, M) for each in buckets]
     kinds = [field.name for field in dataclasses.fields(Choice) if field.name != "schedule"]
-    for config in configs.candidates(ITEMSIZE):
-        everywhere: dict[str, Any] = dict.fromkeys(kinds, config)
-        choices.append(dataclasses.replace(choices[0], **everywhere))
+    for part in kinds:
+        tried: list[dict[str, Any]] = [{part: config} for config in configs.candidates(part, ITEMSIZE)]
+        choices += [dataclasses.replace(choices[0], **each) for each in tried]
     of_launches = zip(*(plans(choice, M) for choice in choices), strict=True)
     return [_distinct(each, M) for each in of_launches]
 

@@ -191,15 +191,17 @@ class Trunk:
 
 @functools.cache
 def recorded(
-    dtype: torch.dtype, trunk: Trunk, schedule: str, config: Config | None = None, chip: str = "sm_90"
+    dtype: torch.dtype, trunk: Trunk, schedule: str, config: Config | Choice | None = None, chip: str = "sm_90"
 ) -> tuple[Recorded, ...]:
-    """Every launch of a training step of a trunk; ``config`` for forward and backward, else the built-in ones."""
+    """Every launch of a training step of a trunk; ``config`` for forward and backward or for all, else the built-in."""
     rows, m = 4096, trunk.M
     found: dict[Recorded, None] = {}
     dims, widths = trunk.hidden_dims, (256, *trunk.hidden_dims)
     aux_widths = (trunk.global_dim, *dims)
     chosen = configs.built_in(configs.Bucket.of(rows, m, max(dims)), dtype.itemsize, CHIPS[chip].family)
-    if config is not None:
+    if isinstance(config, Choice):
+        chosen = config
+    elif config is not None:
         chosen = Choice(schedule, config, config, chosen.weights, config)
 
     def empty(*shape: int) -> torch.Tensor:

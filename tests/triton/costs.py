@@ -5,11 +5,13 @@
 Loops are told apart by the lines of the source they come from. Instructions and barriers are a warp's.
 """
 
+import dataclasses
 import functools
+import itertools
 import json
 import linecache
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,15 @@ import torch
 import triton
 from assembly import BARRIER, MATRIX, Instruction, Loop, count
 
-from saml_kernels.backends.triton import kernels
+from saml_kernels.backends.triton import configs, kernels
+from saml_kernels.backends.triton.configs import Choice
 from saml_kernels.backends.triton.sharing import Varying
 from saml_kernels.backends.triton.stages import ProductTile
 
 CHIP = aot.CHIPS["sm_90"]
 SCENARIOS = 8, 32
+ROWS = 1024, 4096
+"""Of small tiles and of large ones."""
 PRODUCTS_A_CYCLE = 2048
 """Of 16-bit factors on a multiprocessor of sm_90: NVIDIA's H100 white paper, dense."""
 SCHEDULERS = 4
@@ -79,6 +84,7 @@ class LaunchCosts:
     title: str
     report: aot.Report
     num_warps: int
+    num_stages: int
     item: Count
     """Drawing, locating, waiting and releasing."""
     bodies: tuple[Body, ...]
@@ -98,6 +104,7 @@ def costs_of(launch: aot.Recorded, M: int, schedule: str) -> LaunchCosts:
         aot.title(launch),
         aot.compile_for(launch, CHIP),
         dict(launch.options)["num_warps"],
+        dict(launch.options)["num_stages"],
         Count.of(each for each in around if each.file in ITEM_FILES),
         tuple(_body(launch, number, loops, around) for number in range(len(aot.plain(launch.plan.bodies)))),
     )
@@ -161,17 +168,37 @@ def _mostly_mutual(loop: Loop) -> bool:
 @functools.cache
 def listed() -> tuple[LaunchCosts, ...]:
     """Every launch of a bf16 training step of the documented shape, in both schedules, each once."""
-    found: dict[tuple[int, aot.Recorded], LaunchCosts] = {}
-    for M in SCENARIOS:
-        for schedule in ("persistent", "per_layer"):
-            for launch in aot.recorded(torch.bfloat16, aot.Trunk(M=M), schedule):
-                if (M, launch) not in found:
-                    found[M, launch] = costs_of(launch, M, schedule)
-    return tuple(found.values())
+    return tuple(_distinct((M, _built_in(M)) for M in SCENARIOS))
 
 
-def result() -> dict[str, Any]:
-    """What the file holds."""
+def _built_in(M: int) -> list[Choice]:
+    buckets = (configs.Bucket.of(rows, M, max(aot.Trunk().hidden_dims)) for rows in ROWS)
+    return [configs.built_in(bucket, 2, CHIP.family) for bucket in buckets]
+
+
+def every_candidate() -> tuple[LaunchCosts, ...]:
+    """The same, and with every candidate of tuning in its place."""
+    return tuple(_distinct((M, [*_built_in(M), *_with_candidates(_built_in(M)[-1])]) for M in SCENARIOS))
+
+
+def _with_candidates(choice: Choice) -> Iterator[Choice]:
+    for part in ("forward", "backward", "weights", "layer"):
+        for config in configs.candidates(part, 2, CHIP.family):
+            yield dataclasses.replace(choice, **{part: config})
+
+
+def _distinct(choices: Iterable[tuple[int, Iterable[Choice]]]) -> Iterator[LaunchCosts]:
+    seen: set[tuple[int, aot.Recorded]] = set()
+    for M, of_scenarios in choices:
+        for choice, schedule in itertools.product(of_scenarios, configs.SCHEDULES):
+            for launch in aot.recorded(torch.bfloat16, aot.Trunk(M=M), schedule, choice):
+                if (M, launch) not in seen:
+                    seen.add((M, launch))
+                    yield costs_of(launch, M, schedule)
+
+
+def result(launches: Iterable[LaunchCosts]) -> dict[str, Any]:
+    """What the file holds of launches."""
     trunk = aot.Trunk()
     shape = {"local_dim": 256, "global_dim": trunk.global_dim, "hidden_dims": trunk.hidden_dims, "M": SCENARIOS}
     return {
@@ -181,7 +208,7 @@ def result() -> dict[str, Any]:
         "chip": CHIP.name,
         "type": "bf16",
         "shape": shape,
-        "launches": [_launch_entry(launch) for launch in listed()],
+        "launches": [_launch_entry(launch) for launch in launches],
     }
 
 
@@ -194,6 +221,7 @@ def _launch_entry(launch: LaunchCosts) -> dict[str, Any]:
         "spilled_bytes": launch.report.spilled_bytes,
         "shared_memory": launch.report.shared_memory,
         "num_warps": launch.num_warps,
+        "num_stages": launch.num_stages,
         "item": _count_entry(launch.item),
         "bodies": [_body_entry(body) for body in launch.bodies],
     }
@@ -240,6 +268,6 @@ BETWEEN = re.compile(r"(?<=<!-- loops -->\n).*?(?=<!-- end of loops -->)", re.DO
 
 
 if __name__ == "__main__":
-    RESULT.write_text(json.dumps(result(), indent=1) + "\n", encoding="utf-8")
+    RESULT.write_text(json.dumps(result(every_candidate()), indent=1) + "\n", encoding="utf-8")
     page = aot.PAGE.read_text(encoding="utf-8")
     aot.PAGE.write_text(BETWEEN.sub(lambda _: table() + "\n", page), encoding="utf-8")

@@ -48,6 +48,7 @@ def entry(plan, M, instructions=100.0, registers=128, shared_memory=98304):
         "spilled_bytes": 0,
         "shared_memory": shared_memory,
         "num_warps": plan.config.num_warps,
+        "num_stages": plan.config.num_stages,
         "item": counts,
         "bodies": [
             {"stages": names, "kind": kind, "once": counts}
@@ -235,24 +236,22 @@ def test_a_product_by_hand(counts):
 
 
 def test_tiles_that_come_late(counts):
-    """Two steps ahead are enough for a product of 128 × 128; one is not for a weight's gradient of 64 × 128."""
-    plans = launches.plans(LARGE, 8)
-    weights = plans[-1]
+    """Asked for two steps ahead, tiles of a weight's gradient come late; eight steps ahead they do not."""
+    weights = launches.plans(LARGE, 8)[-1]
+    tile = weights.stages[0].tile
     chip = dataclasses.replace(H100, barrier=0)
     code = counts.launches[weights.wanted(8)]
     launched = costs.Launched(code, chip, costs.gathered(code, weights.stages), 3)
     cost = costs.weight_cost(weights.stages[0], launched, 640, 1, True)
-    moved = 2 * 640 * (64 + 128) / chip.l2_bytes
-    around = 2 * 64 * 128 / chip.l2_bytes
+    moved = 2 * 640 * (tile.block_m + tile.block_n) / chip.l2_bytes
+    around = max(2 * tile.block_m * tile.block_n / chip.l2_bytes, 200)
     # Permutation and first tiles, then ten steps.
-    assert cost.alone == pytest.approx(2 * chip.l2_round_trip + 10 * chip.l2_round_trip + moved + max(around, 200))
-    assert cost.busy[2] == pytest.approx(moved + around)
-    # Where no rows are gathered, as with a body of its own, two steps pass.
-    sorted_rows = dataclasses.replace(launched, gathered=frozenset())
-    cost = costs.weight_cost(weights.stages[0], sorted_rows, 640, 1, True)
-    assert cost.alone == pytest.approx(chip.l2_round_trip + max(moved, (10 * chip.l2_round_trip + moved) / 2) + around)
+    late = (10 * chip.l2_round_trip + moved) / 2
+    assert cost.alone == pytest.approx(2 * chip.l2_round_trip + late + around)
+    assert cost.busy[2] == pytest.approx(moved + 2 * tile.block_m * tile.block_n / chip.l2_bytes)
     deeper = costs.weight_cost(weights.stages[0], dataclasses.replace(launched, num_stages=9), 640, 1, True)
-    assert deeper.alone == pytest.approx(2 * chip.l2_round_trip + moved + max(around, 200))
+    products = 640 * tile.block_m * tile.block_n / chip.products
+    assert deeper.alone == pytest.approx(2 * chip.l2_round_trip + max(moved, products) + around)
 
 
 def test_stages_without_a_model_are_refused(counts):
@@ -439,7 +438,7 @@ def test_the_plans_are_the_launches(schedule):
         ("{", "is not JSON"),
         ("{}", "is not of the form"),
         ('{"launches": [{"M": 8}]}', "is not of the form"),
-        ('{"launches": []}', r"has no launch of M = 8 with \d+ warps: A0 .*costs\.py writes it"),
+        ('{"launches": []}', r"has no launch of M = 8 with \d+ warps and \d+ stages: A0 .*costs\.py writes it"),
     ],
 )
 def test_files_that_are_not_counts(tmp_path, text, message):
@@ -455,7 +454,9 @@ def test_files_that_are_not_counts(tmp_path, text, message):
 
 def test_a_missing_launch_is_named(tmp_path):
     entries = [each for each in entries_of([launches.built_in(4096, 8)], 8) if each["title"] != "chain"]
-    with pytest.raises(assembly.AssemblyError, match=r"has no launch of M = 8 with \d+ warps: B0 \d+, D "):
+    with pytest.raises(
+        assembly.AssemblyError, match=r"has no launch of M = 8 with \d+ warps and \d+ stages: B0 \d+, D "
+    ):
         assembly.load(written(tmp_path / "counts.json", entries), model.needed([1024], [8]))
 
 

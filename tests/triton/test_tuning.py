@@ -20,7 +20,7 @@ pytestmark = [
 
 SHAPE = Shape(9, 2, 3, 2, (6, 4), torch.float32, torch.device("cpu"))
 KEY = "interpreter/float32/rows=256/scenarios=2/width=64"
-USUAL, NARROW = configs.candidates(4)[:2]
+USUAL, NARROW = configs.candidates("forward", 4)[:2]
 BUILT_IN = configs.Choice("persistent", USUAL, USUAL, USUAL)
 
 
@@ -58,13 +58,18 @@ def test_the_fastest_is_chosen_written_and_read(path, monkeypatch):
     assert found.choice == configs.Choice("per_layer", NARROW, USUAL, NARROW)
     assert (found.key, found.path, found.built_in) == (KEY, path, BUILT_IN)
     assert found.forward.ratio == found.step.ratio == 2.5
-    # One configuration at a time: four, two and two contenders, then the result beside the built-in choice, twice.
-    assert [len(contenders) for contenders in timer.asked] == [4, 2, 2, 2, 2]
-    for stage, contenders in zip(("forward", "backward", "weights"), timer.asked, strict=False):
+    # One configuration at a time, tiles before rows; then the result beside the built-in choice, twice.
+    parts = ["forward", "forward", "layer", "backward", "backward", "weights"]
+    assert [len(contenders) for contenders in timer.asked] == [4, 2, 3, 2, 2, 2, 2, 2]
+    forward = {"forward", "schedule"}
+    for part, contenders in zip(parts, timer.asked, strict=False):
         for contender in contenders:
-            differing = {f.name for f in dataclasses.fields(contender) if getattr(contender, f.name) != USUAL}
-            assert differing - {"schedule"} <= {stage}
-    assert [line.partition(":")[0] for line in lines] == ["forward", "backward", "weights"]
+            differing = {
+                f.name for f in dataclasses.fields(contender) if getattr(contender, f.name) != getattr(BUILT_IN, f.name)
+            }
+            # The forward's winner is what layers are tried with.
+            assert differing <= forward | {part}
+    assert [line.partition(":")[0] for line in lines] == parts
     assert json.loads(path.read_text())[KEY]["forward"]["block_n"] == 16
     # As a GPU reads it: the interpreter has its own choice whatever the file says.
     arguments = 200, 2, 6, torch.float32, torch.device("cpu")

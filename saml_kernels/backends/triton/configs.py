@@ -139,6 +139,27 @@ _LAYER = {
     "sm_100": Config(128, 256, 32, 8, 4),
 }
 """Of 16-bit layers of all branches that have a launch of their own, by family of chips."""
+_CANDIDATES = {
+    ("forward", 2): (
+        _SMALL[2],
+        _LARGE[2],
+        Config(64, 128, 64, 4, 3, programs=2),
+        Config(64, 128, 64, 8, 3),
+        Config(128, 128, 128, 8, 3),
+    ),
+    ("backward", 2): (_SMALL[2], _BACKWARD[2], Config(64, 128, 64, 8, 3)),
+    ("weights", 2): (
+        _WEIGHTS[2],
+        Config(128, 128, 64, 8, 4),
+        Config(128, 128, 128, 8, 3),
+        Config(64, 128, 64, 8, 3),
+        Config(64, 128, 64, 8, 4),
+    ),
+    ("forward", 4): (_SMALL[4], _LARGE[4], _SMALL_BACKWARD[4]),
+    ("backward", 4): (_SMALL[4], _LARGE[4], _SMALL_BACKWARD[4]),
+    ("weights", 4): (_SMALL[4], _WEIGHTS[4]),
+}
+"""By part of a choice and bytes of an element."""
 # Small tiles reach every edge with small tensors.
 _INTERPRETED = Config(16, 32, 16, 4, 1, item_rows=8, group_rows=4)
 SMALL_ROWS = 1024
@@ -305,13 +326,22 @@ def _choice(bucket: Bucket, dtype: torch.dtype, device: torch.device) -> Choice:
     return built_in(bucket, dtype.itemsize, family(device)) if found is None else found
 
 
-def candidates(itemsize: int) -> tuple[Config, ...]:
-    """What tuning tries for forward and backward; all of them are compiled ahead of time in the tests."""
+def candidates(part: str, itemsize: int, family: str = "sm_90") -> tuple[Config, ...]:
+    """What tuning tries for a part of a :class:`Choice`; tests compile all of them ahead of time, none spills."""
     if INTERPRETED:
         return (_INTERPRETED, dataclasses.replace(_INTERPRETED, block_n=16))
-    if itemsize == 4:
-        return (_SMALL[4], _SMALL_BACKWARD[4], _LARGE[4])
-    return (_SMALL[2], _BACKWARD[2], _LARGE[2], Config(128, 256, 64, 8, 3), Config(64, 128, 64, 4, 3, programs=2))
+    if part == "layer":
+        alone = _LAYER.get(family) if itemsize == 2 else None
+        return (_LARGE[itemsize],) if alone is None else (_LARGE[itemsize], alone)
+    return _CANDIDATES[part, itemsize]
+
+
+def rows_candidates(config: Config) -> tuple[Config, ...]:
+    """The same tiles with other items of what is no product."""
+    if INTERPRETED:
+        return (config, dataclasses.replace(config, item_rows=4))
+    pairs = ((item, group) for item in (8, 16, 32) for group in (8, 16, 32) if group <= item)
+    return tuple(dataclasses.replace(config, item_rows=item, group_rows=group) for item, group in pairs)
 
 
 def chunk_rows(rows: int) -> int:

@@ -233,9 +233,7 @@ def quantize_weight(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 def grouped(scenario: Tensor, branches: int, counters: int) -> Grouped:
     """permutation, offsets and cleared counters; one launch where the extension has the kernel."""
     if _extension_groups(scenario):
-        permutation, offsets, cleared = torch.ops.saml_kernels.group_by_scenario_and_clear(
-            scenario, branches, counters
-        )
+        permutation, offsets, cleared = torch.ops.saml_kernels.group_by_scenario_and_clear(scenario, branches, counters)
     else:
         permutation, _, offsets = reference.group_by_scenario(scenario, branches)
         cleared = torch.zeros(counters, dtype=torch.int32, device=scenario.device)

@@ -1,4 +1,4 @@
-"""Finds the fastest choice for a bucket by trying candidates, one of its three configurations at a time.
+"""Finds the fastest choice for a bucket by trying candidates, one of its configurations at a time: tiles, then rows.
 
 Trying them together would multiply their number. Every candidate is compared with the float64 reference before it is
 timed. The clock is the caller's. Imports no Triton until a candidate runs.
@@ -7,6 +7,7 @@ timed. The clock is the caller's. Imports no Triton until a candidate runs.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -99,8 +100,9 @@ class Tuned:
 def tune(shape: Shape, timer: Timer, say: Say = lambda line: None, path: Path | None = None) -> Tuned:
     """Times candidates for the shape's bucket, and writes the fastest choice.
 
-    Forward configurations, in both schedules, are timed in inference, those of backward and weight gradients in a
-    training step, each with the others as built in. What was chosen is then timed against the built-in choice, and is
+    Forward configurations, in both schedules, and those of layers that have a launch of their own are timed in
+    inference, those of backward and weight gradients in a training step, each with the others as built in. What was
+    chosen is then timed against the built-in choice, and is
     kept only if forward and step together take less time: three winners need not win together.
 
     Args:
@@ -120,18 +122,31 @@ def tune(shape: Shape, timer: Timer, say: Say = lambda line: None, path: Path | 
     problem = shape.problem()
     gate = ChoiceGate(problem)
     built_in = _built_in(shape)
-    others = configs.candidates(shape.dtype.itemsize)
+    family = configs.family(shape.device)
+
+    def configured(part: str) -> tuple[Config, ...]:
+        return configs.candidates(part, shape.dtype.itemsize, family)
 
     forward, step = (problem.call(kind, TRITON) for kind in PASSES)
     trials = [
-        replace(built_in, schedule=schedule, forward=config) for config in others for schedule in configs.SCHEDULES
+        replace(built_in, schedule=schedule, forward=config)
+        for config in configured("forward")
+        for schedule in configs.SCHEDULES
     ]
     best = _fastest("forward", trials, built_in, forward, gate, timer, say)
+    best = _rows("forward", best, forward, gate, timer, say)
+    # In the other schedule no layer has a launch of its own.
+    if best.schedule == "per_layer":
+        trials = [replace(best, layer=config) for config in configured("layer")]
+        best = _fastest("layer", trials, best, forward, gate, timer, say)
     # Where the built-in forward does not run here, nothing could be timed with it.
     base = built_in if gate.failure(built_in) is None else best
-    backward = _fastest("backward", [replace(base, backward=c) for c in others], base, step, gate, timer, say)
-    weights = _fastest("weights", [replace(base, weights=c) for c in others], base, step, gate, timer, say)
-    choice = Choice(best.schedule, best.forward, backward.backward, weights.weights)
+    trials = [replace(base, backward=config) for config in configured("backward")]
+    backward = _fastest("backward", trials, base, step, gate, timer, say)
+    backward = _rows("backward", backward, step, gate, timer, say)
+    trials = [replace(base, weights=config) for config in configured("weights")]
+    weights = _fastest("weights", trials, base, step, gate, timer, say)
+    choice = Choice(best.schedule, best.forward, backward.backward, weights.weights, best.layer)
     forward_seconds = step_seconds = None
     if choice != base and (failure := gate.failure(choice)) is not None:
         say(f"the three together: {failure}")
@@ -177,6 +192,13 @@ def _fastest(
     return fastest
 
 
+def _rows(part: str, base: Choice, call: Call, gate: ChoiceGate, timer: Timer, say: Say) -> Choice:
+    """The choice with the fastest items of what is no product."""
+    variants: list[dict[str, Any]] = [{part: config} for config in configs.rows_candidates(getattr(base, part))]
+    trials = [replace(base, **variant) for variant in variants]
+    return _fastest(part, trials, base, call, gate, timer, say)
+
+
 def _time(contenders: Sequence[Choice], call: Call, timer: Timer) -> Mapping[Choice, float]:
     def forced(choice: Choice) -> Call:
         def run() -> object:
@@ -190,7 +212,10 @@ def _time(contenders: Sequence[Choice], call: Call, timer: Timer) -> Mapping[Cho
 
 def describe(choice: Choice, launch: str) -> str:
     """A configuration of a choice, and of a forward the schedule too, for a person."""
-    config: Config = getattr(choice, launch)
+    config: Config = getattr(choice, launch) or choice.forward
     schedule = f"{choice.schedule} " if launch == "forward" else ""
     tiles = f"{config.block_m}x{config.block_n}x{config.block_k}"
-    return f"{schedule}{tiles}, {config.num_warps} warps, {config.num_stages} stages, {config.programs} programs"
+    rows = f"items of {config.item_rows} rows, {config.group_rows} at a time"
+    return (
+        f"{schedule}{tiles}, {config.num_warps} warps, {config.num_stages} stages, {config.programs} programs, {rows}"
+    )
