@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,21 +21,44 @@ import gpu
 import records
 from cells import GRAPH, rotating
 from contenders import Contender
-from on_gpu import checks, floors, measuring, plots, roofline, sections, small_cases, summary
-from on_gpu.measuring import Request
+from on_gpu import (
+    catalogue,
+    checks,
+    floors,
+    guard,
+    launch_times,
+    limits,
+    measuring,
+    pieces,
+    plots,
+    processes,
+    reporting,
+    roofline,
+    small_cases,
+    smoke,
+    summary,
+    trials,
+    tune,
+)
+from on_gpu.processes import Job
+from on_gpu.recording import Product
+from on_gpu.request import Request
+from on_gpu.run import Run, Save
 from on_gpu.target import Target
+from saml_kernels.backends.triton import configs
 from saml_kernels.testing.problem import PASSES
 from workload import Cell
 
 ROOT = Path(__file__).parents[1]
 CELL = Cell(4096, 8, 256, 256, (512, 256, 128))
+LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one dry run, measurements only."""
+    """The folder of one dry run of every section."""
     folder = tmp_path_factory.mktemp("dry")
-    arguments = ["--dry-run", "--out", str(folder), "--no-compiled", "--no-checks"]
+    arguments = ["--dry-run", "--out", str(folder), "--no-compiled", "--sections", ",".join(catalogue.SECTIONS)]
     outcome = CliRunner().invoke(gpu.main, arguments, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     return folder
@@ -43,19 +69,45 @@ def record(dry: Path) -> dict[str, Any]:
     return json.loads((dry / "gpu.json").read_text(encoding="utf-8"))
 
 
-def test_dry_run_measures_everything_and_says_what_it_is(dry: Path, record: dict[str, Any]) -> None:
+def test_dry_run_goes_through_everything_and_says_what_it_is(dry: Path, record: dict[str, Any]) -> None:
     assert record["dry_run"]
     assert record["complete"]
     assert record["kind"] == "dry run on a CPU: no GPU figure"
     assert {part["status"] for part in record["sections"].values()} == {"done"}
-    assert set(record["sections"]) == set(gpu.MEASURED)
+    assert set(record["sections"]) == set(catalogue.SECTIONS)
     assert "none of these numbers is a GPU's" in summary.text(record)
     drawn = sorted(path.stem for path in dry.glob("*.svg"))
     # There is no device whose memory could be drawn.
     assert drawn == sorted(set(plots.FIGURES) - {"gpu_memory", "gpu_stages"})
     assert "only the kernels have stages" in record["sections"]["stages"]["reason"]
-    assert not list(dry.glob("gpu.*.json"))
+    assert all((dry / f"gpu.{name}.json").exists() for name in catalogue.SECTIONS)
     assert all("dry run on a CPU: no GPU figure" in path.read_text(encoding="utf-8") for path in dry.glob("*.svg"))
+
+
+def test_dry_run_checks_by_name(dry: Path, record: dict[str, Any]) -> None:
+    results = {name: record["sections"][name]["results"] for name in catalogue.CHECKS}
+    assert [result["name"] for result in results["smoke"]] == [
+        "auto, float32", "auto, bfloat16, foreign int8", "2,000 launches at 1, 2, 132, 264 programs in turn",
+    ]  # fmt: skip
+    assert {result["status"] for name in ("smoke", "sanitize") for result in results[name]} == {"passed"}
+    assert len(results["tests"]) > 80
+    if not torch.cuda.is_available():
+        assert {result["reason"] for result in results["tests"]} == {"needs a CUDA GPU"}
+    for name in ("gpu.tests.log", "gpu.tests.xml", "gpu.tests.jsonl", "gpu.sanitize.memcheck.one_unit.auto.log"):
+        assert (dry / name).stat().st_size > 0
+
+
+def test_dry_run_times_launches_and_tunes(dry: Path, record: dict[str, Any]) -> None:
+    timed, tuned = record["sections"]["launches_timed"], record["sections"]["tune"]
+    assert [(cell["M"], cell["schedule"]) for cell in timed["cells"]] == [
+        (M, schedule) for M in (2, 3) for schedule in configs.SCHEDULES
+    ]
+    assert all(row["median"] > 0 for cell in timed["cells"] for row in cell["launches"])
+    (variation,) = timed["variations"]
+    assert (variation["axis"], variation["value"], variation["built_in"]) == ("block_m", 64, 32)
+    choices = configs.tuned(dry / tune.FILE)
+    assert [shape["key"] for shape in tuned["shapes"]] == list(choices)
+    assert "persistent, forward, block_m 64" in summary.text(record)
 
 
 def test_dry_run_gates_every_contender(record: dict[str, Any]) -> None:
@@ -113,23 +165,306 @@ def test_no_gpu_figure_without_a_measurement() -> None:
     assert "not yet measured on a GPU" in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 
-def test_tests_and_sanitized_cases_are_there() -> None:
-    job = checks.tests(dry_run=True)
-    outcome = checks.finish(checks.start(job), time.monotonic() + 120)
-    assert outcome["passed"], outcome["tail"]
-    assert "tests collected" in outcome["tail"]
-    results = list(small_cases.results("auto", "reference", "cpu", torch.bfloat16))
-    assert len(results) > 30
-    assert all(tensor.isfinite().all() for tensor in results)
-    assert checks.sanitizer("memcheck", "persistent", dry_run=True) is not None
+def test_every_sanitized_case_runs() -> None:
+    for name in small_cases.names(Target(dry_run=True)):
+        results = list(small_cases.results(name, "reference", "cpu", torch.bfloat16))
+        assert len(results) > 10
+        assert all(tensor.isfinite().all() for tensor in results)
 
 
-def test_a_job_that_takes_too_long_is_ended() -> None:
+def test_commands_of_the_first_day() -> None:
+    assert gpu.chosen("check", None) == ["smoke", "tests", "sanitize"]
+    assert gpu.chosen("tune", None) == ["launches_timed", "tune"]
+    assert gpu.chosen("measure", None)[:2] == ["ceilings", "headline"]
+    # Each section belongs to one of them, and is run in their order, however it is asked for.
+    assert [name for command in catalogue.COMMANDS for name in gpu.chosen(command, None)] == list(catalogue.SECTIONS)
+    assert gpu.chosen(None, "grid,smoke") == ["smoke", "grid"]
+    assert gpu.chosen(None, None) == [*catalogue.CHECKS, *catalogue.MEASURED]
+    for options, error in (
+        (["--sections", "smoke,fog"], "there is no fog"),
+        (["--sections", "smoke", "--command", "check"], "give one of"),
+    ):
+        outcome = CliRunner().invoke(gpu.main, ["--dry-run", "--out", "unused", *options])
+        assert outcome.exit_code == 2
+        assert error in outcome.output
+    assert not Path("unused").exists()
+
+
+def test_checks_get_most_of_the_first_command_and_run_together() -> None:
+    assert gpu.batches(gpu.chosen("check", None)) == [("smoke",), ("tests", "sanitize")]
+    assert gpu.batches(["sanitize", "ceilings", "grid"]) == [("sanitize",), ("ceilings",), ("grid",)]
+    left = (1 - gpu.BUILD_SHARE) * gpu.TOTAL_SECONDS
+    smoke_seconds = gpu.share(gpu.batches(gpu.chosen("check", None)), left)
+    assert left - smoke_seconds > gpu.TOTAL_SECONDS / 2
+
+
+def test_waits_are_bounded_in_checks_and_choices_are_given(tmp_path: Path) -> None:
+    file = tmp_path / "tuned.json"
+    run = gpu.Sections(gpu.Keeper(file, {}), tmp_path, True, False, gpu.choices(None, tmp_path), 100.0)
+    assert not run.tuned.exists()
+    for name in catalogue.SECTIONS:
+        told = run.environment(name)
+        assert told["SAML_KERNELS_DEBUG_WAITS"] == ("20000000" if name in catalogue.CHECKS else None)
+        assert told["SAML_KERNELS_TUNED"] == str(run.tuned)
+    assert "SAML_KERNELS_DEBUG_WAITS" not in processes.environment({"SAML_KERNELS_DEBUG_WAITS": None})
+    file.write_text("{}")
+    assert gpu.choices(file, tmp_path) == file.resolve()
+    configs.forget()
+    file.write_text("[1]")
+    outcome = CliRunner().invoke(gpu.main, ["--dry-run", "--out", str(tmp_path / "out"), "--tuned", str(file)])
+    configs.forget()
+    assert outcome.exit_code == 2
+    assert "does not hold tuned choices" in outcome.output.replace("\n", " ")
+
+
+def test_the_build_takes_no_more_jobs_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(96)), raising=False)
+    monkeypatch.setattr(processes, "BYTES_A_JOB", 2**62)
+    assert checks.build().environment["MAX_JOBS"] == "1"
+    monkeypatch.setattr(processes, "BYTES_A_JOB", 1)
+    assert checks.build().environment["MAX_JOBS"] == "96"
+    monkeypatch.setenv("MAX_JOBS", "7")
+    assert checks.build().environment["MAX_JOBS"] == "7"
+
+
+def test_a_job_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     begun = time.monotonic()
-    sleeping = checks.Job("sleep", [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"])
-    outcome = checks.finish(checks.start(sleeping), begun + 3)
+    command = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+    outcome = processes.finish(processes.start(Job("sleep", command, output=tmp_path / "log")), begun + 1)
     assert time.monotonic() - begun < 30
     assert (outcome["passed"], outcome["status"], outcome["tail"].strip()) == (False, "out of time", "begun")
+    assert (tmp_path / "log").read_text().strip() == "begun"
+
+
+def test_the_status_of_a_job_is_its_own() -> None:
+    for program, status in (("raise SystemExit(3)", 3), ("import os; os.abort()", -signal.SIGABRT)):
+        job = Job("end", [sys.executable, "-c", program])
+        assert processes.finish(processes.start(job), time.monotonic() + 60)["status"] == status
+    missing = processes.finish(processes.start(Job("missing", ["/nowhere/program"])), time.monotonic() + 60)
+    assert missing["status"] == 127
+    assert "/nowhere/program" in missing["tail"]
+
+
+# A process, one in a session of its own that ignores SIGTERM, and one below it whose parent is gone.
+ESCAPING = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            print(os.getpid(), flush=True)
+            time.sleep(600)
+        os._exit(0)
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+print(os.getpid(), flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+def escaping(seconds: float) -> Job:
+    return Job("escaping", [sys.executable, "-c", ESCAPING, str(seconds)])
+
+
+@LINUX
+@pytest.mark.parametrize("seconds", [600, 0.5], ids=["ended", "ends by itself"])
+def test_nothing_is_left_of_a_job(seconds: float) -> None:
+    outcome = processes.finish(processes.start(escaping(seconds)), time.monotonic() + 2)
+    assert outcome["status"] == ("out of time" if seconds == 600 else 0)
+    pids = [int(line) for line in outcome["tail"].split()]
+    assert len(pids) == 3
+    assert all(map(_ended, pids))
+    assert guard.descendants(os.getpid()) == [] or not set(pids) & set(guard.descendants(os.getpid()))
+
+
+@LINUX
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL], ids=str)
+def test_nothing_is_left_of_a_command_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
+    """As gpu.py is: by a signal to it alone."""
+    program = (
+        "import sys, time; from pathlib import Path; from on_gpu import processes; processes.end_with_this_process(); "
+        f"job = processes.Job('escaping', [sys.executable, '-c', {ESCAPING!r}, '600'], output=Path(sys.argv[1])); "
+        "processes.start(job); time.sleep(600)"
+    )
+    log = tmp_path / "log"
+    command = subprocess.Popen(
+        [sys.executable, "-c", program, str(log)], env=processes.environment(), stderr=subprocess.DEVNULL
+    )
+    pids: list[int] = []
+    for _ in range(600):
+        pids = [int(line) for line in log.read_text().splitlines()] if log.exists() else []
+        if len(pids) == 3:
+            break
+        time.sleep(0.1)
+    assert len(pids) == 3
+    command.send_signal(number)
+    command.wait(30)
+    assert all(map(_ended, pids))
+
+
+HANGING = """
+import os, signal, time
+import pytest
+
+pytest_plugins = ("on_gpu.limits",)
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("time_limit")]
+
+@pytest.mark.parametrize("number", range(3))
+def test_quick(number): pass
+def test_hangs(): time.sleep(600)
+def test_crashes(): os.kill(os.getpid(), signal.SIGSEGV)
+def test_fails(): assert 1 == 2
+def test_last(): pass
+"""
+
+
+@LINUX
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_test_that_hangs_costs_no_other(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With pytest-xdist, and without it."""
+    file = tmp_path / "test_hanging.py"
+    file.write_text(HANGING)
+    monkeypatch.setattr(checks, "TESTS", (str(file),))
+    options = ["-n", str(workers), "--maxschedchunk=1", f"--max-worker-restart={checks.RESTARTS}"] if workers else []
+    monkeypatch.setattr(checks, "_pytest", lambda run, original=checks._pytest: [*original(run), *options])
+    monkeypatch.setenv(limits.VARIABLE, "1.5")
+    found: dict[str, Any] = {}
+    run = Run(Target(dry_run=True), False, folder=tmp_path)
+    checks.tests(run, time.monotonic() + 100, found.update)
+    results = {result["name"].split("::")[1]: result for result in found["results"]}
+    lost = {"status": "failed", "reason": "its process ended, or time ran out, while it was under way"}
+    assert {name: result["status"] for name, result in results.items()} == {
+        **dict.fromkeys(("test_quick[0]", "test_quick[1]", "test_quick[2]", "test_last"), "passed"),
+        "test_hangs": "out of time" if workers else "failed",
+        "test_crashes": "failed",
+        "test_fails": "failed",
+    }
+    assert results["test_fails"]["reason"] == "assert 1 == 2"
+    if workers:
+        assert "crashed while running" in results["test_crashes"]["reason"]
+    else:
+        assert results["test_crashes"].items() >= lost.items()
+    # Where it stood, for the one who reads.
+    assert "in test_hangs" in "".join(path.read_text() for path in tmp_path.glob("gpu.tests*.log"))
+
+
+def test_tests_without_time_are_left_out_by_name() -> None:
+    log = [
+        {"event": "collected", "tests": ["a", "b", "c"], "time": 0.0},
+        {"event": "begun", "test": "a", "time": 1.0},
+        {"event": "ended", "test": "a", "time": 2.0, "outcome": "passed", "reason": ""},
+        {"event": "begun", "test": "b", "time": 2.0},
+    ]
+    results = reporting.results(log, 9.0)
+    assert [(result["name"], result["status"]) for result in results] == [
+        ("a", "passed"), ("b", "failed"), ("c", "left out"),
+    ]  # fmt: skip
+
+
+def test_pieces_end_each_in_their_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = """
+import json, os, sys, time
+request = json.loads(sys.argv[1])
+kind = request["argument"]["kind"]
+if kind == "crashes":
+    os.abort()
+if kind == "hangs":
+    time.sleep(600)
+part = {"status": "done", "seconds": 0.1, "failure": None if kind == "right" else "wrong: by far"}
+json.dump(part, open(request["file"], "w"))
+"""
+    monkeypatch.setattr(Request, "command", lambda self: [sys.executable, "-c", program, json.dumps(self.__dict__)])
+    monkeypatch.setattr(processes, "parallel", lambda: 4)
+    kinds = ("crashes", "hangs", "right", "wrong", "too late")
+    seen: list[int] = []
+    begun = time.monotonic()
+    results = pieces.run(
+        [pieces.Piece(kind, "form", {"kind": kind if kind != "too late" else "hangs"}) for kind in kinds],
+        dry_run=True,
+        deadline=begun + 6,
+        limit=3,
+        save=lambda found: seen.append(len(found)),
+    )
+    assert time.monotonic() - begun < 30
+    assert {result["name"]: result["status"] for result in results} == {
+        "crashes": "failed", "hangs": "out of time", "right": "passed", "wrong": "failed", "too late": "out of time",
+    }  # fmt: skip
+    assert [result["name"] for result in results] == list(kinds)
+    assert seen == [1, 2, 3, 4, 5]
+    assert pieces.run(
+        [pieces.Piece("a", "form", {"kind": "right"})], dry_run=True, deadline=begun, limit=1
+    ) == [{"name": "a", "status": "left out"}]  # fmt: skip
+
+
+def test_smoke_knows_every_form_by_name() -> None:
+    class Kernels(Target):
+        schedules = ("persistent", "per_layer")
+
+    names = [form.name for form in smoke.forms(Kernels(dry_run=False))]
+    assert names[:2] == ["persistent, float32", "per_layer, float32"]
+    assert "auto, bfloat16, foreign float8_e4m3fn" in names
+    assert [name for name in names if "programs" in name] == [
+        f"persistent, bfloat16, {programs} programs" for programs in (1, 2, 132, 264)
+    ]
+    assert len(names) == len(set(names)) == 13
+
+
+def test_smoke_tells_wrong_numbers_and_changing_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, found = Target(dry_run=True), {}
+    wrong = smoke.Form("float32")
+    assert smoke._failure(target, wrong, smoke.DRY) is None
+    original = smoke.backend
+
+    def off(name: str, **options: Any) -> Any:
+        return lambda problem: (original(name, **options)(problem).own * 1.01, original(name)(problem).aux)
+
+    monkeypatch.setattr(smoke, "backend", off)
+    assert "wrong: relative error of" in str(smoke._failure(target, wrong, smoke.DRY))
+    factors = iter([1.0] * 9 + [1.001] * 9)
+
+    def moving(name: str, **options: Any) -> Any:
+        return lambda problem: (original(name)(problem).own * next(factors), original(name)(problem).aux)
+
+    monkeypatch.setattr(smoke, "backend", moving)
+    monkeypatch.setattr(smoke, "LAUNCHES", 12)
+    monkeypatch.setattr(smoke, "DRY", smoke.DRY)
+    smoke.repeated(Run(target, False), time.monotonic() + 60, found.update)
+    assert found["failure"] is None
+    factors = iter([1.0] * 5 + [1.001] * 9)
+    smoke.repeated(Run(target, False), time.monotonic() + 60, found.update)
+    assert found["failure"].startswith("launch 5 with 2 programs gave other bits: ")
+
+
+def test_axes_are_varied_one_at_a_time() -> None:
+    built_in = configs.built_in(configs.Bucket.of(4096, 8, 512), 2)
+    found = list(launch_times.variations(built_in, launch_times.AXES))
+    assert len({variation.name for variation in found}) == len(found)
+    for variation in found:
+        part, usual = getattr(variation.choice, variation.part), getattr(built_in, variation.part)
+        differing = [name for name in part.__dict__ if getattr(part, name) != getattr(usual, name)]
+        assert differing == [variation.axis]
+        assert trials.choice_of(json.loads(json.dumps(records.asdict(variation.choice)))) == variation.choice
+    assert {variation.axis for variation in found if variation.part == "weights"} == set(launch_times.OF_WEIGHTS)
+    assert {variation.choice.schedule for variation in found if variation.part == "forward"} == set(configs.SCHEDULES)
+
+
+def test_choices_that_may_break_the_device_are_not_tuned() -> None:
+    assert not trials.harms(None)
+    assert not trials.harms("wrong: relative error of own is 1")
+    assert not trials.harms("OutOfResources: out of resource: shared memory")
+    assert all(map(trials.harms, ("out of time", "left out", "RuntimeError: CUDA error: an illegal memory access")))
+
+
+def test_products_are_torchs_own() -> None:
+    assert Product(3, 4, 5).operations == 2 * 3 * 4 * 5
+    assert Product(3, 4, 5).call(torch.float32, "cpu")().shape == (3, 5)
+    assert Product(3, 4, 5, 2).operations == 2 * Product(3, 4, 5).operations
+    assert Product(3, 4, 5, 2).call(torch.bfloat16, "cpu")().shape == (2, 3, 5)
 
 
 DYING = """
@@ -146,19 +481,26 @@ if request["section"] == "backward":
 """
 
 
+def sections_in(folder: Path) -> gpu.Sections:
+    """What runs sections, with a record in a folder."""
+    keeper = gpu.Keeper(folder / "gpu.json", {"checks": {}, "sections": {}})
+    return gpu.Sections(keeper, folder, True, False, folder / "no-choices.json", 10.0)
+
+
 @pytest.fixture
 def dying_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is done, one that crashes, one that hangs with a child process, one whose process ends too early."""
     monkeypatch.setattr(Request, "command", lambda self: [sys.executable, "-c", DYING, json.dumps(self.__dict__)])
     monkeypatch.setattr(gpu, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(gpu, "batches", lambda wanted, together=False, original=gpu.batches: original(wanted))
 
 
 def test_a_section_that_crashes_or_hangs_leaves_the_others(tmp_path: Path, dying_sections: None) -> None:
-    keeper = gpu.Keeper(tmp_path / "gpu.json", {"checks": {}, "sections": {}})
+    run = sections_in(tmp_path)
     begun = time.monotonic()
-    gpu._measure(keeper, ["headline", "grid", "backward", "foreign"], begun + 30, True, False)
-    assert time.monotonic() - begun < 60
-    parts = json.loads(keeper.path.read_text())["sections"]
+    run.all(["headline", "grid", "backward", "foreign"], begun + 6)
+    assert time.monotonic() - begun < 30
+    parts = json.loads(run.keeper.path.read_text())["sections"]
     assert {name: part["status"] for name, part in parts.items()} == {
         "headline": "done", "grid": "failed", "backward": "out of time", "foreign": "failed",
     }  # fmt: skip
@@ -166,7 +508,22 @@ def test_a_section_that_crashes_or_hangs_leaves_the_others(tmp_path: Path, dying
     assert all(part["cells"] == [1] for part in parts.values())
     assert "ended with -6" in parts["grid"]["reason"]
     assert _ended(int(parts["backward"]["reason"].split(": ")[1]))
-    assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
+    files = ["backward", "foreign", "grid", "headline"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["gpu.json", *(f"gpu.{f}.json" for f in files)])
+
+
+@LINUX
+def test_what_was_found_is_kept_when_the_command_is_told_to_end(
+    tmp_path: Path, dying_sections: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sections_in(tmp_path)
+    monkeypatch.setattr(processes, "finish", lambda job, deadline: time.sleep(2) or sys.exit(143))
+    with pytest.raises(SystemExit):
+        run.all(["backward"], time.monotonic() + 100)
+    part = json.loads(run.keeper.path.read_text())["sections"]["backward"]
+    assert (part["status"], part["cells"]) == ("failed", [1])
+    assert "SystemExit" in part["reason"]
+    assert guard.descendants(os.getpid()) == []
 
 
 def _ended(pid: int) -> bool:
@@ -182,21 +539,10 @@ def _ended(pid: int) -> bool:
     return False
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-def test_no_job_outlives_the_command() -> None:
-    program = (
-        "import sys, time; from on_gpu import checks; "
-        "print(checks.start(checks.Job('sleep', [sys.executable, '-c', 'import time; time.sleep(600)'])).process.pid)"
-    )
-    outcome = checks.finish(checks.start(checks.Job("start", [sys.executable, "-c", program])), time.monotonic() + 60)
-    assert outcome["passed"], outcome["tail"]
-    assert _ended(int(outcome["tail"]))
-
-
 def test_the_exit_status_tells_of_failed_sections(
     tmp_path: Path, dying_sections: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--dry-run", "--out", str(tmp_path), "--no-checks", "--budget", "20", "--sections", "headline,grid"]
+    arguments = ["--dry-run", "--out", str(tmp_path), "--budget", "20", "--sections", "headline,grid"]
     monkeypatch.setattr(gpu.summary, "text", lambda record: "\n".join(summary.failures(record)))
     monkeypatch.setattr(gpu.plots, "save", lambda record, folder: [])
     outcome = CliRunner().invoke(gpu.main, arguments)
@@ -207,10 +553,10 @@ def test_the_exit_status_tells_of_failed_sections(
 
 
 def test_a_section_without_time_is_not_begun(tmp_path: Path, dying_sections: None) -> None:
-    keeper = gpu.Keeper(tmp_path / "gpu.json", {"checks": {}, "sections": {}})
-    gpu._measure(keeper, ["grid"], time.monotonic(), True, False)
-    assert keeper.record["sections"] == {"grid": {"status": "not begun", "reason": "no time was left"}}
-    assert summary.failures({**keeper.record, "dry_run": True}) == ["section grid: not begun"]
+    run = sections_in(tmp_path)
+    run.all(["grid"], time.monotonic())
+    assert run.keeper.record["sections"] == {"grid": {"status": "not begun", "reason": "no time was left"}}
+    assert summary.failures({**run.keeper.record, "dry_run": True}) == ["section grid: not begun"]
 
 
 def test_a_record_of_the_same_code_and_machine_is_continued(tmp_path: Path) -> None:
@@ -227,11 +573,11 @@ def test_a_record_of_the_same_code_and_machine_is_continued(tmp_path: Path) -> N
 
 
 def test_a_failing_section_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(run: sections.Run, deadline: float, save: sections.Save) -> None:
+    def broken(run: Run, deadline: float, save: Save) -> None:
         save({"cells": [1]})
         raise RuntimeError("misaligned address\nand more")
 
-    monkeypatch.setitem(sections.SECTIONS, "grid", (broken, 1.0))
+    monkeypatch.setitem(catalogue.SECTIONS, "grid", catalogue.Section(broken, 1.0))
     threads = torch.get_num_threads()
     try:
         status = measuring.main(Request(str(tmp_path / "part.json"), "grid", 9.0, True, False))
@@ -243,13 +589,13 @@ def test_a_failing_section_is_recorded(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_sections_share_the_time_that_is_left() -> None:
-    everything = list(gpu.MEASURED)
-    shares = [gpu.share(name, everything[index + 1 :], 100.0) for index, name in enumerate(everything)]
+    everything = gpu.batches(catalogue.MEASURED)
+    shares = [gpu.share(everything[index:], 100.0) for index in range(len(everything))]
     assert shares[-1] == 100.0
-    assert sum(gpu.share(name, [n for n in everything if n != name], 100.0) for name in everything) == (
+    assert sum(gpu.share([batch, *(b for b in everything if b != batch)], 100.0) for batch in everything) == (
         pytest.approx(100.0)
     )
-    assert max(everything, key=lambda name: sections.SECTIONS[name][1]) == "headline"
+    assert max(catalogue.MEASURED, key=lambda name: catalogue.SECTIONS[name].weight) == "headline"
 
 
 def test_bytes_counted_by_hand() -> None:

@@ -1,6 +1,6 @@
 """The Triton kernels on a GPU. Written without one: not yet run.
 
-pytest -m gpu
+pytest -m gpu -n 4        a test that takes too long ends its process, and with pytest-xdist the others go on
 """
 
 import dataclasses
@@ -16,8 +16,10 @@ from on_gpu.sections import count_kernels
 from on_gpu.target import Target
 from saml_kernels.backends.triton import availability
 
+pytest_plugins = ("on_gpu.limits",)
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("time_limit"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
