@@ -76,11 +76,11 @@ def sanitize(run: Run, deadline: float, save: Save) -> None:
     jobs: list[Job] = []
     results: dict[str, dict[str, Any]] = {}
     found = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    for tool in SANITIZERS:
-        for case in small_cases.names(run.target)[: 1 if run.target.dry_run else None]:
-            job = _sanitizer(run, tool, case, found)
-            results[job.name] = {"name": job.name, "status": processes.LEFT_OUT}
-            jobs.append(job)
+    wanted = [(tool, case) for tool in SANITIZERS for case in small_cases.names(run.target)]
+    for tool, case in wanted[: 1 if run.target.dry_run else None]:
+        job = _sanitizer(run, tool, case, found)
+        results[job.name] = {"name": job.name, "status": processes.LEFT_OUT}
+        jobs.append(job)
     if found is None and not run.target.dry_run:
         save({"results": [{"name": name, "status": pieces.SKIPPED, "reason": MISSING} for name in results]})
         return
