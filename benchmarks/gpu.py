@@ -271,6 +271,7 @@ class Sections:
         if part["status"] == "running":
             part["status"] = OUT_OF_TIME if outcome["status"] == OUT_OF_TIME else "failed"
             part["reason"] = f"ended with {outcome['status']}: {outcome['tail'][-500:]}"
+            part["output"] = outcome["tail"]
         return part | {"limit_seconds": round(seconds, 1), "tuned": self.tuned.name if self.tuned.exists() else None}
 
     def _keep(self, name: str, part: Record) -> None:

@@ -21,6 +21,8 @@ from workload import Cell
 LAUNCHES_A_GRAPH: Final = 20
 """Of one kernel, so that what a graph costs besides does not count."""
 PASSES: Final = ("forward", "backward")
+PARTS: Final = ("forward", "backward", "weights")
+"""Of a choice: the configurations of the forward, of the backward's chain and of the weight gradients."""
 TRIALS_SHARE: Final = 0.5
 """Of the section's time, at most, for compiling what is varied."""
 AXES: Final[Mapping[str, Sequence[int]]] = {
@@ -45,7 +47,7 @@ class Variation:
 
     choice: Choice
     part: str
-    """"forward", "backward" or "weights"."""
+    """Of PARTS."""
     axis: str
     value: int
 
@@ -55,14 +57,14 @@ class Variation:
 
 
 def variations(built_in: Choice, axes: Mapping[str, Sequence[int]]) -> Iterator[Variation]:
-    """Every value but the built-in one, forward in both schedules."""
-    for part in ("forward", "backward", "weights"):
-        config: Config = getattr(built_in, part)
-        for schedule in configs.SCHEDULES if part == "forward" else (built_in.schedule,):
-            for axis in axes:
-                if part == "weights" and axis not in OF_WEIGHTS:
-                    continue
-                for value in axes[axis]:
+    """Axis by axis, every value but the built-in one of each configuration; forward in both schedules."""
+    for axis, values in axes.items():
+        for part in PARTS:
+            config: Config = getattr(built_in, part)
+            if part == "weights" and axis not in OF_WEIGHTS:
+                continue
+            for schedule in configs.SCHEDULES if part == "forward" else (built_in.schedule,):
+                for value in values:
                     if value != getattr(config, axis):
                         number: dict[str, Any] = {axis: value}
                         changed: dict[str, Any] = {part: replace(config, **number)}

@@ -3,12 +3,13 @@
 python benchmarks/on_gpu/measuring.py REQUEST     REQUEST as JSON, see Request
 """
 
+import faulthandler
 import json
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -19,6 +20,9 @@ from on_gpu.run import Run
 from on_gpu.target import Target
 from saml_kernels.testing.accuracy import one_line
 from trunk import compiled_code_only
+
+SECONDS_BEFORE: Final = 5.0
+LEAST_SECONDS: Final = 1.0
 
 
 def main(request: Request) -> int:
@@ -48,6 +52,13 @@ def main(request: Request) -> int:
     return 0
 
 
+def say_where(seconds: float) -> None:
+    """Prints every thread's place shortly before time is up, for the case that it hangs."""
+    faulthandler.dump_traceback_later(max(LEAST_SECONDS, seconds - SECONDS_BEFORE))
+
+
 if __name__ == "__main__":
     processes.end_with_this_process()
-    sys.exit(main(Request(**json.loads(sys.argv[1]))))
+    request = Request(**json.loads(sys.argv[1]))
+    say_where(request.seconds)
+    sys.exit(main(request))

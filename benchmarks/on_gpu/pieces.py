@@ -13,6 +13,8 @@ from on_gpu.processes import LEFT_OUT, OUT_OF_TIME, Job, Outcome
 from on_gpu.request import Request
 
 Record = dict[str, Any]
+PRINTED = 1500
+"""Characters of a failed piece's output that are kept."""
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
 
@@ -58,13 +60,17 @@ def run(
 def _result(name: str, outcome: Outcome, file: Path) -> Record:
     found: Record = {"name": name, "status": outcome["status"]} | _seconds(outcome)
     if outcome["status"] in (OUT_OF_TIME, LEFT_OUT):
-        return found
+        return found | ({"output": outcome["tail"][-PRINTED:]} if outcome["tail"] else {})
     part: Record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     failure = part.get("failure")
     if part.get("status") not in ("done", "cut short"):
         failure = part.get("reason") or f"ended with {outcome['status']}: {outcome['tail'][-500:]}"
     kept = {name: value for name, value in part.items() if name not in ("failure", "status", "seconds", "reason")}
-    return found | {"status": PASSED if failure is None else FAILED} | ({"reason": failure} if failure else {}) | kept
+    if failure is None:
+        return found | {"status": PASSED} | kept
+    # A kernel that gives up says why on its own, which no exception repeats.
+    printed = {"output": outcome["tail"][-PRINTED:]} if outcome["tail"] else {}
+    return found | {"status": FAILED, "reason": failure} | printed | kept
 
 
 def _seconds(outcome: Outcome) -> Record:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ import cells
 from on_gpu import trials
 from on_gpu.run import Record, Run, Save
 from saml_kernels.backends.triton import configs, tuning
-from saml_kernels.backends.triton.configs import Choice
+from saml_kernels.backends.triton.configs import Choice, Config
 from saml_kernels.backends.triton.tuning import Shape, TuningFailed
 from saml_kernels.testing import timing
 from saml_kernels.testing.accuracy import one_line
@@ -50,10 +50,9 @@ def _tuned(run: Run, B: int, M: int, tried: Mapping[str, str | None], path: Path
     sizes = cell.B, cell.M, cell.local_dim, cell.global_dim, cell.hidden_dims
     shape = Shape(*sizes, run.target.dtype, torch.device(run.target.device))
     lines: list[str] = []
+    candidates = configs.candidates(run.target.dtype.itemsize)
     usable = tuple(
-        config
-        for config in configs.candidates(run.target.dtype.itemsize)
-        if not any(trials.harms(tried.get(name)) for name in _names(config, M))
+        config for config in candidates if not any(trials.harms(tried.get(name)) for name in _trials(run, M, config))
     )
     try:
         with patch.object(configs, "candidates", lambda itemsize: usable):
@@ -86,20 +85,28 @@ def _run(call: tuning.Call) -> tuple[Any, ...]:
     return (call(),)
 
 
-def _names(config: configs.Config, M: int) -> list[str]:
-    return [f"M={M}, {schedule}, {config}" for schedule in configs.SCHEDULES]
-
-
 def _try(run: Run, deadline: float) -> dict[str, str | None]:
-    """Every candidate at every M: in both schedules of the forward, in backward and for the weights at once."""
+    """Every candidate at every M, in each place of the built-in choice."""
     if not run.target.schedules:
         return {}
-    wanted: dict[str, tuple[Choice, int]] = {}
-    for M in dict.fromkeys(M for _, M in run.shapes.timed):
-        for config in configs.candidates(run.target.dtype.itemsize):
-            for name, schedule in zip(_names(config, M), configs.SCHEDULES, strict=True):
-                wanted[name] = Choice(schedule, config, config, config), M
+    wanted = {
+        name: (choice, M)
+        for M in dict.fromkeys(M for _, M in run.shapes.timed)
+        for config in configs.candidates(run.target.dtype.itemsize)
+        for name, choice in _trials(run, M, config).items()
+    }
     return trials.run({}, wanted, run, deadline)
+
+
+def _trials(run: Run, M: int, config: Config) -> dict[str, Choice]:
+    """By name, the built-in choice with a candidate in one place."""
+    bucket = configs.Bucket.of(configs.PERSISTENT_ROWS, M, max(run.shapes.widths[1:]))
+    built_in = configs.built_in(bucket, run.target.dtype.itemsize, torch.version.hip is not None)
+    choices = {
+        f"forward {schedule}": replace(built_in, schedule=schedule, forward=config) for schedule in configs.SCHEDULES
+    }
+    choices |= {"backward": replace(built_in, backward=config), "weights": replace(built_in, weights=config)}
+    return {f"M={M}, {place}, {config}": choice for place, choice in choices.items()}
 
 
 @contextmanager

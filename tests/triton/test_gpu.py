@@ -255,16 +255,12 @@ SHAPES = [
 ]
 
 
-def test_kernels_of_the_persistent_schedule():
-    """One to group, one for the forward; one for the chain of input gradients, one for all weights. By the profiler."""
-    for case in SHAPES:
-        inference, forward, backward = kernels(case, "persistent")
-        assert (inference.total(), forward.total(), backward.total()) == (2, 2, 2), (inference, forward, backward)
-
-
-def test_kernels_of_the_per_layer_schedule_depend_on_no_shape():
-    counts = {tuple(count.total() for count in kernels(case, "per_layer")) for case in SHAPES}
-    assert len(counts) == 1, counts
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+@pytest.mark.parametrize(("schedule", "expected"), [("persistent", (2, 2, 2)), ("per_layer", (4, 4, 2))])
+def test_kernels_depend_on_no_shape(case, schedule, expected):
+    """By the profiler: one to group, the forward's; one for the chain of input gradients, one for all weights."""
+    counts = kernels(case, schedule)
+    assert tuple(count.total() for count in counts) == expected, counts
 
 
 def test_offsets_beyond_two_to_the_31():
