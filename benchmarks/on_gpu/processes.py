@@ -74,13 +74,14 @@ def end_all() -> None:
 
 
 def end_with_this_process() -> None:
-    """What ends this process by a signal ends what it started."""
+    """What ends this process by a signal ends what it started; what it was started to ignore stays ignored."""
 
     def leave(number: int, _: Any) -> None:
         sys.exit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, leave)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, leave)
 
 
 def start(job: Job) -> Running:
