@@ -91,7 +91,7 @@ def test_dry_run_goes_through_everything_and_says_what_it_is(dry: Path, record: 
 def test_dry_run_checks_by_name(dry: Path, record: dict[str, Any]) -> None:
     results = {name: record["sections"][name]["results"] for name in catalogue.CHECKS}
     assert [result["name"] for result in results["smoke"]] == [
-        "auto, bfloat16, foreign int8", "2,000 launches at 1, 2, 132, 264 programs in turn",
+        "auto, bfloat16, foreign int8", "2,000 training steps at 1, 2, 132, 264 programs in turn",
     ]  # fmt: skip
     assert {result["status"] for name in ("smoke", "sanitize") for result in results[name]} == {"passed"}
     assert len(results["tests"]) > 80
@@ -108,10 +108,10 @@ def test_dry_run_times_launches_and_tunes(dry: Path, record: dict[str, Any]) -> 
     ]
     assert all(row["median"] > 0 for cell in timed["cells"] for row in cell["launches"])
     (variation,) = timed["variations"]
-    assert (variation["axis"], variation["value"], variation["built_in"]) == ("block_m", 64, 32)
+    assert (variation["axis"], variation["value"], variation["built_in"]) == ("block_n", 128, 64)
     choices = configs.tuned(dry / tune.FILE)
     assert [shape["key"] for shape in tuned["shapes"]] == list(choices)
-    assert "persistent, forward, block_m 64" in summary.text(record)
+    assert "persistent, forward, block_n 128" in summary.text(record)
 
 
 def test_dry_run_gates_every_contender(record: dict[str, Any]) -> None:
@@ -174,6 +174,33 @@ def test_every_sanitized_case_runs() -> None:
         results = list(small_cases.results(name, "reference", "cpu", torch.bfloat16))
         assert len(results) > 10
         assert all(tensor.isfinite().all() for tensor in results)
+
+
+def test_every_run_of_a_sanitizer_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a sanitizer that finds something with one of its tools, and without one."""
+    found: dict[str, Any] = {}
+    run = Run(Target(dry_run=False), False, folder=tmp_path)
+    fake = tmp_path / "compute-sanitizer"
+    fake.write_text('#!/bin/sh\necho "$@"\n[ "$2" = memcheck ] || exit "$4"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    checks.sanitize(run, time.monotonic() + 60, found.update)
+    statuses = {result["name"]: result["status"] for result in found["results"]}
+    cases = small_cases.names(run.target)
+    assert cases == [
+        "one unit, persistent", "one unit, per_layer", "two units, persistent", "two units, per_layer",
+        "foreign int8, auto",
+    ]  # fmt: skip
+    assert statuses == {f"memcheck, {case}": "passed" for case in cases} | {f"racecheck, {c}": "failed" for c in cases}
+    assert "ended with 86" in found["results"][-1]["reason"]
+    assert (
+        "small_cases.py one unit, per_layer" in (tmp_path / "gpu.sanitize.memcheck.one_unit.per_layer.log").read_text()
+    )
+    checks.sanitize(run, time.monotonic() - 1, found.update)
+    assert {result["status"] for result in found["results"]} == {"left out"}
+    monkeypatch.setattr(checks.shutil, "which", lambda name: None)
+    checks.sanitize(run, time.monotonic() + 60, found.update)
+    assert {result["reason"] for result in found["results"]} == {"compute-sanitizer is not installed"}
 
 
 def test_commands_of_the_first_day() -> None:
@@ -251,13 +278,11 @@ def test_smoke_tells_wrong_numbers_and_changing_bits(monkeypatch: pytest.MonkeyP
         return lambda problem: (original(name)(problem).own * next(factors), original(name)(problem).aux)
 
     monkeypatch.setattr(smoke, "backend", moving)
-    monkeypatch.setattr(smoke, "LAUNCHES", 12)
-    monkeypatch.setattr(smoke, "DRY", smoke.DRY)
     smoke.repeated(Run(target, False), time.monotonic() + 60, found.update)
     assert found["failure"] is None
     factors = iter([1.0] * 5 + [1.001] * 9)
     smoke.repeated(Run(target, False), time.monotonic() + 60, found.update)
-    assert found["failure"].startswith("launch 5 with 2 programs gave other bits: ")
+    assert found["failure"].startswith("step 5 with 2 programs gave other bits: ")
 
 
 def test_axes_are_varied_one_at_a_time() -> None:

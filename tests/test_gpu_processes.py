@@ -127,7 +127,8 @@ def test_nothing_is_left_of_a_command_that_is_ended(number: signal.Signals, tmp_
 
 
 HANGING = """
-import os, signal, time
+import os, signal, sys, time
+from types import SimpleNamespace
 import pytest
 
 pytest_plugins = ("on_gpu.limits",)
@@ -139,6 +140,9 @@ def test_hangs(): time.sleep(600)
 def test_crashes(): os.kill(os.getpid(), signal.SIGSEGV)
 def test_fails(): assert 1 == 2
 def test_last(): pass
+def test_breaks_the_device():
+    def synchronize(): raise RuntimeError("an illegal memory access")
+    sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: True, synchronize=synchronize))
 """
 
 
@@ -168,6 +172,7 @@ def test_a_test_that_hangs_costs_no_other(workers: int, tmp_path: Path, monkeypa
         "test_hangs": "out of time" if workers else "failed",
         "test_crashes": "failed",
         "test_fails": "failed",
+        "test_breaks_the_device": "failed",
     }
     assert results["test_fails"]["reason"] == "assert 1 == 2"
     if workers:

@@ -15,6 +15,7 @@ from on_gpu.run import Record, Run, Save
 from saml_kernels.backends.triton import configs
 from saml_kernels.backends.triton.configs import Choice, Config
 from saml_kernels.testing import timing
+from saml_kernels.testing.accuracy import one_line
 from saml_kernels.testing.problem import Problem, backend
 from workload import Cell
 
@@ -36,7 +37,7 @@ AXES: Final[Mapping[str, Sequence[int]]] = {
     "group_elements": (2048, 4096, 8192),
     "whole_elements": (4096, 8192, 16384),
 }
-DRY_AXES: Final[Mapping[str, Sequence[int]]] = {"block_m": (64,)}
+DRY_VARIATIONS: Final = ("persistent, forward, block_n 128",)
 OF_WEIGHTS: Final = ("block_m", "block_n", "block_k", "num_warps", "num_stages")
 """Axes that the launch of weight gradients has."""
 
@@ -75,38 +76,50 @@ def launches_timed(run: Run, deadline: float, save: Save) -> None:
     """Every launch of a training step over B and M in both schedules; then each axis of the configurations alone."""
     shapes = [run.shapes.cell(B, M) for B, M in run.shapes.timed]
     varied = shapes[0]
-    axes = DRY_AXES if run.target.dry_run else AXES
-    wanted = list(variations(_built_in(run, varied), axes))[: 1 if run.target.dry_run else None]
-    built_in = {
-        f"{schedule}, M={cell.M}, {choice.forward}": (choice, cell.M)
-        for cell in shapes
-        for schedule in configs.SCHEDULES
-        for choice in [replace(_built_in(run, cell), schedule=schedule)]
-    }
-    found: Record = {"cells": [], "variations": []}
+    wanted = list(variations(_built_in(run, varied), AXES))
+    both = [(cell, replace(_built_in(run, cell), schedule=each)) for cell in shapes for each in configs.SCHEDULES]
+    if run.target.dry_run:
+        wanted = [variation for variation in wanted if variation.name in DRY_VARIATIONS]
     tried = trials.run(
-        {} if run.target.dry_run else built_in,
+        {} if run.target.dry_run else {_name(cell, choice): (choice, cell.M) for cell, choice in both},
         {variation.name: (variation.choice, varied.M) for variation in wanted},
         run,
         time.monotonic() + TRIALS_SHARE * (deadline - time.monotonic()),
     )
-    for cell in shapes:
-        for schedule in configs.SCHEDULES:
-            if time.monotonic() > deadline:
-                break
-            choice = replace(_built_in(run, cell), schedule=schedule)
-            found["cells"].append(_timed(run, cell, choice) | {"schedule": schedule})
-            save(found)
+    found: Record = {"cells": [], "variations": []}
+    for cell, choice in both:
+        entry = asdict(cell) | {"schedule": choice.schedule}
+        found["cells"].append(entry | _tried(run, deadline, tried.get(_name(cell, choice)), cell, choice))
+        save(found)
     for variation in wanted:
-        entry: Record = {"name": variation.name, "part": variation.part, "axis": variation.axis}
-        entry |= {"schedule": variation.choice.schedule, "value": variation.value}
-        entry |= {"built_in": getattr(getattr(_built_in(run, varied), variation.part), variation.axis)}
+        built_in = getattr(getattr(_built_in(run, varied), variation.part), variation.axis)
+        entry = {"name": variation.name, "part": variation.part, "schedule": variation.choice.schedule}
+        entry |= {"axis": variation.axis, "value": variation.value, "built_in": built_in}
         failure = tried[variation.name]
-        if time.monotonic() > deadline:
-            failure = failure or "left out: no time was left"
-        entry |= {"failure": failure} if failure else _timed(run, varied, variation.choice, variation.part)
+        entry |= _tried(run, deadline, failure, varied, variation.choice, variation.part)
         found["variations"].append(entry)
         save(found)
+
+
+def _name(cell: Cell, choice: Choice) -> str:
+    """Of a built-in choice, which is the same for several B."""
+    return f"M={cell.M}, {choice.schedule}, {choice.forward}"
+
+
+def _tried(
+    run: Run, deadline: float, failure: str | None, cell: Cell, choice: Choice, part: str | None = None
+) -> Record:
+    """``launches`` with their times, or the ``failure`` for which there are none."""
+    if failure is not None:
+        return {"failure": failure}
+    if time.monotonic() > deadline:
+        return {"failure": "left out: no time was left"}
+    try:
+        return {"launches": _timed(run, cell, choice, part)}
+    except RuntimeError as error:
+        return {"failure": one_line(error)}
+    finally:
+        run.target.collect()
 
 
 def _built_in(run: Run, cell: Cell) -> Choice:
@@ -114,7 +127,7 @@ def _built_in(run: Run, cell: Cell) -> Choice:
     return configs.built_in(bucket, run.target.dtype.itemsize, torch.version.hip is not None)
 
 
-def _timed(run: Run, cell: Cell, choice: Choice, part: str | None = None) -> Record:
+def _timed(run: Run, cell: Cell, choice: Choice, part: str | None) -> list[Record]:
     """Seconds of the launches that ``part`` of a choice makes, of all of a training step where it is None."""
     problem = run.problem(cell)
     with configs.forced(choice):
@@ -137,9 +150,7 @@ def _timed(run: Run, cell: Cell, choice: Choice, part: str | None = None) -> Rec
             name: [value / repeats for value in values] for (of, name), values in seconds.items() if of == place
         }
         rows.append(_row(kind, entry, entry.products(cell.B), of_launch))
-    del calls, made, problem, wanted
-    run.target.collect()
-    return asdict(cell) | {"launches": rows}
+    return rows
 
 
 def _part(kind: str, entry: Recorded) -> str:

@@ -38,7 +38,7 @@ def run(
 ) -> list[Record]:
     """A result of every piece, in their order; ``save`` gets those that are there whenever there is one more.
 
-    A piece fails when its process does, and when the ``failure`` it wrote is not None.
+    A piece fails when its process does, or when the ``failure`` it wrote is not None; ``skipped`` says why it did nothing.
     """
     results: dict[str, Record] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -66,6 +66,8 @@ def _result(name: str, outcome: Outcome, file: Path) -> Record:
     if part.get("status") not in ("done", "cut short"):
         failure = part.get("reason") or f"ended with {outcome['status']}: {outcome['tail'][-500:]}"
     kept = {name: value for name, value in part.items() if name not in ("failure", "status", "seconds", "reason")}
+    if failure is None and "skipped" in part:
+        return found | {"status": SKIPPED, "reason": part["skipped"]}
     if failure is None:
         return found | {"status": PASSED} | kept
     # A kernel that gives up says why on its own, which no exception repeats.

@@ -130,16 +130,20 @@ def run_all(
 
     ``done`` is told of every job: what :func:`finish` returns, or that it was left out for want of time.
     """
-    waiting = list(jobs)
+    coming = iter(jobs)
     under_way: list[tuple[Running, float]] = []
-    while waiting or under_way:
+    more = True
+    while more or under_way:
         now = time.monotonic()
-        while waiting and len(under_way) < most and now < deadline:
-            under_way.append((start(waiting.pop(0)), min(now + limit, deadline)))
         if now >= deadline:
-            for job in waiting:
-                done(job, {"passed": None, "status": LEFT_OUT, "tail": ""})
-            waiting = []
+            for left in coming:
+                done(left, {"passed": None, "status": LEFT_OUT, "tail": ""})
+        while more and len(under_way) < most:
+            # Asked for when its turn has come: what a job is told depends on the time.
+            job = next(coming, None)
+            more = job is not None
+            if job is not None:
+                under_way.append((start(job), min(now + limit, deadline)))
         # Told to end together, they do not wait for each other's end.
         for running, end in under_way:
             if now >= end:

@@ -53,7 +53,7 @@ class Recorded:
     """Among the launches of its call."""
     again: Callable[[], object]
     stages: tuple[Stage, ...] = ()
-    """None in a launch that runs no stages."""
+    """Of a launch that is compiled for a description of them."""
 
     def products(self, rows: int) -> list[Product]:
         """Of its stages on a batch of so many rows, as many in each scenario."""

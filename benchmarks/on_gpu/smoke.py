@@ -25,7 +25,7 @@ from saml_kernels.testing.problem import Case, Problem, Results, backend, make
 LIMIT_SECONDS: Final = 90.0
 """Of one form: starting torch and compiling take most of it."""
 PROGRAMS: Final = (1, 2, 132, 264)
-LAUNCHES: Final = 2000
+STEPS: Final = 2000
 SLACK: Final = 2.0
 """Over the gate's bounds in 16 bits, where few numbers make the yardstick's own error a matter of chance."""
 FOREIGN_FLOOR: Final = 1e-3
@@ -80,7 +80,7 @@ def smoke(run: Run, deadline: float, save: Save) -> None:
         save({"results": [*found, *results]})
 
     found = pieces.run(every, dry_run=run.target.dry_run, deadline=deadline, limit=LIMIT_SECONDS, save=keep)
-    repeated = Piece(f"{LAUNCHES:,} launches at {', '.join(map(str, PROGRAMS))} programs in turn", "repeated")
+    repeated = Piece(f"{STEPS:,} training steps at {', '.join(map(str, PROGRAMS))} programs in turn", "repeated")
     pieces.run([repeated], dry_run=run.target.dry_run, deadline=deadline, limit=LIMIT_SECONDS, save=keep)
 
 
@@ -88,7 +88,7 @@ def form(run: Run, deadline: float, save: Save) -> None:
     """One form forward and backward against float64; saves why it fails, or None."""
     wanted = Form(**run.argument)
     if wanted.foreign_dtype == "float8_e4m3fn" and (reason := availability.float8_reason(None)):
-        save({"failure": None, "note": reason})
+        save({"skipped": reason})
         return
     case = DRY if run.target.dry_run else SMALL if wanted.programs is None else REPEATED
     save({"failure": _failure(run.target, wanted, case)})
@@ -125,22 +125,22 @@ def _programs(number: int) -> Iterator[None]:
 
 def repeated(run: Run, deadline: float, save: Save) -> None:
     """Training steps at the numbers of programs in turn: whether each gives the bits of the first."""
-    launches = 2 * len(PROGRAMS) if run.target.dry_run else LAUNCHES
+    steps = 2 * len(PROGRAMS) if run.target.dry_run else STEPS
     problem = make(DRY if run.target.dry_run else REPEATED).to(run.target.dtype, run.target.device).leaves()
     step = problem.call("step", backend(run.target.ours))
     first: dict[int, Results] = {}
-    for number in range(launches):
+    for number in range(steps):
         if time.monotonic() > deadline:
-            save({"failure": f"no time for more than {number} of {launches} launches; these gave the same bits"})
+            save({"failure": f"no time for more than {number} of {steps} steps; these gave the same bits"})
             return
         programs = PROGRAMS[number % len(PROGRAMS)]
         with _programs(programs):
             results = problem.name(step())
         different = _different(first.setdefault(programs, results), results, problem)
         if different is not None:
-            save({"failure": f"launch {number} with {programs} programs gave other bits: {different}"})
+            save({"failure": f"step {number} with {programs} programs gave other bits: {different}"})
             return
-    save({"failure": None, "launches": launches})
+    save({"failure": None, "steps": steps})
 
 
 def _different(first: Results, again: Results, problem: Problem) -> str | None:

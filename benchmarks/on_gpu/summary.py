@@ -13,6 +13,8 @@ from saml_kernels.testing.problem import PASSES
 
 Record = dict[str, Any]
 ENDED_WELL = ("done", "cut short")
+LINES_PRINTED = 6
+"""Of what a failed process printed."""
 
 
 def failures(record: Record) -> list[str]:
@@ -36,8 +38,9 @@ def failures(record: Record) -> list[str]:
         if result["status"] in (FAILED, OUT_OF_TIME)
     ]
     results += [
-        f"tune, B={shape['B']} M={shape['M']}: {shape['failure']}"
-        for shape in record["sections"].get("tune", {}).get("shapes", [])
+        f"{section}, B={shape['B']} M={shape['M']}: {shape['failure']}"
+        for section, name in (("launches_timed", "cells"), ("tune", "shapes"))
+        for shape in record["sections"].get(section, {}).get(name, [])
         if not shape.get("failure", LEFT_OUT).startswith(LEFT_OUT)
     ]
     checks = [f"{name}: {check['status']}" for name, check in _checks(record) if check["passed"] is False]
@@ -61,11 +64,10 @@ def text(record: Record) -> str:
         counts = Counter(result["status"] for result in part.get("results", []))
         told = ", ".join(f"{count} {status}" for status, count in counts.items()) or part.get("reason", "")
         lines.append(f"{name:<24}{part['status']}  {part.get('seconds', '–')} s  {told}")
-    lines += [
-        f"{section}, {result['name']}: {result['status']}  {result.get('reason', '')}"
-        for section, result in _results(record)
-        if result["status"] not in (PASSED, SKIPPED)
-    ]
+    for section, result in _results(record):
+        if result["status"] not in (PASSED, SKIPPED):
+            lines.append(f"{section}, {result['name']}: {result['status']}  {result.get('reason', '')}")
+            lines += [f"    {line}" for line in result.get("output", "").splitlines()[-LINES_PRINTED:]]
     ceilings = floors.rates(record)
     known = [f"{name} {rate / 1e12:.3g}" for name, rate in ceilings.items() if rate]
     lines += ["", "ceilings, T/s: " + ", ".join(known), *_launches(record), ""]
@@ -97,32 +99,29 @@ def _timed_launches(part: Record) -> list[str]:
     lines = []
     built_in: dict[tuple[str, str], float] = {}
     for cell in part.get("cells", []):
-        lines.append(
-            f"B={cell['B']} M={cell['M']} {cell['schedule']}: µs, TFLOP/s, torch's TFLOP/s, torch's time over it"
-        )
-        for row in cell["launches"]:
-            rates = "".join(f"{row.get(name, float('nan')):>9.2f}" for name in ("tflops", "torch_tflops", "ratio"))
-            stages = " ".join(stage.split()[0] for stage in row["stages"])
-            lines.append(
-                f"  {row['pass']:<9}{row['number']:<3}{row['name']:<24}{row['median'] * 1e6:>10.2f}{rates}  {stages}"
+        told = cell.get("failure", "µs, TFLOP/s, torch's TFLOP/s, torch's time over ours")
+        lines.append(f"B={cell['B']} M={cell['M']} {cell['schedule']}: {told}")
+        for row in cell.get("launches", []):
+            rates = "".join(
+                f"{row[name]:>9.2f}" if name in row else f"{'–':>9}" for name in ("tflops", "torch_tflops", "ratio")
             )
+            stages = " ".join(stage.split()[0] for stage in row["stages"])
+            name = f"  {row['pass']:<9}{row['number']:<3}{row['name']:<24}"
+            lines.append(f"{name}{row['median'] * 1e6:>10.2f}{rates}  {stages}")
         if (cell["B"], cell["M"]) == (part["cells"][0]["B"], part["cells"][0]["M"]):
-            for kind, seconds in _by_part(cell).items():
-                built_in[cell["schedule"], kind] = seconds
+            built_in |= {(cell["schedule"], kind): seconds for kind, seconds in _by_part(cell).items()}
     for entry in part.get("variations", []):
         before = built_in.get((entry["schedule"], entry["part"]))
-        told = entry.get("failure") or (
-            f"{sum(row['median'] for row in entry['launches']) * 1e6:.2f} µs"
-            + (f", {before * 1e6:.2f} as built in ({entry['built_in']})" if before else "")
-        )
-        lines.append(f"  {entry['name']:<48}{told}")
+        usual = f", {before * 1e6:.2f} as built in ({entry['built_in']})" if before else ""
+        varied = sum(_by_part(entry).values())
+        lines.append(f"  {entry['name']:<48}{entry.get('failure') or f'{varied * 1e6:.2f} µs{usual}'}")
     return [*lines, ""] if lines else []
 
 
 def _by_part(cell: Mapping[str, Any]) -> dict[str, float]:
     """Seconds of all launches of forward, backward and weight gradients."""
     sums: dict[str, float] = {}
-    for row in cell["launches"]:
+    for row in cell.get("launches", []):
         sums[row["part"]] = sums.get(row["part"], 0.0) + row["median"]
     return sums
 
