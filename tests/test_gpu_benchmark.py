@@ -22,6 +22,7 @@ from cells import GRAPH, rotating
 from contenders import Contender
 from on_gpu import (
     catalogue,
+    checks,
     floors,
     guard,
     launch_times,
@@ -193,9 +194,8 @@ def test_every_run_of_a_sanitizer_has_a_result(tmp_path: Path, monkeypatch: pyte
     ]  # fmt: skip
     assert statuses == {f"memcheck, {case}": "passed" for case in cases} | {f"racecheck, {c}": "failed" for c in cases}
     assert "ended with 86" in found["results"][-1]["reason"]
-    assert (
-        "small_cases.py one unit, per_layer" in (tmp_path / "gpu.sanitize.memcheck.one_unit.per_layer.log").read_text()
-    )
+    log = tmp_path / "gpu.sanitize.memcheck.one_unit.per_layer.log"
+    assert "small_cases.py one unit, per_layer" in log.read_text()
     checks.sanitize(run, time.monotonic() - 1, found.update)
     assert {result["status"] for result in found["results"]} == {"left out"}
     monkeypatch.setattr(checks.shutil, "which", lambda name: None)

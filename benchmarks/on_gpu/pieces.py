@@ -38,7 +38,7 @@ def run(
 ) -> list[Record]:
     """A result of every piece, in their order; ``save`` gets those that are there whenever there is one more.
 
-    A piece fails when its process does, or when the ``failure`` it wrote is not None; ``skipped`` says why it did nothing.
+    A piece fails when its process does or the ``failure`` it wrote is not None; ``skipped`` says why it did nothing.
     """
     results: dict[str, Record] = {}
     with tempfile.TemporaryDirectory() as folder:
