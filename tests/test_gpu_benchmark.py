@@ -305,6 +305,24 @@ def test_choices_that_may_break_the_device_are_not_tuned() -> None:
     assert all(map(trials.harms, ("out of time", "left out", "RuntimeError: CUDA error: an illegal memory access")))
 
 
+def test_a_candidate_that_hangs_is_not_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, seen = Run(Target(dry_run=True), False, folder=tmp_path), []
+    hanging, *others = configs.candidates(4)
+    wrong = others[0]
+    tried = {name: None for config in others for name in tune._trials(run, 2, config)}
+    tried |= dict.fromkeys(list(tune._trials(run, 2, hanging))[2:3], "out of time")
+    tried |= dict.fromkeys(tune._trials(run, 2, wrong), "wrong: relative error of own is 1")
+
+    def refuse(*arguments: object) -> None:
+        seen.extend(configs.candidates(4))
+        raise tune.TuningFailed("no candidate")
+
+    monkeypatch.setattr(tune.tuning, "tune", refuse)
+    assert tune._tuned(run, 24, 2, tried, tmp_path / "tuned.json")["failure"] == "TuningFailed: no candidate"
+    assert seen == others
+    assert len({name for config in configs.candidates(2) for name in tune._trials(run, 8, config)}) == 20
+
+
 def test_products_are_torchs_own() -> None:
     assert Product(3, 4, 5).operations == 2 * 3 * 4 * 5
     assert Product(3, 4, 5).call(torch.float32, "cpu")().shape == (3, 5)
@@ -389,6 +407,18 @@ def test_a_section_without_time_is_not_begun(tmp_path: Path, dying_sections: Non
     run.all(["grid"], time.monotonic())
     assert run.keeper.record["sections"] == {"grid": {"status": "not begun", "reason": "no time was left"}}
     assert summary.failures({**run.keeper.record, "dry_run": True}) == ["section grid: not begun"]
+
+
+@pytest.mark.parametrize(
+    ("section", "first"),
+    [("headline", "B=48 M=3"), ("grid", "B=24 M=2"), ("backward", "M=2"), ("launches", "auto B=16 M=2 L=2")],
+)
+def test_what_there_was_no_time_for_is_left_out_by_name(section: str, first: str, record: dict[str, Any]) -> None:
+    found: dict[str, Any] = {}
+    catalogue.function(section)(Run(Target(dry_run=True), False), time.monotonic() - 1, found.update)
+    assert found["left_out"][0] == first
+    part = {"status": "cut short", **found}
+    assert f"left out: {first}" in summary.text(record | {"sections": {section: part}, "floors": []})
 
 
 def test_a_record_of_the_same_code_and_machine_is_continued(tmp_path: Path) -> None:

@@ -103,8 +103,12 @@ class Run:
     def measure(self, shapes: Iterable[tuple[Cell, cells.Plan, Record]], deadline: float, save: Save) -> None:
         """Every cell by its plan, with what else is to be kept of it, as long as there is time."""
         done: list[Record] = []
+        left_out: list[str] = []
         for cell, plan, more in shapes:
-            if time.monotonic() < deadline:
+            if time.monotonic() >= deadline:
+                left_out.append(f"B={cell.B} M={cell.M}")
+                save({"left_out": left_out})
+            else:
                 if self.compiled:
                     torch.compiler.reset()
                 done.append(asdict(cell) | cells.measure(self.target, cell, plan, deadline=deadline) | more)

@@ -80,7 +80,12 @@ def stages(run: Run, deadline: float, save: Save) -> None:
         return
     done: list[Record] = []
     repeats = 1 if run.target.dry_run else LAUNCHES_A_GRAPH
+    left_out: list[str] = []
     for B, M in run.shapes.stages:
+        if time.monotonic() > deadline:
+            left_out.append(f"B={B} M={M}")
+            save({"left_out": left_out})
+            continue
         cell = run.shapes.cell(B, M)
         problem, found = run.problem(cell), {**asdict(cell), "contenders": [], "rows": []}
         done.append(found)
@@ -94,7 +99,8 @@ def stages(run: Run, deadline: float, save: Save) -> None:
             calls: dict[str, Call] = {}
             for name, call in launches.items():
                 if time.monotonic() > deadline:
-                    break
+                    found.setdefault("left_out", []).append(f"{kind} {name}")
+                    continue
                 calls[name], _ = run.target.capture(partial(_repeated, call, repeats), pool, cells.WARM_UPS)
             seconds = timing.interleave(calls, run.protocol(), run.target.clock)
             each = {name: [value / repeats for value in values] for name, values in seconds.items()}
@@ -149,8 +155,9 @@ def backward(run: Run, deadline: float, save: Save) -> None:
     """Backward alone over M at one B, bfloat16, and the bytes of its one read of the foreign streams."""
     B, scenarios = run.shapes.backward
     done: list[Record] = []
-    for M in scenarios:
+    for index, M in enumerate(scenarios):
         if time.monotonic() > deadline:
+            save({"left_out": [f"M={left}" for left in scenarios[index:]]})
             break
         cell = run.shapes.cell(B, M)
         problem = run.problem(cell)
@@ -178,10 +185,13 @@ def foreign(run: Run, deadline: float, save: Save) -> None:
 def launches(run: Run, deadline: float, save: Save) -> None:
     """Kernels on the device in one forward and one backward, by torch's profiler, over B, M and L."""
     done: list[Record] = []
+    left_out: list[str] = []
     for schedule in run.target.schedules or ("auto",):
         for B, M, layers in run.shapes.launches:
             if time.monotonic() > deadline:
-                return
+                left_out.append(f"{schedule} B={B} M={M} L={layers}")
+                save({"left_out": left_out})
+                continue
             entry: Record = {"schedule": schedule, "B": B, "M": M, "L": layers}
             try:
                 entry |= _kernels(run, run.problem(run.shapes.cell(B, M, layers)), schedule)

@@ -64,6 +64,8 @@ def text(record: Record) -> str:
         counts = Counter(result["status"] for result in part.get("results", []))
         told = ", ".join(f"{count} {status}" for status, count in counts.items()) or part.get("reason", "")
         lines.append(f"{name:<24}{part['status']}  {part.get('seconds', '–')} s  {told}")
+        left_out = [*part.get("left_out", []), *(each for cell in part.get("cells", []) for each in _left_out(cell))]
+        lines += [f"    left out: {', '.join(left_out)}"] if left_out else []
     for section, result in _results(record):
         if result["status"] not in (PASSED, SKIPPED):
             lines.append(f"{section}, {result['name']}: {result['status']}  {result.get('reason', '')}")
@@ -78,7 +80,8 @@ def text(record: Record) -> str:
         lines += [f"{row.measured:<10}{row.contender:<32}{row.median * 1e6:>10.2f}" for row in cell.rows.values()] + [
             ""
         ]
-    lines += _timed_launches(record.get("sections", {}).get("launches_timed", {}))
+    lines += _timed_launches(record["sections"].get("launches_timed", {}))
+    lines += _tuned(record["sections"].get("tune", {}))
     lines += _floors(record)
     if record["dry_run"]:
         lines += ["", "A dry run on the CPU: none of these numbers is a GPU's."]
@@ -92,6 +95,22 @@ def _results(record: Record) -> Iterator[tuple[str, Record]]:
     for name, part in record["sections"].items():
         for result in part.get("results", []):
             yield name, result
+
+
+def _left_out(cell: Record) -> list[str]:
+    """Of one cell, with its name."""
+    return [f"B={cell['B']} M={cell['M']} {name}" for name in cell.get("left_out", [])]
+
+
+def _tuned(part: Record) -> list[str]:
+    """A line a shape: how much faster it became, or why not."""
+    lines = []
+    for shape in part.get("shapes", []):
+        times = [f"{name} {shape[name]['ratio']:.2f} times as fast" for name in PASSES if shape.get(name)]
+        told = shape.get("failure") or ", ".join(times) or "the built-in choice is kept"
+        lines.append(f"tuned, B={shape['B']} M={shape['M']}: {told}")
+    lines += [f"not tuned: {name}: {failure}" for name, failure in part.get("skipped", {}).items()]
+    return [*lines, ""] if lines else []
 
 
 def _timed_launches(part: Record) -> list[str]:
