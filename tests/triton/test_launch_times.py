@@ -14,8 +14,8 @@ from on_gpu import launch_times, smoke, trials
 from on_gpu.recording import recording
 from on_gpu.run import DRY_SHAPES, Run
 from on_gpu.target import Target
-from saml_kernels.backends.triton import availability, configs
-from saml_kernels.testing.problem import backend
+from saml_kernels.backends.triton import availability, configs, launch
+from saml_kernels.testing.problem import backend, make
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -72,13 +72,13 @@ def test_a_recorded_launch_may_be_made_again():
     with recording(made):
         outputs = tuple(problem.run(backend="triton", schedule="per_layer")[:2])
         gradients = torch.autograd.grad(outputs, leaves, problem.cotangents)
-    assert [launch.number for launch in made] == list(range(5))
+    assert [each.number for each in made] == list(range(5))
     written = [tensor.clone() for tensor in (*outputs, *gradients)]
     for tensor in (*outputs, *gradients):
         tensor.detach().fill_(torch.nan)
-    for launch in made:
-        launch.again()
-        launch.again()
+    for each in made:
+        each.again()
+        each.again()
     assert all(torch.equal(a, b) for a, b in zip(written, (*outputs, *gradients), strict=True))
 
 
@@ -90,13 +90,12 @@ def test_a_trial_and_a_form_of_the_smoke_test():
     assert smoke._failure(RUN.target, smoke.Form("float32", "persistent"), smoke.DRY) is None
 
 
-@pytest.mark.parametrize("programs", [1, 264])
-def test_the_number_of_programs_is_forced(programs, monkeypatch):
-    small = configs.choice(1, 1, 1, None, None)
-    monkeypatch.setattr(configs, "built_in", lambda *arguments: dataclasses.replace(small))
-    made = []
-    problem = RUN.problem(CELL)
-    with smoke._programs(programs), recording(made):
-        backend("triton")(problem)
-    (grid,) = made[0].again.args[1]
-    assert grid == programs or 1 < grid < programs
+@pytest.mark.parametrize("programs", smoke.PROGRAMS)
+def test_the_smoke_test_has_work_for_all_programs(programs, monkeypatch):
+    """With the tiles of a GPU; nothing is computed."""
+    grids = []
+    monkeypatch.setattr(launch, "start", lambda kernel, grid, *_, **options: grids.append((kernel.fn.__name__, grid)))
+    problem = make(smoke.REPEATED).to(torch.bfloat16).leaves()
+    with smoke._programs(programs):
+        problem.call("step", backend("triton"))()
+    assert [grid for name, grid in grids if name == "persistent_kernel"] == [(programs,)] * 2
