@@ -183,6 +183,17 @@ def test_a_test_that_hangs_costs_no_other(workers: int, tmp_path: Path, monkeypa
     assert "in test_hangs" in "".join(path.read_text() for path in tmp_path.glob("gpu.tests*.log"))
 
 
+def test_tests_that_do_not_load_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test_right.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_right(): pass")
+    (tmp_path / "test_a.py").write_text("import nothing_of_that_name")
+    monkeypatch.setattr(checks, "TESTS", (str(tmp_path / "test_right.py"), str(tmp_path / "test_a.py")))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    found: dict[str, Any] = {}
+    checks.tests(Run(Target(dry_run=True), False, folder=tmp_path), time.monotonic() + 100, found.update)
+    assert (found["results"][0]["name"], found["results"][0]["status"]) == ("pytest", "failed")
+    assert "nothing_of_that_name" in found["results"][0]["reason"]
+
+
 def test_tests_without_time_are_left_out_by_name() -> None:
     log = [
         {"event": "collected", "tests": ["a", "b", "c"], "time": 0.0},

@@ -54,14 +54,16 @@ def tests(run: Run, deadline: float, save: Save) -> None:
         outcome = processes.finish(processes.start(job), deadline)
         found = reporting.results(reporting.events(log), limits.seconds())
         before, left = left, sum(result["status"] == processes.LEFT_OUT for result in found)
-        if not found:
-            save({"results": [pieces.of_job("pytest", outcome)]})
-        else:
-            save({"results": found})
+        save({"results": found})
+        in_time = outcome["status"] != OUT_OF_TIME and time.monotonic() < deadline
         # Again where pytest itself was ended, as long as that gets further.
-        if not left or left == before or outcome["status"] == OUT_OF_TIME or time.monotonic() > deadline:
-            done.unlink()
-            return
+        if in_time and left not in (0, before):
+            continue
+        # Tests that do not load, say, are no test's failure.
+        if in_time and (left or not found or outcome["status"] not in (0, 1)):
+            save({"results": [pieces.failed("pytest", outcome), *found]})
+        done.unlink()
+        return
 
 
 def _pytest(run: Run) -> list[str]:

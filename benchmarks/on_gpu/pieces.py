@@ -82,6 +82,12 @@ def _seconds(outcome: Outcome) -> Record:
 def of_job(name: str, outcome: Outcome) -> Record:
     """The result of a job that is told by its exit status alone."""
     named = {0: PASSED, OUT_OF_TIME: OUT_OF_TIME, LEFT_OUT: LEFT_OUT}
-    status = named.get(outcome["status"], FAILED)
-    failed = {"reason": f"ended with {outcome['status']}: {outcome['tail'][-500:]}"} if status == FAILED else {}
-    return {"name": name, "status": status} | _seconds(outcome) | failed
+    if outcome["status"] not in named:
+        return failed(name, outcome)
+    return {"name": name, "status": named[outcome["status"]]} | _seconds(outcome)
+
+
+def failed(name: str, outcome: Outcome) -> Record:
+    """The result of a job that failed, with the end of what it printed."""
+    reason = f"ended with {outcome['status']}: {outcome['tail'][-500:]}"
+    return {"name": name, "status": FAILED} | _seconds(outcome) | {"reason": reason}
