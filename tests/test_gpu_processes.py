@@ -191,7 +191,7 @@ def test_tests_that_do_not_load_are_a_failure(tmp_path: Path, monkeypatch: pytes
     found: dict[str, Any] = {}
     checks.tests(Run(Target(dry_run=True), False, folder=tmp_path), time.monotonic() + 100, found.update)
     assert (found["results"][0]["name"], found["results"][0]["status"]) == ("pytest", "failed")
-    assert "nothing_of_that_name" in found["results"][0]["reason"]
+    assert "nothing_of_that_name" in found["results"][0]["output"]
 
 
 def test_tests_without_time_are_left_out_by_name() -> None:

@@ -89,5 +89,5 @@ def of_job(name: str, outcome: Outcome) -> Record:
 
 def failed(name: str, outcome: Outcome) -> Record:
     """The result of a job that failed, with the end of what it printed."""
-    reason = f"ended with {outcome['status']}: {outcome['tail'][-500:]}"
-    return {"name": name, "status": FAILED} | _seconds(outcome) | {"reason": reason}
+    told = {"status": FAILED, "reason": f"ended with {outcome['status']}", "output": outcome["tail"][-PRINTED:]}
+    return {"name": name} | _seconds(outcome) | told
