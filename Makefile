@@ -58,7 +58,8 @@ format: $(VENV)/built
 accuracy: $(VENV)/built
 	$(BIN)/python benchmarks/ml100k_accuracy.py
 
-# Everything that needs a GPU, with the machine's own Python and packages: nothing is installed, no network is needed.
+# What needs a GPU, with the machine's own Python and packages: nothing is installed, no network is needed. The first
+# time: make gpu GPU="--command check --out FOLDER", then tune, then measure (docs/benchmarks.md).
 gpu:
 	$(PYTHON) benchmarks/gpu.py $(GPU)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,24 +20,53 @@ import gpu
 import records
 from cells import GRAPH, rotating
 from contenders import Contender
-from on_gpu import checks, floors, measuring, plots, roofline, sections, small_cases, summary
-from on_gpu.measuring import Request
+from on_gpu import (
+    catalogue,
+    checks,
+    floors,
+    guard,
+    launch_times,
+    measuring,
+    plots,
+    processes,
+    roofline,
+    small_cases,
+    smoke,
+    summary,
+    trials,
+    tune,
+)
+from on_gpu.recording import Product
+from on_gpu.request import Request
+from on_gpu.run import Run, Save
 from on_gpu.target import Target
+from saml_kernels.backends.triton import configs
 from saml_kernels.testing.problem import PASSES
 from workload import Cell
 
 ROOT = Path(__file__).parents[1]
 CELL = Cell(4096, 8, 256, 256, (512, 256, 128))
+LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one dry run, measurements only."""
-    folder = tmp_path_factory.mktemp("dry")
-    arguments = ["--dry-run", "--out", str(folder), "--no-compiled", "--no-checks"]
+    """The folder of one dry run of every section."""
+    # Workers of pytest-xdist share it.
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    folder = tmp_path_factory.getbasetemp() / ("../dry" if shared else "dry")
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "gpu.json").exists():
+            run_dry(folder)
+    return folder
+
+
+def run_dry(folder: Path) -> None:
+    arguments = ["--dry-run", "--out", str(folder), "--no-compiled", "--sections", ",".join(catalogue.SECTIONS)]
     outcome = CliRunner().invoke(gpu.main, arguments, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
-    return folder
 
 
 @pytest.fixture
@@ -43,19 +74,45 @@ def record(dry: Path) -> dict[str, Any]:
     return json.loads((dry / "gpu.json").read_text(encoding="utf-8"))
 
 
-def test_dry_run_measures_everything_and_says_what_it_is(dry: Path, record: dict[str, Any]) -> None:
+def test_dry_run_goes_through_everything_and_says_what_it_is(dry: Path, record: dict[str, Any]) -> None:
     assert record["dry_run"]
     assert record["complete"]
     assert record["kind"] == "dry run on a CPU: no GPU figure"
     assert {part["status"] for part in record["sections"].values()} == {"done"}
-    assert set(record["sections"]) == set(gpu.MEASURED)
+    assert set(record["sections"]) == set(catalogue.SECTIONS)
     assert "none of these numbers is a GPU's" in summary.text(record)
     drawn = sorted(path.stem for path in dry.glob("*.svg"))
     # There is no device whose memory could be drawn.
     assert drawn == sorted(set(plots.FIGURES) - {"gpu_memory", "gpu_stages"})
     assert "only the kernels have stages" in record["sections"]["stages"]["reason"]
-    assert not list(dry.glob("gpu.*.json"))
+    assert all((dry / f"gpu.{name}.json").exists() for name in catalogue.SECTIONS)
     assert all("dry run on a CPU: no GPU figure" in path.read_text(encoding="utf-8") for path in dry.glob("*.svg"))
+
+
+def test_dry_run_checks_by_name(dry: Path, record: dict[str, Any]) -> None:
+    results = {name: record["sections"][name]["results"] for name in catalogue.CHECKS}
+    assert [result["name"] for result in results["smoke"]] == [
+        "auto, bfloat16, foreign int8", "2,000 training steps at 1, 2, 132, 264 programs in turn",
+    ]  # fmt: skip
+    assert {result["status"] for name in ("smoke", "sanitize") for result in results[name]} == {"passed"}
+    assert len(results["tests"]) > 80
+    if not torch.cuda.is_available():
+        assert {result["reason"] for result in results["tests"]} == {"needs a CUDA GPU"}
+    for name in ("gpu.tests.log", "gpu.tests.xml", "gpu.tests.jsonl", "gpu.sanitize.memcheck.one_unit.auto.log"):
+        assert (dry / name).stat().st_size > 0
+
+
+def test_dry_run_times_launches_and_tunes(dry: Path, record: dict[str, Any]) -> None:
+    timed, tuned = record["sections"]["launches_timed"], record["sections"]["tune"]
+    assert [(cell["M"], cell["schedule"]) for cell in timed["cells"]] == [
+        (M, schedule) for M in (2, 3) for schedule in configs.SCHEDULES
+    ]
+    assert all(row["median"] > 0 for cell in timed["cells"] for row in cell["launches"])
+    (variation,) = timed["variations"]
+    assert (variation["axis"], variation["value"], variation["built_in"]) == ("block_n", 128, 64)
+    choices = configs.tuned(dry / tune.FILE)
+    assert [shape["key"] for shape in tuned["shapes"]] == list(choices)
+    assert "persistent, forward, block_n 128" in summary.text(record)
 
 
 def test_dry_run_gates_every_contender(record: dict[str, Any]) -> None:
@@ -113,23 +170,164 @@ def test_no_gpu_figure_without_a_measurement() -> None:
     assert "not yet measured on a GPU" in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 
-def test_tests_and_sanitized_cases_are_there() -> None:
-    job = checks.tests(dry_run=True)
-    outcome = checks.finish(checks.start(job), time.monotonic() + 120)
-    assert outcome["passed"], outcome["tail"]
-    assert "tests collected" in outcome["tail"]
-    results = list(small_cases.results("auto", "reference", "cpu", torch.bfloat16))
-    assert len(results) > 30
-    assert all(tensor.isfinite().all() for tensor in results)
-    assert checks.sanitizer("memcheck", "persistent", dry_run=True) is not None
+def test_every_sanitized_case_runs() -> None:
+    for name in small_cases.names(Target(dry_run=True)):
+        results = list(small_cases.results(name, "reference", "cpu", torch.bfloat16))
+        assert len(results) > 10
+        assert all(tensor.isfinite().all() for tensor in results)
 
 
-def test_a_job_that_takes_too_long_is_ended() -> None:
-    begun = time.monotonic()
-    sleeping = checks.Job("sleep", [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"])
-    outcome = checks.finish(checks.start(sleeping), begun + 3)
-    assert time.monotonic() - begun < 30
-    assert (outcome["passed"], outcome["status"], outcome["tail"].strip()) == (False, "out of time", "begun")
+def test_every_run_of_a_sanitizer_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a sanitizer that finds something with one of its tools, and without one."""
+    found: dict[str, Any] = {}
+    run = Run(Target(dry_run=False), False, folder=tmp_path)
+    fake = tmp_path / "compute-sanitizer"
+    fake.write_text('#!/bin/sh\necho "$@"\n[ "$2" = memcheck ] || exit "$4"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    checks.sanitize(run, time.monotonic() + 60, found.update)
+    statuses = {result["name"]: result["status"] for result in found["results"]}
+    cases = small_cases.names(run.target)
+    assert cases == [
+        "one unit, persistent", "one unit, per_layer", "two units, persistent", "two units, per_layer",
+        "foreign int8, auto",
+    ]  # fmt: skip
+    assert statuses == {f"memcheck, {case}": "passed" for case in cases} | {f"racecheck, {c}": "failed" for c in cases}
+    assert "ended with 86" in found["results"][-1]["reason"]
+    log = tmp_path / "gpu.sanitize.memcheck.one_unit.per_layer.log"
+    assert "small_cases.py one unit, per_layer" in log.read_text()
+    checks.sanitize(run, time.monotonic() - 1, found.update)
+    assert {result["status"] for result in found["results"]} == {"left out"}
+    monkeypatch.setattr(checks.shutil, "which", lambda name: None)
+    checks.sanitize(run, time.monotonic() + 60, found.update)
+    assert {result["reason"] for result in found["results"]} == {"compute-sanitizer is not installed"}
+
+
+def test_commands_of_the_first_day() -> None:
+    assert gpu.chosen("check", None) == ["smoke", "tests", "sanitize"]
+    assert gpu.chosen("tune", None) == ["launches_timed", "tune"]
+    assert gpu.chosen("measure", None)[:2] == ["ceilings", "headline"]
+    # Each section belongs to one of them, and is run in their order, however it is asked for.
+    assert [name for command in catalogue.COMMANDS for name in gpu.chosen(command, None)] == list(catalogue.SECTIONS)
+    assert gpu.chosen(None, "grid,smoke") == ["smoke", "grid"]
+    assert gpu.chosen(None, None) == [*catalogue.CHECKS, *catalogue.MEASURED]
+    for options, error in (
+        (["--sections", "smoke,fog"], "there is no fog"),
+        (["--sections", "smoke", "--command", "check"], "give one of"),
+    ):
+        outcome = CliRunner().invoke(gpu.main, ["--dry-run", "--out", "unused", *options])
+        assert outcome.exit_code == 2
+        assert error in outcome.output
+    assert not Path("unused").exists()
+
+
+def test_checks_get_most_of_the_first_command_and_run_together() -> None:
+    assert gpu.batches(gpu.chosen("check", None)) == [("smoke",), ("tests", "sanitize")]
+    assert gpu.batches(["sanitize", "ceilings", "grid"]) == [("sanitize",), ("ceilings",), ("grid",)]
+    left = (1 - gpu.BUILD_SHARE) * gpu.TOTAL_SECONDS
+    smoke_seconds = gpu.share(gpu.batches(gpu.chosen("check", None)), left)
+    assert left - smoke_seconds > gpu.TOTAL_SECONDS / 2
+
+
+def test_waits_are_bounded_in_checks_and_choices_are_given(tmp_path: Path) -> None:
+    file = tmp_path / "tuned.json"
+    run = gpu.Sections(gpu.Keeper(file, {}), tmp_path, True, False, gpu.choices(None, tmp_path), 100.0)
+    assert not run.tuned.exists()
+    for name in catalogue.SECTIONS:
+        told = run.environment(name)
+        assert told["SAML_KERNELS_DEBUG_WAITS"] == ("20000000" if name in catalogue.CHECKS else None)
+        assert told["SAML_KERNELS_TUNED"] == str(run.tuned)
+    assert "SAML_KERNELS_DEBUG_WAITS" not in processes.environment({"SAML_KERNELS_DEBUG_WAITS": None})
+    file.write_text("{}")
+    assert gpu.choices(file, tmp_path) == file.resolve()
+    configs.forget()
+    file.write_text("[1]")
+    outcome = CliRunner().invoke(gpu.main, ["--dry-run", "--out", str(tmp_path / "out"), "--tuned", str(file)])
+    configs.forget()
+    assert outcome.exit_code == 2
+    assert "does not hold tuned choices" in outcome.output.replace("\n", " ")
+
+
+def test_smoke_knows_every_form_by_name() -> None:
+    class Kernels(Target):
+        schedules = ("persistent", "per_layer")
+
+    names = [form.name for form in smoke.forms(Kernels(dry_run=False))]
+    assert names[:2] == ["persistent, float32", "per_layer, float32"]
+    assert "auto, bfloat16, foreign float8_e4m3fn" in names
+    assert [name for name in names if "programs" in name] == [
+        f"persistent, bfloat16, {programs} programs" for programs in (1, 2, 132, 264)
+    ]
+    assert len(names) == len(set(names)) == 13
+
+
+def test_smoke_tells_wrong_numbers_and_changing_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, found = Target(dry_run=True), {}
+    wrong = smoke.Form("float32")
+    assert smoke._failure(target, wrong, smoke.DRY) is None
+    original = smoke.backend
+
+    def off(name: str, **options: Any) -> Any:
+        return lambda problem: (original(name, **options)(problem).own * 1.01, original(name)(problem).aux)
+
+    monkeypatch.setattr(smoke, "backend", off)
+    assert "wrong: relative error of" in str(smoke._failure(target, wrong, smoke.DRY))
+    factors = iter([1.0] * 9 + [1.001] * 9)
+
+    def moving(name: str, **options: Any) -> Any:
+        return lambda problem: (original(name)(problem).own * next(factors), original(name)(problem).aux)
+
+    monkeypatch.setattr(smoke, "backend", moving)
+    smoke.repeated(Run(target, False), time.monotonic() + 60, found.update)
+    assert found["failure"] is None
+    factors = iter([1.0] * 5 + [1.001] * 9)
+    smoke.repeated(Run(target, False), time.monotonic() + 60, found.update)
+    assert found["failure"].startswith("step 5 with 2 programs gave other bits: ")
+
+
+def test_axes_are_varied_one_at_a_time() -> None:
+    built_in = configs.built_in(configs.Bucket.of(4096, 8, 512), 2)
+    found = list(launch_times.variations(built_in, launch_times.AXES))
+    assert len({variation.name for variation in found}) == len(found)
+    for variation in found:
+        part, usual = getattr(variation.choice, variation.part), getattr(built_in, variation.part)
+        differing = [name for name in part.__dict__ if getattr(part, name) != getattr(usual, name)]
+        assert differing == [variation.axis]
+        assert trials.choice_of(json.loads(json.dumps(records.asdict(variation.choice)))) == variation.choice
+    assert {variation.axis for variation in found if variation.part == "weights"} == set(launch_times.OF_WEIGHTS)
+    assert {variation.choice.schedule for variation in found if variation.part == "forward"} == set(configs.SCHEDULES)
+
+
+def test_choices_that_may_break_the_device_are_not_tuned() -> None:
+    assert not trials.harms(None)
+    assert not trials.harms("wrong: relative error of own is 1")
+    assert not trials.harms("OutOfResources: out of resource: shared memory")
+    assert all(map(trials.harms, ("out of time", "left out", "RuntimeError: CUDA error: an illegal memory access")))
+
+
+def test_a_candidate_that_hangs_is_not_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, seen = Run(Target(dry_run=True), False, folder=tmp_path), []
+    hanging, *others = configs.candidates(4)
+    wrong = others[0]
+    tried = {name: None for config in others for name in tune._trials(run, 2, config)}
+    tried |= dict.fromkeys(list(tune._trials(run, 2, hanging))[2:3], "out of time")
+    tried |= dict.fromkeys(tune._trials(run, 2, wrong), "wrong: relative error of own is 1")
+
+    def refuse(*arguments: object) -> None:
+        seen.extend(configs.candidates(4))
+        raise tune.TuningFailed("no candidate")
+
+    monkeypatch.setattr(tune.tuning, "tune", refuse)
+    assert tune._tuned(run, 24, 2, tried, tmp_path / "tuned.json")["failure"] == "TuningFailed: no candidate"
+    assert seen == others
+    assert len({name for config in configs.candidates(2) for name in tune._trials(run, 8, config)}) == 20
+
+
+def test_products_are_torchs_own() -> None:
+    assert Product(3, 4, 5).operations == 2 * 3 * 4 * 5
+    assert Product(3, 4, 5).call(torch.float32, "cpu")().shape == (3, 5)
+    assert Product(3, 4, 5, 2).operations == 2 * Product(3, 4, 5).operations
+    assert Product(3, 4, 5, 2).call(torch.bfloat16, "cpu")().shape == (2, 3, 5)
 
 
 DYING = """
@@ -146,57 +344,61 @@ if request["section"] == "backward":
 """
 
 
+def sections_in(folder: Path) -> gpu.Sections:
+    """What runs sections, with a record in a folder."""
+    keeper = gpu.Keeper(folder / "gpu.json", {"checks": {}, "sections": {}})
+    return gpu.Sections(keeper, folder, True, False, folder / "no-choices.json", 10.0)
+
+
 @pytest.fixture
 def dying_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is done, one that crashes, one that hangs with a child process, one whose process ends too early."""
     monkeypatch.setattr(Request, "command", lambda self: [sys.executable, "-c", DYING, json.dumps(self.__dict__)])
     monkeypatch.setattr(gpu, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(gpu, "batches", lambda wanted, together=False, original=gpu.batches: original(wanted))
 
 
 def test_a_section_that_crashes_or_hangs_leaves_the_others(tmp_path: Path, dying_sections: None) -> None:
-    keeper = gpu.Keeper(tmp_path / "gpu.json", {"checks": {}, "sections": {}})
+    run = sections_in(tmp_path)
     begun = time.monotonic()
-    gpu._measure(keeper, ["headline", "grid", "backward", "foreign"], begun + 30, True, False)
-    assert time.monotonic() - begun < 60
-    parts = json.loads(keeper.path.read_text())["sections"]
+    run.all(["headline", "grid", "backward", "foreign"], begun + 10)
+    assert time.monotonic() - begun < 30
+    parts = json.loads(run.keeper.path.read_text())["sections"]
     assert {name: part["status"] for name, part in parts.items()} == {
         "headline": "done", "grid": "failed", "backward": "out of time", "foreign": "failed",
     }  # fmt: skip
     # What each had found before is kept.
     assert all(part["cells"] == [1] for part in parts.values())
     assert "ended with -6" in parts["grid"]["reason"]
-    assert _ended(int(parts["backward"]["reason"].split(": ")[1]))
-    assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
+    assert not Path("/proc", parts["backward"]["reason"].split(": ")[1].strip()).exists()
+    files = ["backward", "foreign", "grid", "headline"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["gpu.json", *(f"gpu.{f}.json" for f in files)])
 
 
-def _ended(pid: int) -> bool:
-    """Gone, or a zombie that waits for its new parent."""
-    for _ in range(50):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0]
-        except FileNotFoundError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.1)
-    return False
+@LINUX
+def test_what_was_found_is_kept_when_the_command_is_told_to_end(
+    tmp_path: Path, dying_sections: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, file = sections_in(tmp_path), tmp_path / "gpu.backward.json"
 
+    def ended_by_a_signal(job: object, deadline: float) -> None:
+        while time.monotonic() < deadline and not (file.exists() and file.read_text().endswith("}")):
+            time.sleep(0.1)
+        sys.exit(143)
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-def test_no_job_outlives_the_command() -> None:
-    program = (
-        "import sys, time; from on_gpu import checks; "
-        "print(checks.start(checks.Job('sleep', [sys.executable, '-c', 'import time; time.sleep(600)'])).process.pid)"
-    )
-    outcome = checks.finish(checks.start(checks.Job("start", [sys.executable, "-c", program])), time.monotonic() + 60)
-    assert outcome["passed"], outcome["tail"]
-    assert _ended(int(outcome["tail"]))
+    monkeypatch.setattr(processes, "finish", ended_by_a_signal)
+    with pytest.raises(SystemExit):
+        run.all(["backward"], time.monotonic() + 100)
+    part = json.loads(run.keeper.path.read_text())["sections"]["backward"]
+    assert (part["status"], part["cells"]) == ("failed", [1])
+    assert "SystemExit" in part["reason"]
+    assert guard.descendants(os.getpid()) == []
 
 
 def test_the_exit_status_tells_of_failed_sections(
     tmp_path: Path, dying_sections: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--dry-run", "--out", str(tmp_path), "--no-checks", "--budget", "20", "--sections", "headline,grid"]
+    arguments = ["--dry-run", "--out", str(tmp_path), "--budget", "20", "--sections", "headline,grid"]
     monkeypatch.setattr(gpu.summary, "text", lambda record: "\n".join(summary.failures(record)))
     monkeypatch.setattr(gpu.plots, "save", lambda record, folder: [])
     outcome = CliRunner().invoke(gpu.main, arguments)
@@ -207,10 +409,22 @@ def test_the_exit_status_tells_of_failed_sections(
 
 
 def test_a_section_without_time_is_not_begun(tmp_path: Path, dying_sections: None) -> None:
-    keeper = gpu.Keeper(tmp_path / "gpu.json", {"checks": {}, "sections": {}})
-    gpu._measure(keeper, ["grid"], time.monotonic(), True, False)
-    assert keeper.record["sections"] == {"grid": {"status": "not begun", "reason": "no time was left"}}
-    assert summary.failures({**keeper.record, "dry_run": True}) == ["section grid: not begun"]
+    run = sections_in(tmp_path)
+    run.all(["grid"], time.monotonic())
+    assert run.keeper.record["sections"] == {"grid": {"status": "not begun", "reason": "no time was left"}}
+    assert summary.failures({**run.keeper.record, "dry_run": True}) == ["section grid: not begun"]
+
+
+@pytest.mark.parametrize(
+    ("section", "first"),
+    [("headline", "B=48 M=3"), ("grid", "B=24 M=2"), ("backward", "M=2"), ("launches", "auto B=16 M=2 L=2")],
+)
+def test_what_there_was_no_time_for_is_left_out_by_name(section: str, first: str, record: dict[str, Any]) -> None:
+    found: dict[str, Any] = {}
+    catalogue.function(section)(Run(Target(dry_run=True), False), time.monotonic() - 1, found.update)
+    assert found["left_out"][0] == first
+    part = {"status": "cut short", **found}
+    assert f"left out: {first}" in summary.text(record | {"sections": {section: part}, "floors": []})
 
 
 def test_a_record_of_the_same_code_and_machine_is_continued(tmp_path: Path) -> None:
@@ -227,11 +441,11 @@ def test_a_record_of_the_same_code_and_machine_is_continued(tmp_path: Path) -> N
 
 
 def test_a_failing_section_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(run: sections.Run, deadline: float, save: sections.Save) -> None:
+    def broken(run: Run, deadline: float, save: Save) -> None:
         save({"cells": [1]})
         raise RuntimeError("misaligned address\nand more")
 
-    monkeypatch.setitem(sections.SECTIONS, "grid", (broken, 1.0))
+    monkeypatch.setitem(catalogue.SECTIONS, "grid", catalogue.Section(broken, 1.0))
     threads = torch.get_num_threads()
     try:
         status = measuring.main(Request(str(tmp_path / "part.json"), "grid", 9.0, True, False))
@@ -243,13 +457,13 @@ def test_a_failing_section_is_recorded(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_sections_share_the_time_that_is_left() -> None:
-    everything = list(gpu.MEASURED)
-    shares = [gpu.share(name, everything[index + 1 :], 100.0) for index, name in enumerate(everything)]
+    everything = gpu.batches(catalogue.MEASURED)
+    shares = [gpu.share(everything[index:], 100.0) for index in range(len(everything))]
     assert shares[-1] == 100.0
-    assert sum(gpu.share(name, [n for n in everything if n != name], 100.0) for name in everything) == (
+    assert sum(gpu.share([batch, *(b for b in everything if b != batch)], 100.0) for batch in everything) == (
         pytest.approx(100.0)
     )
-    assert max(everything, key=lambda name: sections.SECTIONS[name][1]) == "headline"
+    assert max(catalogue.MEASURED, key=lambda name: catalogue.SECTIONS[name].weight) == "headline"
 
 
 def test_bytes_counted_by_hand() -> None:

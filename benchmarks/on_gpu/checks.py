@@ -1,144 +1,107 @@
-"""What comes before every figure, as processes of their own: the build, the GPU tests, compute-sanitizer."""
+"""What comes before every figure: the build, the GPU tests, compute-sanitizer."""
 
-import atexit
-import contextlib
 import importlib.util
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import torch
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-TAIL: Final = 4000
-"""Characters of a process's output that are kept."""
-TEST_WORKERS: Final = 10
-"""Processes of the GPU tests where pytest-xdist is installed; compiling kernels is what takes their time."""
+from on_gpu import limits, pieces, processes, reporting, small_cases
+from on_gpu.processes import OUT_OF_TIME, Job, Outcome
+from on_gpu.run import Run, Save
+
+TESTS: Final = ("tests/triton/test_gpu.py", "tests/kernels/test_grouping_gpu.py")
+RESTARTS: Final = 1000
+"""Workers that may be lost: each costs one test only."""
 SANITIZERS: Final = ("memcheck", "racecheck")
 SANITIZER_ERROR: Final = 86
 """Exit status that compute-sanitizer is told to use for what it finds, apart from the program's own."""
+MISSING: Final = "compute-sanitizer is not installed"
 
 
-@dataclass(frozen=True)
-class Job:
-    """A command from the repository's root."""
-
-    name: str
-    command: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-def build() -> Job:
+def build(output: Path | None = None) -> Job:
     """The extension, in place, against this torch, for this GPU only: every further architecture costs its time."""
     major, minor = torch.cuda.get_device_capability()
+    jobs = os.environ.get("MAX_JOBS") or str(processes.parallel())
     return Job(
         "build",
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
-        {"SAML_KERNELS_FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"},
+        {"SAML_KERNELS_FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "MAX_JOBS": jobs},
+        output,
     )
 
 
-def tests(*, dry_run: bool) -> Job:
-    """Parity in all schedules and types against float64, CUDA graphs, determinism. A dry run collects them only."""
-    paths = ["tests/triton/test_gpu.py", "tests/kernels/test_grouping_gpu.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *paths]
-    if dry_run:
-        command.append("--collect-only")
-    elif importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(TEST_WORKERS)]
-    return Job("tests", command)
+def tests(run: Run, deadline: float, save: Save) -> None:
+    """Parity in all schedules and types against float64, CUDA graphs, determinism. A dry run skips each for its reason.
+
+    A test that ends its process (limits.py) costs no other: pytest-xdist goes on with them, and where it is missing
+    pytest is started again for those that are left.
+    """
+    log, done = run.folder / "gpu.tests.jsonl", run.folder / "gpu.tests.done"
+    log.unlink(missing_ok=True)
+    left, number = -1, 0
+    while True:
+        number += 1
+        begun = [event["test"] for event in reporting.events(log) if event["event"] == reporting.BEGUN]
+        done.write_text("".join(f"{test}\n" for test in begun), encoding="utf-8")
+        named = {reporting.LOG: str(log), reporting.DONE: str(done)}
+        outputs = [run.folder / f"gpu.tests{'' if number == 1 else f'.{number}'}.{kind}" for kind in ("log", "xml")]
+        job = Job("tests", [*_pytest(run), f"--junitxml={outputs[1]}", *TESTS], named, outputs[0])
+        outcome = processes.finish(processes.start(job), deadline)
+        found = reporting.results(reporting.events(log), limits.seconds())
+        before, left = left, sum(result["status"] == processes.LEFT_OUT for result in found)
+        save({"results": found})
+        in_time = outcome["status"] != OUT_OF_TIME and time.monotonic() < deadline
+        # Again where pytest itself was ended, as long as that gets further.
+        if in_time and left not in (0, before):
+            continue
+        # Tests that do not load, say, are no test's failure.
+        if in_time and (left or not found or outcome["status"] not in (0, 1)):
+            save({"results": [pieces.failed("pytest", outcome), *found]})
+        done.unlink()
+        return
 
 
-def sanitizer(tool: str, schedule: str, *, dry_run: bool) -> Job | None:
-    """compute-sanitizer over small cases of one schedule; None where it is missing. A dry run runs the cases alone."""
-    cases = [
-        sys.executable,
-        str(Path(__file__).with_name("small_cases.py")),
-        schedule,
-        *(["--dry-run"] if dry_run else []),
-    ]
-    if dry_run:
-        return Job(f"{tool} {schedule}", cases)
+def _pytest(run: Run) -> list[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "on_gpu.reporting"]
+    if not run.target.dry_run and importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(processes.parallel()), "--maxschedchunk=1", f"--max-worker-restart={RESTARTS}"]
+    return command
+
+
+def sanitize(run: Run, deadline: float, save: Save) -> None:
+    """compute-sanitizer over small cases, a process each. A dry run runs one of them alone."""
+    jobs: list[Job] = []
+    results: dict[str, dict[str, Any]] = {}
     found = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    if found is None:
-        return None
+    wanted = [(tool, case) for tool in SANITIZERS for case in small_cases.names(run.target)]
+    for tool, case in wanted[: 1 if run.target.dry_run else None]:
+        job = _sanitizer(run, tool, case, found)
+        results[job.name] = {"name": job.name, "status": processes.LEFT_OUT}
+        jobs.append(job)
+    if found is None and not run.target.dry_run:
+        save({"results": [{"name": name, "status": pieces.SKIPPED, "reason": MISSING} for name in results]})
+        return
+
+    def done(job: Job, outcome: Outcome) -> None:
+        results[job.name] = pieces.of_job(job.name, outcome)
+        save({"results": list(results.values())})
+
+    # Beside the tests: half of what the machine takes.
+    processes.run_all(jobs, max(1, processes.parallel() // 2), deadline, float("inf"), done)
+
+
+def _sanitizer(run: Run, tool: str, case: str, found: str | None) -> Job:
+    name = f"{tool}, {case}"
+    command = [sys.executable, str(Path(small_cases.__file__).resolve()), case]
+    if run.target.dry_run:
+        command.append("--dry-run")
+    else:
+        command = [str(found), "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR), *command]
     # Without torch's cache every tensor is an allocation, whose bounds memcheck knows.
-    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
-    return Job(
-        f"{tool} {schedule}", [found, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR), *cases], environment
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Running:
-    """A job on its way, in a process group of its own, its output going to a file."""
-
-    job: Job
-    process: "subprocess.Popen[bytes]"
-    output: IO[bytes]
-    started: float
-
-    def end(self) -> None:
-        """The process and everything it started: at once."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        _RUNNING.discard(self)
-
-
-_RUNNING: Final[set[Running]] = set()
-
-
-@atexit.register
-def end_all() -> None:
-    """No job outlives this process."""
-    for running in tuple(_RUNNING):
-        running.end()
-
-
-def start(job: Job) -> Running:
-    """At once, beside whatever else runs."""
-    output = tempfile.TemporaryFile()  # noqa: SIM115
-    process = subprocess.Popen(
-        job.command,
-        cwd=ROOT,
-        env=environment(job.environment),
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    running = Running(job, process, output, time.monotonic())
-    _RUNNING.add(running)
-    return running
-
-
-def finish(running: Running, deadline: float) -> dict[str, Any]:
-    """What came of a job, for JSON; past the ``deadline`` (time.monotonic) it and what it started are ended."""
-    try:
-        status: str | int = running.process.wait(max(0.1, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        status = "out of time"
-    running.end()
-    with running.output as output:
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-    return {
-        "passed": status == 0,
-        "status": status,
-        "seconds": round(time.monotonic() - running.started, 1),
-        "tail": text[-TAIL:].replace(str(ROOT), "."),
-    }
-
-
-def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """For a process that imports the packages of this checkout, installed or not."""
-    paths = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(more or {})}
+    told: dict[str, str | None] = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
+    return Job(name, command, told, run.folder / f"gpu.sanitize.{name.replace(', ', '.').replace(' ', '_')}.log")

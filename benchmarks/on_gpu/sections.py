@@ -2,8 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
@@ -15,6 +15,7 @@ import cells
 import records
 from contenders import Contender, short
 from on_gpu import roofline
+from on_gpu.run import Record, Run, Save
 from on_gpu.target import Target
 from peers import PEERS
 from saml_kernels.testing import timing
@@ -22,98 +23,11 @@ from saml_kernels.testing.accuracy import AccuracyGate, one_line, reference_resu
 from saml_kernels.testing.problem import PASSES, Call, Problem, backend, make
 from workload import Cell
 
-Record = dict[str, Any]
-Save = Callable[[Record], None]
-"""Takes a section's record as far as it has come."""
-
 FOREIGN_DTYPES: Final = (torch.bfloat16, torch.int8, torch.float8_e4m3fn)
 TRAINING_STEPS: Final = 100
 GPU_PEERS: Final = tuple(name for name, peer in PEERS.items() if "cuda" in peer.devices)
 LAUNCHES_A_GRAPH: Final = 20
 """Of one kernel, so that what a graph costs besides does not count."""
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Of one run. The floors are stated for those of a GPU."""
-
-    widths: tuple[int, ...]
-    """D_l = D_g first, then d_1..d_L."""
-    headline: tuple[tuple[int, int], ...]
-    """(B, M), the first with every contender."""
-    grid: tuple[tuple[int, int], ...]
-    stages: tuple[tuple[int, int], ...]
-    backward: tuple[int, tuple[int, ...]]
-    """B, and the M."""
-    launches: tuple[tuple[int, int, int], ...]
-    """(B, M, L)."""
-
-    def cell(self, B: int, M: int, layers: int | None = None) -> Cell:
-        return Cell(B, M, self.widths[0], self.widths[0], self.widths[1:][:layers])
-
-
-GPU_SHAPES: Final = Shapes(
-    widths=(256, 512, 256, 128),
-    headline=((4096, 8), (16384, 8), (4096, 16), (16384, 16), (4096, 32), (16384, 32)),
-    # From the middle outwards: what a run that is cut short has first.
-    grid=tuple((B, M) for B in (1024, 256, 4096, 16384, 65536) for M in (8, 2, 32, 4, 16)),
-    stages=((4096, 8), (16384, 8), (1024, 8)),
-    backward=(16384, (2, 4, 8, 16, 32)),
-    launches=((256, 2, 3), (1024, 8, 3), (256, 32, 3), (256, 8, 2), (256, 8, 1)),
-)
-DRY_SHAPES: Final = Shapes(
-    widths=(16, 16, 8),
-    headline=((48, 3), (64, 3)),
-    grid=((24, 2), (48, 3)),
-    stages=((24, 2),),
-    backward=(32, (2, 3)),
-    launches=((16, 2, 2), (24, 3, 1)),
-)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What every section knows."""
-
-    target: Target
-    compiled: bool
-    """Peers under torch.compile take part."""
-    warm_peer: str | None = None
-    """The peer that section ``warm`` compiles."""
-
-    @property
-    def shapes(self) -> Shapes:
-        return DRY_SHAPES if self.target.dry_run else GPU_SHAPES
-
-    def protocol(self, budget: float = 0.8) -> timing.Protocol:
-        """Few rounds where nothing is kept."""
-        if self.target.dry_run:
-            return timing.Protocol(budget=1e-3, min_rounds=2, max_rounds=2, min_sample=1e-4)
-        return timing.Protocol(budget=budget, max_rounds=41, min_sample=2e-3)
-
-    def problem(self, cell: Cell) -> Problem:
-        """Of a cell, in the type measured most."""
-        return make(cell.case()).to(self.target.dtype, self.target.device).leaves()
-
-    def ours(self, dtype: torch.dtype, foreign: Iterable[torch.dtype] = ()) -> tuple[Contender, ...]:
-        """The kernels: schedule auto, then each schedule, then rounded foreign streams."""
-        auto = Contender(self.target.ours, dtype=dtype)
-        schedules = [replace(auto, schedule=schedule) for schedule in self.target.schedules]
-        return (auto, *schedules, *(replace(auto, foreign_dtype=entry) for entry in foreign))
-
-    def peers(self, dtype: torch.dtype, names: Iterable[str], compiled: Iterable[str] = ()) -> tuple[Contender, ...]:
-        """Eager ones, then compiled ones."""
-        eager = [Contender(name, dtype=dtype) for name in names]
-        return (*eager, *[Contender(name, True, dtype) for name in compiled if self.compiled])
-
-    def measure(self, shapes: Iterable[tuple[Cell, cells.Plan, Record]], deadline: float, save: Save) -> None:
-        """Every cell by its plan, with what else is to be kept of it, as long as there is time."""
-        done: list[Record] = []
-        for cell, plan, more in shapes:
-            if time.monotonic() < deadline:
-                torch.compiler.reset()
-                done.append(asdict(cell) | cells.measure(self.target, cell, plan, deadline=deadline) | more)
-                save({"columns": list(records.Row._fields), "cells": done})
 
 
 def ceilings(run: Run, deadline: float, save: Save) -> None:
@@ -166,7 +80,12 @@ def stages(run: Run, deadline: float, save: Save) -> None:
         return
     done: list[Record] = []
     repeats = 1 if run.target.dry_run else LAUNCHES_A_GRAPH
+    left_out: list[str] = []
     for B, M in run.shapes.stages:
+        if time.monotonic() > deadline:
+            left_out.append(f"B={B} M={M}")
+            save({"left_out": left_out})
+            continue
         cell = run.shapes.cell(B, M)
         problem, found = run.problem(cell), {**asdict(cell), "contenders": [], "rows": []}
         done.append(found)
@@ -180,7 +99,8 @@ def stages(run: Run, deadline: float, save: Save) -> None:
             calls: dict[str, Call] = {}
             for name, call in launches.items():
                 if time.monotonic() > deadline:
-                    break
+                    found.setdefault("left_out", []).append(f"{kind} {name}")
+                    continue
                 calls[name], _ = run.target.capture(partial(_repeated, call, repeats), pool, cells.WARM_UPS)
             seconds = timing.interleave(calls, run.protocol(), run.target.clock)
             each = {name: [value / repeats for value in values] for name, values in seconds.items()}
@@ -235,8 +155,9 @@ def backward(run: Run, deadline: float, save: Save) -> None:
     """Backward alone over M at one B, bfloat16, and the bytes of its one read of the foreign streams."""
     B, scenarios = run.shapes.backward
     done: list[Record] = []
-    for M in scenarios:
+    for index, M in enumerate(scenarios):
         if time.monotonic() > deadline:
+            save({"left_out": [f"M={left}" for left in scenarios[index:]]})
             break
         cell = run.shapes.cell(B, M)
         problem = run.problem(cell)
@@ -264,10 +185,13 @@ def foreign(run: Run, deadline: float, save: Save) -> None:
 def launches(run: Run, deadline: float, save: Save) -> None:
     """Kernels on the device in one forward and one backward, by torch's profiler, over B, M and L."""
     done: list[Record] = []
+    left_out: list[str] = []
     for schedule in run.target.schedules or ("auto",):
         for B, M, layers in run.shapes.launches:
             if time.monotonic() > deadline:
-                return
+                left_out.append(f"{schedule} B={B} M={M} L={layers}")
+                save({"left_out": left_out})
+                continue
             entry: Record = {"schedule": schedule, "B": B, "M": M, "L": layers}
             try:
                 entry |= _kernels(run, run.problem(run.shapes.cell(B, M, layers)), schedule)
@@ -282,27 +206,12 @@ def warm(run: Run, deadline: float, save: Save) -> None:
     done: list[str] = []
     for index, (B, M) in enumerate(run.shapes.headline):
         problem = run.problem(run.shapes.cell(B, M))
-        for contender in run.peers(run.target.dtype, (), [n for n in _compiled(index) if n == run.warm_peer]):
+        for contender in run.peers(run.target.dtype, (), [n for n in _compiled(index) if n == run.argument["peer"]]):
             if time.monotonic() > deadline:
                 return
             problem.results(contender.function(dynamic=True))
             done.append(f"{contender.name} B={B} M={M}")
             save({"compiled": done})
-
-
-SECTIONS: Final[dict[str, tuple[Callable[[Run, float, Save], None], float]]] = {
-    "ceilings": (ceilings, 8),
-    "headline": (headline, 105),
-    "stages": (stages, 45),
-    "launches": (launches, 15),
-    "grid": (grid, 100),
-    "backward": (backward, 12),
-    "foreign": (foreign, 15),
-    "precision": (precision, 15),
-    # Not measured: compiles for the others.
-    "warm": (warm, 0),
-}
-"""Function and weight: a section's share of the time that is left when it starts."""
 
 
 def _compiled(index: int) -> tuple[str, ...]:

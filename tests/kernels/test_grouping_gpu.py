@@ -5,8 +5,10 @@ import torch
 
 from saml_kernels import available_backends, group_by_scenario
 
+pytest_plugins = ("on_gpu.limits",)
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("time_limit"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 

@@ -1,6 +1,6 @@
 """The Triton kernels on a GPU. Written without one: not yet run.
 
-pytest -m gpu
+pytest -m gpu -n 4        a test that takes too long ends its process, and with pytest-xdist the others go on
 """
 
 import dataclasses
@@ -16,8 +16,10 @@ from on_gpu.sections import count_kernels
 from on_gpu.target import Target
 from saml_kernels.backends.triton import availability
 
+pytest_plugins = ("on_gpu.limits",)
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("time_limit"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
@@ -253,16 +255,12 @@ SHAPES = [
 ]
 
 
-def test_kernels_of_the_persistent_schedule():
-    """One to group, one for the forward; one for the chain of input gradients, one for all weights. By the profiler."""
-    for case in SHAPES:
-        inference, forward, backward = kernels(case, "persistent")
-        assert (inference.total(), forward.total(), backward.total()) == (2, 2, 2), (inference, forward, backward)
-
-
-def test_kernels_of_the_per_layer_schedule_depend_on_no_shape():
-    counts = {tuple(count.total() for count in kernels(case, "per_layer")) for case in SHAPES}
-    assert len(counts) == 1, counts
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+@pytest.mark.parametrize(("schedule", "expected"), [("persistent", (2, 2, 2)), ("per_layer", (4, 4, 2))])
+def test_kernels_depend_on_no_shape(case, schedule, expected):
+    """By the profiler: one to group, the forward's; one for the chain of input gradients, one for all weights."""
+    counts = kernels(case, schedule)
+    assert tuple(count.total() for count in counts) == expected, counts
 
 
 def test_offsets_beyond_two_to_the_31():
