@@ -307,20 +307,21 @@ def test_choices_that_may_break_the_device_are_not_tuned() -> None:
 
 def test_a_candidate_that_hangs_is_not_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, seen = Run(Target(dry_run=True), False, folder=tmp_path), []
-    hanging, *others = configs.candidates(4)
+    hanging, *others = configs.candidates("forward", 4)
     wrong = others[0]
-    tried = {name: None for config in others for name in tune._trials(run, 2, config)}
-    tried |= dict.fromkeys(list(tune._trials(run, 2, hanging))[2:3], "out of time")
-    tried |= dict.fromkeys(tune._trials(run, 2, wrong), "wrong: relative error of own is 1")
+    tried = {name: None for config in others for name in tune._trials(run, 2, "forward", config)}
+    tried |= dict.fromkeys(list(tune._trials(run, 2, "forward", hanging))[1:], "out of time")
+    tried |= dict.fromkeys(tune._trials(run, 2, "forward", wrong), "wrong: relative error of own is 1")
 
     def refuse(*arguments: object) -> None:
-        seen.extend(configs.candidates(4))
+        seen.extend(configs.candidates("forward", 4, "sm_90"))
         raise tune.TuningFailed("no candidate")
 
     monkeypatch.setattr(tune.tuning, "tune", refuse)
     assert tune._tuned(run, 24, 2, tried, tmp_path / "tuned.json")["failure"] == "TuningFailed: no candidate"
     assert seen == others
-    assert len({name for config in configs.candidates(2) for name in tune._trials(run, 8, config)}) == 20
+    names = {name for config in configs.candidates("forward", 2) for name in tune._trials(run, 8, "forward", config)}
+    assert len(names) == 2 * len(configs.candidates("forward", 2))
 
 
 def test_products_are_torchs_own() -> None:

@@ -22,8 +22,9 @@ from workload import Cell
 LAUNCHES_A_GRAPH: Final = 20
 """Of one kernel, so that what a graph costs besides does not count."""
 PASSES: Final = ("forward", "backward")
-PARTS: Final = ("forward", "backward", "weights")
-"""Of a choice: the configurations of the forward, of the backward's chain and of the weight gradients."""
+PARTS: Final = ("forward", "layer", "backward", "weights")
+"""Of a choice: the configurations of the forward, of a layer that has a launch of its own, of the backward's chain
+and of the weight gradients."""
 TRIALS_SHARE: Final = 0.5
 """Of the section's time, at most, for compiling what is varied."""
 AXES: Final[Mapping[str, Sequence[int]]] = {
@@ -33,13 +34,14 @@ AXES: Final[Mapping[str, Sequence[int]]] = {
     "num_warps": (4, 8),
     "num_stages": (2, 3, 4),
     "programs": (1, 2, 3),
-    "item_rows": (16, 32, 64),
-    "group_elements": (2048, 4096, 8192),
-    "whole_elements": (4096, 8192, 16384),
+    "item_rows": (8, 16, 32),
+    "group_rows": (8, 16, 32),
 }
 DRY_VARIATIONS: Final = ("persistent, forward, block_n 128",)
-OF_WEIGHTS: Final = ("block_m", "block_n", "block_k", "num_warps", "num_stages")
-"""Axes that the launch of weight gradients has."""
+OF_PRODUCTS: Final = ("block_m", "block_n", "block_k", "num_warps", "num_stages")
+"""Axes of launches that are products alone: of a layer, of weight gradients."""
+SCHEDULES_OF: Final[Mapping[str, Sequence[str]]] = {"forward": configs.SCHEDULES, "layer": ("per_layer",)}
+"""By part, where it is more than the built-in one."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ def variations(built_in: Choice, axes: Mapping[str, Sequence[int]]) -> Iterator[
     """Axis by axis, every value but the built-in one of each configuration; forward in both schedules."""
     for axis, values in axes.items():
         for part in PARTS:
-            config: Config = getattr(built_in, part)
-            if part == "weights" and axis not in OF_WEIGHTS:
+            config: Config = getattr(built_in, part) or built_in.forward
+            if part in ("layer", "weights") and axis not in OF_PRODUCTS:
                 continue
-            for schedule in configs.SCHEDULES if part == "forward" else (built_in.schedule,):
+            for schedule in SCHEDULES_OF.get(part, (built_in.schedule,)):
                 for value in values:
                     if value != getattr(config, axis):
                         number: dict[str, Any] = {axis: value}
@@ -92,7 +94,8 @@ def launches_timed(run: Run, deadline: float, save: Save) -> None:
         found["cells"].append(entry | _tried(run, deadline, tried.get(_name(cell, choice)), cell, choice))
         save(found)
     for variation in wanted:
-        built_in = getattr(getattr(_built_in(run, varied), variation.part), variation.axis)
+        usual = _built_in(run, varied)
+        built_in = getattr(getattr(usual, variation.part) or usual.forward, variation.axis)
         entry = {"name": variation.name, "part": variation.part, "schedule": variation.choice.schedule}
         entry |= {"axis": variation.axis, "value": variation.value, "built_in": built_in}
         failure = tried[variation.name]
@@ -124,7 +127,7 @@ def _tried(
 
 def _built_in(run: Run, cell: Cell) -> Choice:
     bucket = configs.Bucket.of(cell.B, cell.M, max(cell.hidden_dims))
-    return configs.built_in(bucket, run.target.dtype.itemsize, torch.version.hip is not None)
+    return configs.built_in(bucket, run.target.dtype.itemsize, configs.family(torch.device(run.target.device)))
 
 
 def _timed(run: Run, cell: Cell, choice: Choice, part: str | None) -> list[Record]:
@@ -154,7 +157,9 @@ def _timed(run: Run, cell: Cell, choice: Choice, part: str | None) -> list[Recor
 
 
 def _part(kind: str, entry: Recorded) -> str:
-    return "weights" if entry.name == "weight_gradient_kernel" else kind
+    if entry.name == "weight_gradient_kernel":
+        return "weights"
+    return "layer" if len(entry.stages) == 1 and entry.stages[0].own_launch else kind
 
 
 def _row(kind: str, entry: Recorded, products: Sequence[Product], seconds: Mapping[str, list[float]]) -> Record:

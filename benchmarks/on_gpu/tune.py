@@ -13,6 +13,7 @@ import torch
 
 import cells
 from on_gpu import trials
+from on_gpu.launch_times import PARTS, SCHEDULES_OF
 from on_gpu.run import Record, Run, Save
 from saml_kernels.backends.triton import configs, tuning
 from saml_kernels.backends.triton.configs import Choice, Config
@@ -50,12 +51,17 @@ def _tuned(run: Run, B: int, M: int, tried: Mapping[str, str | None], path: Path
     sizes = cell.B, cell.M, cell.local_dim, cell.global_dim, cell.hidden_dims
     shape = Shape(*sizes, run.target.dtype, torch.device(run.target.device))
     lines: list[str] = []
-    candidates = configs.candidates(run.target.dtype.itemsize)
-    usable = tuple(
-        config for config in candidates if not any(trials.harms(tried.get(name)) for name in _trials(run, M, config))
-    )
+    candidates = configs.candidates
+
+    def usable(part: str, itemsize: int, family: str) -> tuple[Config, ...]:
+        return tuple(
+            config
+            for config in candidates(part, itemsize, family)
+            if not any(trials.harms(tried.get(name)) for name in _trials(run, M, part, config))
+        )
+
     try:
-        with patch.object(configs, "candidates", lambda itemsize: usable):
+        with patch.object(configs, "candidates", usable):
             result = tuning.tune(shape, _timer(run), lines.append, path)
     except (TuningFailed, RuntimeError) as error:
         return {"failure": one_line(error), "said": lines}
@@ -89,24 +95,26 @@ def _try(run: Run, deadline: float) -> dict[str, str | None]:
     """Every candidate at every M, in each place of the built-in choice."""
     if not run.target.schedules:
         return {}
+    family = configs.family(torch.device(run.target.device))
     wanted = {
         name: (choice, M)
         for M in dict.fromkeys(M for _, M in run.shapes.timed)
-        for config in configs.candidates(run.target.dtype.itemsize)
-        for name, choice in _trials(run, M, config).items()
+        for part in PARTS
+        for config in configs.candidates(part, run.target.dtype.itemsize, family)
+        for name, choice in _trials(run, M, part, config).items()
     }
     return trials.run({}, wanted, run, deadline)
 
 
-def _trials(run: Run, M: int, config: Config) -> dict[str, Choice]:
+def _trials(run: Run, M: int, part: str, config: Config) -> dict[str, Choice]:
     """By name, the built-in choice with a candidate in one place."""
     bucket = configs.Bucket.of(configs.PERSISTENT_ROWS, M, max(run.shapes.widths[1:]))
-    built_in = configs.built_in(bucket, run.target.dtype.itemsize, torch.version.hip is not None)
-    choices = {
-        f"forward {schedule}": replace(built_in, schedule=schedule, forward=config) for schedule in configs.SCHEDULES
+    built_in = configs.built_in(bucket, run.target.dtype.itemsize, configs.family(torch.device(run.target.device)))
+    changed: dict[str, Any] = {part: config}
+    return {
+        f"M={M}, {part} {schedule}, {config}": replace(built_in, schedule=schedule, **changed)
+        for schedule in SCHEDULES_OF.get(part, (built_in.schedule,))
     }
-    choices |= {"backward": replace(built_in, backward=config), "weights": replace(built_in, weights=config)}
-    return {f"M={M}, {place}, {config}": choice for place, choice in choices.items()}
 
 
 @contextmanager

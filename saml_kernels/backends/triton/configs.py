@@ -188,10 +188,10 @@ def built_in(bucket: Bucket, itemsize: int, family: str = "sm_90") -> Choice:
 
 
 def family(device: torch.device) -> str:
-    """AMD, or the NVIDIA architecture that a device's kernels are compiled for, such as "sm_90"."""
+    """AMD, or the NVIDIA architecture that a device's kernels are compiled for: "sm_90", also where there is no GPU."""
     if torch.version.hip is not None:
         return AMD
-    return "sm_90" if INTERPRETED else f"sm_{torch.cuda.get_device_capability(device)[0]}0"
+    return f"sm_{torch.cuda.get_device_capability(device)[0]}0" if device.type == "cuda" else "sm_90"
 
 
 def tile(stage: Stage, config: Config, dtype: torch.dtype, starts_at_vectors: bool, precision: str) -> Tile:
