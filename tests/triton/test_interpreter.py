@@ -64,6 +64,14 @@ def test_parity(case, schedule):
     assert_close(run(problem.to(torch.float32), schedule=schedule), oracle(problem), FLOAT32_TOLERANCE)
 
 
+@pytest.mark.parametrize("schedule", ["persistent", "per_layer"])
+@pytest.mark.parametrize("dims", [(6, 5), (16, 8)], ids=["bodies of their own", "bodies shared"])
+def test_parity_without_local_features(dims, schedule):
+    """The first factor of the first layer has no columns, the second has."""
+    problem = make(Case(M=3, B=20, local_dim=0, global_dim=8, hidden_dims=dims, aux_dims=dims))
+    assert_close(run(problem.to(torch.float32), schedule=schedule), oracle(problem), FLOAT32_TOLERANCE)
+
+
 def test_parity_where_weights_end_within_a_tile_and_others_do_not():
     """All widths whole vectors, so that weights could share code: of 16 rows of the branch stream, and of 12."""
     problem = make(Case(M=3, B=20, local_dim=16, global_dim=8, hidden_dims=(12, 16, 8), aux_dims=(8, 8, 8)))

@@ -184,7 +184,6 @@ class LayerPointers(NamedTuple):
     first: Any
     first_weight: Any
     second: Any
-    second_weight: Any
     bias: Any
     out: Any
     saved: Any
@@ -212,8 +211,8 @@ class Layer(ProductStage):
     """The auxiliary network's: one branch, to which every row belongs."""
 
     def tensors(self) -> tuple[str | None, ...]:
-        first, second = self.first, self.second
-        factors = first.rows.tensor, first.weight.tensor, second.rows.tensor, second.weight.tensor
+        # Of a layer's weight both factors meet lines, one after another.
+        factors = self.first.rows.tensor, self.first.weight.tensor, self.second.rows.tensor
         return LayerPointers(*factors, self.bias, self.out.tensor, self.saved.tensor, self.preact.tensor)
 
     def strides(self) -> tuple[int | None, ...]:
