@@ -105,18 +105,27 @@ class Bucket:
         return Bucket(bound(rows, ROW_BUCKETS), bound(scenarios, SCENARIO_BUCKETS), bound(width, WIDTH_BUCKETS))
 
 
-# By bytes of an element. Few rows take small tiles, so that there are items for all multiprocessors.
-_SMALL = {2: Config(64, 64, 64, 4, 3, programs=2), 4: Config(32, 64, 32, 8, 3, programs=2)}
-_SMALL_BACKWARD = _SMALL | {4: Config(32, 64, 32, 4, 2, programs=2)}
-_LARGE = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
-_BACKWARD = {2: Config(64, 128, 128, 8, 3), 4: Config(64, 64, 32, 8, 3)}
+# By bytes of an element. Of 16 bits what docs/gpu-model.md predicts to be fastest, of float32 what does not spill.
+_FORWARD = {2: Config(64, 128, 64, 4, 3, programs=2), 4: Config(64, 64, 32, 8, 3)}
+_FORWARD_OF_FEW_ROWS = {2: _FORWARD[2], 4: Config(32, 64, 32, 8, 3, programs=2)}
+_SMALL, _MIDDLE, _DEEP = Config(64, 64, 64, 4, 3, programs=2), Config(64, 128, 64, 8, 3), Config(64, 128, 128, 8, 3)
+_CHAIN = {
+    2: ((8, _SMALL), (32, _DEEP), (LAST_BUCKET, _MIDDLE)),
+    4: ((LAST_BUCKET, _FORWARD[4]),),
+}
+"""Up to so many scenarios each."""
+_CHAIN_OF_FEW_ROWS = {2: _SMALL, 4: Config(32, 64, 32, 4, 2, programs=2)}
+_ON_AMD = {2: _MIDDLE, 4: _FORWARD[4]}
+"""Larger tiles need more shared memory than there is."""
 RAGGED_TILE = {2: (64, 64, 32), 4: (32, 32, 32)}
 """By bytes of an element, BLOCK_M, BLOCK_N, BLOCK_K at most where a width is no multiple of a vector: there places need
 addresses of their own, and larger tiles spill."""
-ROWS_OF_ACTIVATION = {"gelu": 64, "silu": 64}
-"""BLOCK_M at most of a layer whose epilogue takes so many registers that larger tiles spill."""
+ELEMENTS_OF_ACTIVATION = {"gelu": 32, "silu": 32}
+"""Elements of a tile at most that a thread has, of a layer whose epilogue takes so many registers that more spill."""
 MOST_REGISTERS = 255
 """A thread's, on NVIDIA's chips."""
+MATRIX_ROWS = 64
+"""Of a matrix instruction of sm_90's."""
 NARROWEST = 16
 """Columns and steps of k that matrix units want at least."""
 VECTOR_BYTES = 16
@@ -133,38 +142,36 @@ streams and sums. Else it holds all: registers decide."""
 QUANTIZED_COLUMNS, QUANTIZED_ELEMENTS = 256, 4096
 """Columns of a row that is quantised, and elements of a block of rows, that are read at a time."""
 _WEIGHTS = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
+_WEIGHTS_ON_AMD = {2: _MIDDLE, 4: _WEIGHTS[4]}
 _LAYER = {
     "sm_80": Config(256, 128, 64, 8, 3),
     "sm_90": Config(256, 128, 32, 8, 4),
     "sm_100": Config(128, 256, 32, 8, 4),
 }
 """Of 16-bit layers of all branches that have a launch of their own, by family of chips."""
+_WIDE = Config(128, 128, 64, 8, 3)
 _CANDIDATES = {
-    ("forward", 2): (
-        _SMALL[2],
-        _LARGE[2],
-        Config(64, 128, 64, 4, 3, programs=2),
-        Config(64, 128, 64, 8, 3),
-        Config(128, 128, 128, 8, 3),
-    ),
-    ("backward", 2): (_SMALL[2], _BACKWARD[2], Config(64, 128, 64, 8, 3)),
+    ("forward", 2): (_FORWARD[2], _SMALL, _MIDDLE, _WIDE, Config(128, 128, 128, 8, 3)),
+    ("layer", 2): (_WIDE,),
+    ("backward", 2): (_SMALL, _MIDDLE, _DEEP),
     ("weights", 2): (
         _WEIGHTS[2],
         Config(128, 128, 64, 8, 4),
         Config(128, 128, 128, 8, 3),
-        Config(64, 128, 64, 8, 3),
+        _WEIGHTS_ON_AMD[2],
         Config(64, 128, 64, 8, 4),
     ),
-    ("forward", 4): (_SMALL[4], _LARGE[4], _SMALL_BACKWARD[4]),
-    ("backward", 4): (_SMALL[4], _LARGE[4], _SMALL_BACKWARD[4]),
-    ("weights", 4): (_SMALL[4], _WEIGHTS[4]),
+    ("forward", 4): (_FORWARD[4], _FORWARD_OF_FEW_ROWS[4], _CHAIN_OF_FEW_ROWS[4]),
+    ("layer", 4): (_FORWARD[4],),
+    ("backward", 4): (_FORWARD[4], _FORWARD_OF_FEW_ROWS[4], _CHAIN_OF_FEW_ROWS[4]),
+    ("weights", 4): (_WEIGHTS[4], _FORWARD_OF_FEW_ROWS[4]),
 }
 """By part of a choice and bytes of an element."""
 # Small tiles reach every edge with small tensors.
 _INTERPRETED = Config(16, 32, 16, 4, 1, item_rows=8, group_rows=4)
-SMALL_ROWS = 1024
-PERSISTENT_ROWS = 4096
-"""Up to these rows the forward is one launch, above the per-layer ones. A model's choice, not a measurement."""
+FEW_ROWS = 1024
+PERSISTENT_ROWS = 1024
+"""Up to these rows the forward is one launch, above the per-layer ones: a prediction (docs/gpu-model.md)."""
 ROWS_PER_CHUNK = 4096
 """Of a weight gradient: a scenario with more rows is summed in parts, in order."""
 MAXIMUM_CHUNKS = 16
@@ -176,15 +183,15 @@ INTERPRETED_ROWS_PER_CHUNK = 32
 
 def built_in(bucket: Bucket, itemsize: int, family: str = "sm_90") -> Choice:
     """The choice where nothing was tuned, for a :func:`family` of chips."""
-    amd = family == AMD
     schedule = "persistent" if bucket.rows <= PERSISTENT_ROWS else "per_layer"
-    # Large tiles of the forward spill on AMD's chips, and beside the mutual unit of more than 32 scenarios.
-    small = amd or bucket.scenarios > SCENARIO_BUCKETS[-1]
-    forward, backward = _BACKWARD if small else _LARGE, _BACKWARD
-    if bucket.rows <= SMALL_ROWS:
-        forward, backward = _SMALL, _SMALL_BACKWARD
-    layer = _LAYER.get(family) if forward is _LARGE and itemsize == 2 else None
-    return Choice(schedule, forward[itemsize], backward[itemsize], _WEIGHTS[itemsize], layer)
+    if family == AMD:
+        return Choice(schedule, _ON_AMD[itemsize], _ON_AMD[itemsize], _WEIGHTS_ON_AMD[itemsize])
+    forward = _FORWARD[itemsize]
+    chain = next(config for most, config in _CHAIN[itemsize] if bucket.scenarios <= most)
+    if bucket.rows <= FEW_ROWS:
+        forward, chain = _FORWARD_OF_FEW_ROWS[itemsize], _CHAIN_OF_FEW_ROWS[itemsize]
+    layer = _LAYER.get(family) if itemsize == 2 else None
+    return Choice(schedule, forward, chain, _WEIGHTS[itemsize], layer)
 
 
 def family(device: torch.device) -> str:
@@ -245,8 +252,11 @@ def _product_tile(
     whole = VECTOR_BYTES // dtype.itemsize
     vector = math.gcd(whole, *(stride or 0 for stride in stage.strides())) if starts_at_vectors else 1
     block_m, block_n, block_k = config.block_m, config.block_n, config.block_k
-    if isinstance(stage, Layer):
-        block_m = min(block_m, ROWS_OF_ACTIVATION.get(stage.activation, block_m))
+    if isinstance(stage, Layer) and stage.activation in ELEMENTS_OF_ACTIVATION:
+        most = ELEMENTS_OF_ACTIVATION[stage.activation] * config.num_warps * WARP
+        # Four warps multiply 64 rows at least.
+        block_m = min(block_m, max(MATRIX_ROWS, most // block_n))
+        block_n = min(block_n, most // block_m)
     if vector < whole:
         ragged_m, ragged_n, ragged_k = RAGGED_TILE[dtype.itemsize]
         narrow = max(NARROWEST, _power_of_two(stage.columns))
@@ -330,10 +340,8 @@ def candidates(part: str, itemsize: int, family: str = "sm_90") -> tuple[Config,
     """What tuning tries for a part of a :class:`Choice`; tests compile all of them ahead of time, none spills."""
     if INTERPRETED:
         return (_INTERPRETED, dataclasses.replace(_INTERPRETED, block_n=16))
-    if part == "layer":
-        alone = _LAYER.get(family) if itemsize == 2 else None
-        return (_LARGE[itemsize],) if alone is None else (_LARGE[itemsize], alone)
-    return _CANDIDATES[part, itemsize]
+    found = _CANDIDATES[part, itemsize]
+    return (*found, _LAYER[family]) if (part, itemsize) == ("layer", 2) and family in _LAYER else found
 
 
 def rows_candidates(config: Config) -> tuple[Config, ...]:
