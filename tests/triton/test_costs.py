@@ -32,55 +32,57 @@ def costs():
     return costs
 
 
-# (M, schedule, a stage): instructions and barriers at most of a step over k, share of issue slots at most.
+# (M, schedule, a stage, rows of its tile): instructions and barriers at most of a step over k, share of issue slots.
 STEPS = {
-    (8, "persistent", "V0"): (135, 2, 0.53),
-    (8, "persistent", "X0"): (215, 2, 0.84),
-    (8, "persistent", "d_branch_weight1"): (155, 2, 0.61),
-    (8, "persistent", "d_branch_weight0"): (210, 2, 0.82),
-    (8, "per_layer", "V0"): (95, 2, 0.37),
-    (8, "per_layer", "V1"): (125, 2, 0.49),
-    (32, "persistent", "V0"): (135, 2, 0.53),
-    (32, "persistent", "X0"): (215, 2, 0.84),
-    (32, "per_layer", "V0"): (95, 2, 0.37),
+    (8, "persistent", "V0", 64): (130, 2, 0.51),
+    (8, "persistent", "X0", 64): (132, 2, 1.04),
+    (8, "persistent", "d_branch_weight1", 128): (155, 2, 0.61),
+    (8, "persistent", "d_branch_weight0", 128): (208, 2, 0.82),
+    (8, "per_layer", "V0", 256): (92, 2, 0.36),
+    (8, "per_layer", "V1", 64): (130, 2, 0.51),
+    (32, "persistent", "V0", 64): (130, 2, 0.51),
+    (32, "persistent", "X0", 64): (215, 2, 1.08),
+    (32, "per_layer", "V0", 256): (94, 2, 0.37),
 }
-# (M, schedule, a stage): instructions and barriers at most of a row.
+# The same of a row, all warps together.
 ROWS = {
-    (8, "persistent", "M0"): (160, 0.5),
-    (8, "persistent", "B0"): (230, 1),
-    (8, "per_layer", "M0"): (160, 0.5),
-    (32, "persistent", "M0"): (590, 5),
-    (32, "persistent", "B0"): (990, 28),
+    (8, "persistent", "M0", 16): (1200, 2),
+    (8, "persistent", "B0", 16): (1700, 6),
+    (8, "per_layer", "M0", 16): (1200, 2),
+    (32, "persistent", "M0", 8): (4500, 33),
+    (32, "persistent", "B0", 8): (6500, 72),
 }
 
 
-def found(costs, M, schedule, stage):
-    """The launch that runs the stage, and its body."""
-    return next(
+def found(costs, M, schedule, stage, rows):
+    """Launches that run the stage with such a tile, and its body in them."""
+    places = [
         (launch, body)
         for launch in costs.listed()
         if (launch.M, launch.schedule) == (M, schedule)
         for body in launch.bodies
-        if stage in body.stages
-    )
+        if stage in body.stages and getattr(body.tile, "block_m", getattr(body.tile, "rows", None)) == rows
+    ]
+    assert places
+    return places
 
 
 @pytest.mark.parametrize(("place", "limits"), STEPS.items(), ids=str)
 def test_a_step_of_a_product(costs, place, limits):
     instructions, barriers, share = limits
-    launch, body = found(costs, *place)
-    assert 0 < body.repeated.instructions <= instructions
-    assert body.repeated.barriers <= barriers
-    assert body.share_of_issue(launch.num_warps) <= share
-    assert body.repeated.matrix
+    for launch, body in found(costs, *place):
+        assert 0 < body.repeated.instructions <= instructions
+        assert body.repeated.barriers <= barriers
+        assert body.share_of_issue(launch.num_warps) <= share
+        assert body.repeated.matrix
 
 
 @pytest.mark.parametrize(("place", "limits"), ROWS.items(), ids=str)
 def test_a_row_of_a_mutual_unit(costs, place, limits):
     instructions, barriers = limits
-    _, body = found(costs, *place)
-    assert 0 < body.repeated.instructions <= instructions
-    assert body.repeated.barriers <= barriers
+    for launch, body in found(costs, *place):
+        assert 0 < body.repeated.instructions * launch.num_warps <= instructions
+        assert body.repeated.barriers * launch.num_warps <= barriers
 
 
 def test_sums_of_a_mutual_unit_stay_within_a_warp(costs):

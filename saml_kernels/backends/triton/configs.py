@@ -72,6 +72,8 @@ class Config:
     """Rows of an item that is no product."""
     group_rows: int = 16
     """Of these, rows that a mutual unit takes at a time: the fewer, the more threads share a row."""
+    thread_branches: int | None = None
+    """Branches that a thread of a mutual unit holds at most; warps share the others. None: as registers have it."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +133,10 @@ NARROWEST = 16
 VECTOR_BYTES = 16
 WARP = 32
 """Threads; AMD's 64 hold two of what is meant for one."""
-BRANCH_PARTS: dict[tuple[type[Stage], int], dict[int, int]] = {
-    (MutualOwnRow, 2): {32: 2, 64: 8},
-    (MutualBackward, 2): {32: 4, 64: 8},
-    (MutualOwnRow, 4): {16: 2, 32: 4, 64: 8},
-    (MutualBackward, 4): {16: 2, 32: 4, 64: 8},
-}
-"""By bytes of an element and M's next power of two: parts of a mutual unit's branches, of which a thread holds the
-streams and sums. Else it holds all: registers decide."""
+THREAD_BRANCHES = {2: 16, 4: 8}
+"""By bytes of an element, branches whose streams and sums a thread's registers hold beside a product's."""
+FEW_THREAD_BRANCHES = 8
+"""Where that spills: of more than 32 branches, and in backward on some chips."""
 QUANTIZED_COLUMNS, QUANTIZED_ELEMENTS = 256, 4096
 """Columns of a row that is quantised, and elements of a block of rows, that are read at a time."""
 _WEIGHTS = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
@@ -185,11 +183,14 @@ def built_in(bucket: Bucket, itemsize: int, family: str = "sm_90") -> Choice:
     """The choice where nothing was tuned, for a :func:`family` of chips."""
     schedule = "persistent" if bucket.rows <= PERSISTENT_ROWS else "per_layer"
     if family == AMD:
-        return Choice(schedule, _ON_AMD[itemsize], _ON_AMD[itemsize], _WEIGHTS_ON_AMD[itemsize])
+        chain = dataclasses.replace(_ON_AMD[itemsize], thread_branches=FEW_THREAD_BRANCHES)
+        return Choice(schedule, _ON_AMD[itemsize], chain, _WEIGHTS_ON_AMD[itemsize])
     forward = _FORWARD[itemsize]
     chain = next(config for most, config in _CHAIN[itemsize] if bucket.scenarios <= most)
     if bucket.rows <= FEW_ROWS:
         forward, chain = _FORWARD_OF_FEW_ROWS[itemsize], _CHAIN_OF_FEW_ROWS[itemsize]
+    if family == "sm_100":
+        chain = dataclasses.replace(chain, thread_branches=FEW_THREAD_BRANCHES)
     layer = _LAYER.get(family) if itemsize == 2 else None
     return Choice(schedule, forward, chain, _WEIGHTS[itemsize], layer)
 
@@ -230,7 +231,9 @@ def _mutual_tile(stage: MutualOwnRow | MutualBackward, config: Config, dtype: to
     vector = VECTOR_BYTES // dtype.itemsize
     threads = min(WARP, max(1, config.num_warps * WARP // rows))
     columns = min(_power_of_two(stage.d), threads * vector)
-    parts = BRANCH_PARTS[type(stage), dtype.itemsize].get(_power_of_two(stage.num_scenarios), 1)
+    branches = _power_of_two(stage.num_scenarios)
+    usual = THREAD_BRANCHES[dtype.itemsize] if branches <= 32 else FEW_THREAD_BRANCHES
+    parts = max(1, branches // (config.thread_branches or usual))
     return RowsTile(item_rows, max(1, rows // parts), columns, min(vector, columns))
 
 
