@@ -108,8 +108,8 @@ class Bucket:
 
 
 # By bytes of an element. Of 16 bits what docs/gpu-model.md predicts to be fastest, of float32 what does not spill.
-_FORWARD = {2: Config(64, 128, 64, 4, 3, programs=2), 4: Config(64, 64, 32, 8, 3)}
-_FORWARD_OF_FEW_ROWS = {2: _FORWARD[2], 4: Config(32, 64, 32, 8, 3, programs=2)}
+_FORWARD = {2: Config(64, 128, 64, 4, 3, programs=2), 4: Config(64, 64, 16, 8, 3)}
+_FORWARD_OF_FEW_ROWS = {2: _FORWARD[2], 4: Config(32, 64, 16, 8, 3, programs=2)}
 _SMALL, _MIDDLE, _DEEP = Config(64, 64, 64, 4, 3, programs=2), Config(64, 128, 64, 8, 3), Config(64, 128, 128, 8, 3)
 _CHAIN = {
     2: ((8, _SMALL), (32, _DEEP), (LAST_BUCKET, _MIDDLE)),
@@ -119,13 +119,15 @@ _CHAIN = {
 _CHAIN_OF_FEW_ROWS = {2: _SMALL, 4: Config(32, 64, 32, 4, 2, programs=2)}
 _ON_AMD = {2: _MIDDLE, 4: _FORWARD[4]}
 """Larger tiles need more shared memory than there is."""
-RAGGED_TILE = {2: (64, 64, 32), 4: (32, 32, 32)}
+RAGGED_TILE = {2: (64, 64, 32), 4: (32, 32, 16)}
 """By bytes of an element, BLOCK_M, BLOCK_N, BLOCK_K at most where a width is no multiple of a vector: there places need
 addresses of their own, and larger tiles spill."""
-ELEMENTS_OF_ACTIVATION = {"gelu": 32, "silu": 32}
+ELEMENTS_OF_ACTIVATION = {"gelu": 32, "silu": 32, "sigmoid": 64}
 """Elements of a tile at most that a thread has, of a layer whose epilogue takes so many registers that more spill."""
 MOST_REGISTERS = 255
 """A thread's, on NVIDIA's chips."""
+REGISTERS_OF_WEIGHTS = 96
+"""A thread's of float32 weight gradients of odd widths there."""
 MATRIX_ROWS = 64
 """Of a matrix instruction of sm_90's."""
 NARROWEST = 16
@@ -139,7 +141,7 @@ FEW_THREAD_BRANCHES = 8
 """Where that spills: of more than 32 branches, and in backward on some chips."""
 QUANTIZED_COLUMNS, QUANTIZED_ELEMENTS = 256, 4096
 """Columns of a row that is quantised, and elements of a block of rows, that are read at a time."""
-_WEIGHTS = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 32, 8, 3)}
+_WEIGHTS = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 16, 8, 3)}
 _WEIGHTS_ON_AMD = {2: _MIDDLE, 4: _WEIGHTS[4]}
 _LAYER = {
     "sm_80": Config(256, 128, 64, 8, 3),
@@ -284,10 +286,11 @@ def is_ragged(stages: Iterable[Stage]) -> bool:
 def launch_options(config: Config, stages: Iterable[Stage], itemsize: int) -> dict[str, int]:
     """What Triton's compiler is told of a launch beside its constants."""
     told = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    if itemsize == 2 and is_ragged(stages) and torch.version.hip is None:
-        # Without a bound ptxas keeps a second program on the multiprocessor by spilling a few of their addresses.
-        # Of float32's products it reads ahead up to any bound, and spills for that.
-        told["maxnreg"] = MOST_REGISTERS
+    of_weights = any(isinstance(stage, WeightGradient) for stage in stages)
+    if torch.version.hip is None and is_ragged(stages) and (itemsize == 2 or of_weights):
+        # Without a bound ptxas keeps one more program on the multiprocessor by spilling a few of their addresses. Of
+        # float32's other products it reads ahead up to any bound, and spills for that.
+        told["maxnreg"] = MOST_REGISTERS if itemsize == 2 else REGISTERS_OF_WEIGHTS
     return told
 
 

@@ -22,7 +22,7 @@ DEGENERATE_SUM = tl.constexpr(1e-6)
 @triton.constexpr_function
 def table_columns(width: int, branches: int) -> int:
     """Columns of d that the table takes at a time; the matrix unit wants 16, more than these spill."""
-    return max(16, min(triton.next_power_of_2(width), {16: 64, 32: 16, 64: 16}[branches]))
+    return max(16, min(triton.next_power_of_2(width), {16: 32, 32: 16, 64: 16}[branches]))
 
 
 @triton.jit
