@@ -290,11 +290,12 @@ def test_axes_are_varied_one_at_a_time() -> None:
     found = list(launch_times.variations(built_in, launch_times.AXES))
     assert len({variation.name for variation in found}) == len(found)
     for variation in found:
-        part, usual = getattr(variation.choice, variation.part), getattr(built_in, variation.part)
+        part = getattr(variation.choice, variation.part)
+        usual = getattr(built_in, variation.part)
         differing = [name for name in part.__dict__ if getattr(part, name) != getattr(usual, name)]
         assert differing == [variation.axis]
         assert trials.choice_of(json.loads(json.dumps(records.asdict(variation.choice)))) == variation.choice
-    assert {variation.axis for variation in found if variation.part == "weights"} == set(launch_times.OF_WEIGHTS)
+    assert {variation.axis for variation in found if variation.part == "weights"} == set(launch_times.OF_PRODUCTS)
     assert {variation.choice.schedule for variation in found if variation.part == "forward"} == set(configs.SCHEDULES)
 
 

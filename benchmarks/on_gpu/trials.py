@@ -57,5 +57,5 @@ def trial(run: Run, deadline: float, save: Save) -> None:
 
 def choice_of(fields: Mapping[str, Any]) -> Choice:
     """From what dataclasses.asdict made of it."""
-    parts = {name: Config(**fields[name]) for name in ("forward", "backward", "weights")}
+    parts = {name: Config(**part) for name, part in fields.items() if isinstance(part, Mapping)}
     return Choice(fields["schedule"], **parts)

@@ -208,7 +208,8 @@ def test_the_command(path, open_gate, monkeypatch):
     result = CliRunner().invoke(main, ["bench", *options.split(), str(out)])
     assert result.exit_code == 0, result.output
     assert f"wrote {path}: {KEY}" in result.stdout
-    assert "backward: 16x32x16, 4 warps, 1 stages, 1 programs (as built in)\n" in result.stdout
+    rows = "items of 8 rows, 4 at a time"
+    assert f"backward: 16x32x16, 4 warps, 1 stages, 1 programs, {rows} (as built in)\n" in result.stdout
     assert "training step: 200 ms, 500 ms with the built-in choice: 2.50 times as fast\n" in result.stdout
     record = json.loads(out.read_text())
     assert record["tuned"]["key"] == KEY
