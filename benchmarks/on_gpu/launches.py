@@ -61,9 +61,9 @@ class Plan:
 
     @property
     def tiles(self) -> str:
-        """How its products are cut and its warps, to be read."""
+        """How its products are cut, its warps and stages of the pipeline, to be read."""
         cut = next(cut for cut in map(cut_of, self.stages) if len(cut) > 1)
-        return f"{'×'.join(map(str, cut))}, {self.config.num_warps}"
+        return f"{'×'.join(map(str, cut))}, {self.config.num_warps}, {self.config.num_stages}"
 
 
 def cut_of(stage: Stage) -> Cut:

@@ -70,7 +70,7 @@ def launches(record: Record) -> str:
         "M",
         "schedule",
         "launch",
-        "tiles, warps",
+        "tiles, warps, stages",
         "programs",
         "µs",
         *(f"{limit}, %" for limit in LIMITS),
@@ -102,7 +102,7 @@ def _launch(cell: Record, launch: Record) -> list[str]:
 
 def other_tiles(record: Record) -> str:
     """The launches with tiles that are not built in for their batch."""
-    head = ["B", "M", "schedule", "launch", "tiles, warps", "programs", "µs", "as above, µs", "spilled bytes"]
+    head = ["B", "M", "schedule", "launch", "tiles, warps, stages", "programs", "µs", "as above, µs", "spilled bytes"]
     rows = [
         [*_launch(cell, launch), _as_above(cell, launch), str(launch["spilled_bytes"] or "–")]
         for cell in record["cells"]

@@ -463,7 +463,7 @@ def test_a_missing_launch_is_named(tmp_path):
 def test_the_same_tiles_with_other_warps_are_another_launch(tmp_path):
     fewer = dataclasses.replace(LARGE.backward, num_warps=4, programs=2)
     plans = [launches.plans(dataclasses.replace(LARGE, backward=each), 8)[-2] for each in (LARGE.backward, fewer)]
-    assert [plan.tiles for plan in plans] == ["64×128×64, 8", "64×128×64, 4"]
+    assert [plan.tiles for plan in plans] == ["64×128×64, 8, 3", "64×128×64, 4, 3"]
     found = assembly.load(written(tmp_path / "counts.json", [entry(plan, 8) for plan in plans]))
     assert [found.find([plan.wanted(8)]).num_warps for plan in plans] == [8, 4]
 
@@ -505,3 +505,9 @@ def test_the_page_says_first_that_nothing_was_measured_and_shows_every_assumptio
     assert text.splitlines()[2].startswith("**Nothing on this page was measured.**")
     assumed = model_page.assumptions({"chip": dataclasses.asdict(H100), "peer": dataclasses.asdict(PEER)})
     assert page.fill(text, {"assumptions": assumed + "\n"}) == text, "run: python benchmarks/gpu_model.py"
+
+
+def test_the_page_shows_the_committed_result():
+    record = json.loads(gpu_model.RESULT.read_text(encoding="utf-8"))
+    text = gpu_model.PAGE.read_text(encoding="utf-8")
+    assert page.fill(text, model_page.texts(record)) == text, "run: python benchmarks/gpu_model.py"
