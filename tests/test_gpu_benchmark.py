@@ -382,6 +382,7 @@ def test_what_was_found_is_kept_when_the_command_is_told_to_end(
     tmp_path: Path, dying_sections: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, file = sections_in(tmp_path), tmp_path / "gpu.backward.json"
+    before = guard.descendants(os.getpid())
 
     def ended_by_a_signal(job: object, deadline: float) -> None:
         while time.monotonic() < deadline and not (file.exists() and file.read_text().endswith("}")):
@@ -394,7 +395,7 @@ def test_what_was_found_is_kept_when_the_command_is_told_to_end(
     part = json.loads(run.keeper.path.read_text())["sections"]["backward"]
     assert (part["status"], part["cells"]) == ("failed", [1])
     assert "SystemExit" in part["reason"]
-    assert guard.descendants(os.getpid()) == []
+    assert set(guard.descendants(os.getpid())) <= set(before)
 
 
 def test_the_exit_status_tells_of_failed_sections(

@@ -124,8 +124,9 @@ def test_nothing_is_left_of_a_job(seconds: float, tmp_path: Path) -> None:
 @LINUX
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL], ids=str)
 def test_nothing_is_left_of_a_command_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
-    """As gpu.py is: by a signal to it alone."""
+    """As gpu.py is: by a signal to it alone, which it was not started to ignore, as the tests may be."""
     program = (
+        f"import signal; signal.signal({int(signal.SIGHUP)}, signal.SIG_DFL); "
         "import sys, time; from pathlib import Path; from on_gpu import processes; processes.end_with_this_process(); "
         f"job = processes.Job('escaping', [sys.executable, '-c', {ESCAPING!r}, '600'], output=Path(sys.argv[1])); "
         "processes.start(job); time.sleep(600)"

@@ -138,7 +138,7 @@ WARP = 32
 THREAD_BRANCHES = {2: 16, 4: 8}
 """By bytes of an element, branches whose streams and sums a thread's registers hold beside a product's."""
 FEW_THREAD_BRANCHES = 8
-"""Where that spills: of more than 32 branches, and in backward on some chips."""
+"""Where that spills: of more than 32 branches, and in backward on chips but sm_90."""
 QUANTIZED_COLUMNS, QUANTIZED_ELEMENTS = 256, 4096
 """Columns of a row that is quantised, and elements of a block of rows, that are read at a time."""
 _WEIGHTS = {2: Config(128, 128, 64, 8, 3), 4: Config(64, 64, 16, 8, 3)}
@@ -191,7 +191,10 @@ def built_in(bucket: Bucket, itemsize: int, family: str = "sm_90") -> Choice:
     chain = next(config for most, config in _CHAIN[itemsize] if bucket.scenarios <= most)
     if bucket.rows <= FEW_ROWS:
         forward, chain = _FORWARD_OF_FEW_ROWS[itemsize], _CHAIN_OF_FEW_ROWS[itemsize]
-    if family == "sm_100":
+    if itemsize == 2 and bucket.scenarios > SCENARIO_BUCKETS[-1]:
+        # Tables of so many scores want the registers of eight warps.
+        forward = _MIDDLE
+    if family != "sm_90":
         chain = dataclasses.replace(chain, thread_branches=FEW_THREAD_BRANCHES)
     layer = _LAYER.get(family) if itemsize == 2 else None
     return Choice(schedule, forward, chain, _WEIGHTS[itemsize], layer)
