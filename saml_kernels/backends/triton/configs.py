@@ -122,12 +122,16 @@ _ON_AMD = {2: _MIDDLE, 4: _FORWARD[4]}
 RAGGED_TILE = {2: (64, 64, 32), 4: (32, 32, 16)}
 """By bytes of an element, BLOCK_M, BLOCK_N, BLOCK_K at most where a width is no multiple of a vector: there places need
 addresses of their own, and larger tiles spill."""
-ELEMENTS_OF_ACTIVATION = {"gelu": 32, "silu": 32, "sigmoid": 64}
+RAGGED_WARPS = 8
+"""Of a launch with such a stage, at least: fewer warps have more of those addresses each."""
+ELEMENTS_OF_ACTIVATION = {"gelu": 32, "silu": 32, "tanh": 64, "sigmoid": 64}
 """Elements of a tile at most that a thread has, of a layer whose epilogue takes so many registers that more spill."""
 MOST_REGISTERS = 255
 """A thread's, on NVIDIA's chips."""
 REGISTERS_OF_WEIGHTS = 96
 """A thread's of float32 weight gradients of odd widths there."""
+REGISTERS_OF_GELU = 192
+"""A thread's of float32 layers with the longest epilogue."""
 MATRIX_ROWS = 64
 """Of a matrix instruction of sm_90's."""
 NARROWEST = 16
@@ -286,14 +290,24 @@ def is_ragged(stages: Iterable[Stage]) -> bool:
     return any(isinstance(stage.tile, ProductTile) and not stage.tile.whole_vectors for stage in stages)
 
 
+def _register_bound(stages: list[Stage], itemsize: int) -> int | None:
+    """A thread's registers, where ptxas else keeps one more program on the multiprocessor by spilling a few."""
+    ragged = is_ragged(stages)
+    if itemsize == 2:
+        return MOST_REGISTERS if ragged else None
+    # Of float32's other products it reads ahead up to any bound, and spills for that.
+    if ragged and any(isinstance(stage, WeightGradient) for stage in stages):
+        return REGISTERS_OF_WEIGHTS
+    if not ragged and any(isinstance(stage, Layer) and stage.activation == "gelu" for stage in stages):
+        return REGISTERS_OF_GELU
+    return None
+
+
 def launch_options(config: Config, stages: Iterable[Stage], itemsize: int) -> dict[str, int]:
     """What Triton's compiler is told of a launch beside its constants."""
     told = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    of_weights = any(isinstance(stage, WeightGradient) for stage in stages)
-    if torch.version.hip is None and is_ragged(stages) and (itemsize == 2 or of_weights):
-        # Without a bound ptxas keeps one more program on the multiprocessor by spilling a few of their addresses. Of
-        # float32's other products it reads ahead up to any bound, and spills for that.
-        told["maxnreg"] = MOST_REGISTERS if itemsize == 2 else REGISTERS_OF_WEIGHTS
+    if torch.version.hip is None and (bound := _register_bound(list(stages), itemsize)):
+        told["maxnreg"] = bound
     return told
 
 

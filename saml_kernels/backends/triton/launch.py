@@ -290,13 +290,22 @@ def planned(
         for stages in scheduling.split(program.stages, schedule):
             alone = len(stages) == 1 and isinstance(stages[0], Layer) and stages[0].own_launch
             own = layer if alone else config
-            cut = [
-                dataclasses.replace(stage, tile=configs.tile(stage, own, like.dtype, starts[stage], precision))
-                for stage in stages
-            ]
+            cut = _cut(stages, own, like.dtype, starts, precision)
+            if configs.is_ragged(cut) and own.num_warps < configs.RAGGED_WARPS:
+                own = dataclasses.replace(own, num_warps=configs.RAGGED_WARPS)
+                cut = _cut(stages, own, like.dtype, starts, precision)
             plans.append(_plan(cut, own, num_scenarios, programs, like.dtype.itemsize))
     found: list[Planned] = program.planned[key]
     return found
+
+
+def _cut(
+    stages: Sequence[Stage], config: Config, dtype: torch.dtype, starts: Mapping[Stage, bool], precision: str
+) -> list[Stage]:
+    return [
+        dataclasses.replace(stage, tile=configs.tile(stage, config, dtype, starts[stage], precision))
+        for stage in stages
+    ]
 
 
 def _plan(stages: Sequence[Stage], config: Config, num_scenarios: int, programs: int, itemsize: int) -> Planned:
