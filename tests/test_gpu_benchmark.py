@@ -92,8 +92,9 @@ def test_dry_run_goes_through_everything_and_says_what_it_is(dry: Path, record: 
 def test_dry_run_checks_by_name(dry: Path, record: dict[str, Any]) -> None:
     results = {name: record["sections"][name]["results"] for name in catalogue.CHECKS}
     assert [result["name"] for result in results["smoke"]] == [
-        "auto, bfloat16, foreign int8", "2,000 training steps at 1, 2, 132, 264 programs in turn",
-    ]  # fmt: skip
+        "auto, bfloat16, foreign int8",
+        "2,000 training steps at 1, 2, 132, 264 programs in turn",
+    ]
     assert {result["status"] for name in ("smoke", "sanitize") for result in results[name]} == {"passed"}
     assert len(results["tests"]) > 80
     if not torch.cuda.is_available():
@@ -189,9 +190,12 @@ def test_every_run_of_a_sanitizer_has_a_result(tmp_path: Path, monkeypatch: pyte
     statuses = {result["name"]: result["status"] for result in found["results"]}
     cases = small_cases.names(run.target)
     assert cases == [
-        "one unit, persistent", "one unit, per_layer", "two units, persistent", "two units, per_layer",
+        "one unit, persistent",
+        "one unit, per_layer",
+        "two units, persistent",
+        "two units, per_layer",
         "foreign int8, auto",
-    ]  # fmt: skip
+    ]
     assert statuses == {f"memcheck, {case}": "passed" for case in cases} | {f"racecheck, {c}": "failed" for c in cases}
     assert "ended with 86" in found["results"][-1]["reason"]
     log = tmp_path / "gpu.sanitize.memcheck.one_unit.per_layer.log"
@@ -367,8 +371,11 @@ def test_a_section_that_crashes_or_hangs_leaves_the_others(tmp_path: Path, dying
     assert time.monotonic() - begun < 30
     parts = json.loads(run.keeper.path.read_text())["sections"]
     assert {name: part["status"] for name, part in parts.items()} == {
-        "headline": "done", "grid": "failed", "backward": "out of time", "foreign": "failed",
-    }  # fmt: skip
+        "headline": "done",
+        "grid": "failed",
+        "backward": "out of time",
+        "foreign": "failed",
+    }
     # What each had found before is kept.
     assert all(part["cells"] == [1] for part in parts.values())
     assert "ended with -6" in parts["grid"]["reason"]

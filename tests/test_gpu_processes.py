@@ -218,8 +218,10 @@ def test_tests_without_time_are_left_out_by_name() -> None:
     ]
     results = reporting.results(log, 9.0)
     assert [(result["name"], result["status"]) for result in results] == [
-        ("a", "passed"), ("b", "failed"), ("c", "left out"),
-    ]  # fmt: skip
+        ("a", "passed"),
+        ("b", "failed"),
+        ("c", "left out"),
+    ]
 
 
 def test_pieces_end_each_in_their_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,10 +250,14 @@ json.dump(part, open(request["file"], "w"))
     )
     assert time.monotonic() - begun < 60
     assert {result["name"]: result["status"] for result in results} == {
-        "crashes": "failed", "hangs": "out of time", "right": "passed", "wrong": "failed", "too late": "out of time",
-    }  # fmt: skip
+        "crashes": "failed",
+        "hangs": "out of time",
+        "right": "passed",
+        "wrong": "failed",
+        "too late": "out of time",
+    }
     assert [result["name"] for result in results] == list(kinds)
     assert seen == [1, 2, 3, 4, 5]
-    assert pieces.run(
-        [pieces.Piece("a", "form", {"kind": "right"})], dry_run=True, deadline=begun, limit=1
-    ) == [{"name": "a", "status": "left out"}]  # fmt: skip
+    assert pieces.run([pieces.Piece("a", "form", {"kind": "right"})], dry_run=True, deadline=begun, limit=1) == [
+        {"name": "a", "status": "left out"}
+    ]

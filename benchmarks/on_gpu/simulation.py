@@ -57,7 +57,7 @@ def overlapped(issue: float = 0.0, tensor: float = 0.0, l2: float = 0.0, latency
     """Work that runs on all resources at once, as long as the slowest takes; ``latency`` comes besides."""
     busy = issue, tensor, l2
     slowest = busy.index(max(busy))
-    return Cost(latency, tuple(c * (n == slowest) for n, c in enumerate(busy)), busy)  # type: ignore[arg-type]
+    return Cost(latency, (issue * (slowest == 0), tensor * (slowest == 1), l2 * (slowest == 2)), busy)
 
 
 class Task(NamedTuple):

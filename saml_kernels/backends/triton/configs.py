@@ -360,7 +360,7 @@ def _choice(bucket: Bucket, dtype: torch.dtype, device: torch.device) -> Choice:
 
 
 def candidates(part: str, itemsize: int, family: str = "sm_90") -> tuple[Config, ...]:
-    """What tuning tries for a part of a :class:`Choice`; tests compile all of them ahead of time, none spills."""
+    """What tuning tries for a part of a :class:`Choice`; tests compile all of them, and on sm_90 none spills."""
     if INTERPRETED:
         return (_INTERPRETED, dataclasses.replace(_INTERPRETED, block_n=16))
     found = _CANDIDATES[part, itemsize]
