@@ -1,12 +1,16 @@
 """What the layers share: the start of weights, checks of options, their description."""
 
 import math
+from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks
 from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.backends import BACKENDS
+
+STARTS = ("independent", "shared")
 
 
 def gate_width(gate: str, dim: int) -> int:
@@ -20,6 +24,13 @@ def init_linear(weight: Tensor, bias: Tensor) -> None:
     bound = 1 / math.sqrt(inputs) if inputs > 0 else 0.0
     nn.init.uniform_(weight, -bound, bound)
     nn.init.uniform_(bias, -bound, bound)
+
+
+@torch.no_grad()
+def start_alike(of_scenarios: Iterable[Tensor]) -> None:
+    """Every scenario's part of tensors (M, ...) becomes that of scenario 0."""
+    for tensor in of_scenarios:
+        tensor.copy_(tensor[:1].expand_as(tensor).clone())
 
 
 def check_widths(name: str, widths: tuple[int, ...]) -> None:

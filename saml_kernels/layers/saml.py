@@ -1,13 +1,22 @@
 """SAML's trunk and the mutual unit alone, as layers."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import check_options, check_widths, describe, gate_width, init_linear
+from saml_kernels.layers.common import (
+    STARTS,
+    check_options,
+    check_widths,
+    describe,
+    gate_width,
+    init_linear,
+    start_alike,
+)
 from saml_kernels.types import TrunkOutput, TrunkParams
 
 
@@ -25,6 +34,7 @@ class MultiBranchMLP(nn.Module):
         score, temperature, activation, stop_gradient, foreign_dtype, backend, schedule, form: as
             :func:`saml_kernels.multi_branch`.
         device, dtype: of the parameters.
+        branch_init: "independent", or "shared": all branches and their gates start from the same weights.
 
     Raises:
         TypeError, ValueError: options and sizes that cannot be used.
@@ -49,6 +59,7 @@ class MultiBranchMLP(nn.Module):
         dtype: torch.dtype | None = None,
         schedule: str = "auto",
         form: str | None = None,
+        branch_init: str = "independent",
     ) -> None:
         super().__init__()
         hidden_dims = tuple(hidden_dims)
@@ -67,6 +78,7 @@ class MultiBranchMLP(nn.Module):
         check_options(activation, backend, score, temperature, gate)
         schedule = checks.check_schedule(schedule, form)
         functional.check_foreign_dtype(foreign_dtype, stop_gradient)
+        checks.check_choice("branch_init", branch_init, STARTS)
 
         self.num_scenarios = num_scenarios
         self.local_dim = local_dim
@@ -82,6 +94,7 @@ class MultiBranchMLP(nn.Module):
         self.foreign_dtype = foreign_dtype
         self.backend = backend
         self.schedule = schedule
+        self.branch_init = branch_init
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -115,6 +128,14 @@ class MultiBranchMLP(nn.Module):
             for weight, bias in zip(weights, biases, strict=True):
                 if weight is not None and bias is not None:
                     init_linear(weight, bias)
+        if self.branch_init == "shared":
+            of_scenarios = (
+                self.branch_weights,
+                self.branch_biases,
+                self.gate_weights.values(),
+                self.gate_biases.values(),
+            )
+            start_alike(chain(*of_scenarios))
 
     def params(self) -> TrunkParams:
         """The parameters as :func:`saml_kernels.multi_branch` takes them."""
@@ -152,7 +173,7 @@ class MultiBranchMLP(nn.Module):
         return describe(
             self,
             "num_scenarios local_dim global_dim hidden_dims aux_dims mutual_layers gate score temperature activation "
-            "stop_gradient foreign_dtype backend",
+            "stop_gradient foreign_dtype backend branch_init",
         )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,11 +30,12 @@ class ScenarioModel(nn.Module, ABC):
         schema: the features.
         num_scenarios: M.
         vocabulary_sizes: per sparse and multi-valued feature the rows of its tables.
-        dropout: of the features.
-        local: whether features flagged scenario_aware get local tables.
+        dropout, id_dropout: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
+        local_features: whether features flagged scenario_aware get local tables.
+        branch_views, alike: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
 
     Raises:
-        InputError: dropout outside [0, 1).
+        InputError: dropout or id_dropout outside [0, 1).
     """
 
     def __init__(
@@ -42,10 +44,20 @@ class ScenarioModel(nn.Module, ABC):
         num_scenarios: int,
         vocabulary_sizes: Mapping[str, int],
         dropout: float,
-        local: bool = False,
+        id_dropout: float,
+        local_features: bool,
+        branch_views: str = "own",
+        alike: bool = False,
     ) -> None:
         super().__init__()
-        self.features = ScenarioAwareFeatures(schema, num_scenarios, vocabulary_sizes, dropout, local)
+        self.features = ScenarioAwareFeatures(
+            schema, num_scenarios, vocabulary_sizes, dropout, local_features, id_dropout, branch_views, alike
+        )
+
+    @property
+    def input_dim(self) -> int:
+        """Width of :meth:`joined_inputs`."""
+        return self.features.global_dim + self.features.local_dim
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """x_g (B, global_dim) and x_l (B, local_dim), in the network's type: dense values are float32 always."""
@@ -54,13 +66,27 @@ class ScenarioModel(nn.Module, ABC):
         x_global, x_local = self.features(batch)
         return x_global.to(dtype), x_local.to(dtype)
 
+    def joined_inputs(self, batch: Batch) -> Tensor:
+        """x = [x_g ; x_l], (B, input_dim)."""
+        return torch.cat(self.inputs(batch), dim=1)
+
     @abstractmethod
     def forward(self, batch: Batch) -> Any:
         """A batch as EncodedTable makes it → a NamedTuple whose ``logit`` is (B,)."""
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean binary cross entropy over the batch."""
-        return F.binary_cross_entropy_with_logits(self(batch).logit, batch["label"])
+        return binary_cross_entropy(self(batch).logit, batch)
+
+
+def binary_cross_entropy(logit: Tensor, batch: Batch) -> Tensor:
+    """Mean over the batch's rows, by their weights if they have some; zero where all of these are."""
+    weight = batch.get("weight")
+    if weight is None:
+        return F.binary_cross_entropy_with_logits(logit, batch["label"])
+    losses = F.binary_cross_entropy_with_logits(logit, batch["label"], weight=weight, reduction="sum")
+    total = weight.sum()
+    return losses / torch.where(total > 0, total, 1)
 
 
 def check_widths(**widths: Sequence[int]) -> None:

@@ -8,7 +8,8 @@ value, whose embedding starts at zero and is trained by rare values; values seen
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ PADDING_ID = 0
 UNKNOWN_ID = 1
 EMBEDDING_STD = 0.05
 ROWS_AT_ONCE = 2**16
+BRANCH_VIEWS = ("own", "each")
 
 Batch = Mapping[str, Any]
 
@@ -38,13 +40,21 @@ class ScenarioAwareEmbedding(nn.Module):
         dim: width of an embedding.
         scenario_aware: whether there are local tables.
         feature: its name, by which its table may have a learning rate of its own.
+        alike: whether all local tables start from the same numbers.
     """
 
     def __init__(
-        self, num_scenarios: int, vocabulary_size: int, dim: int, scenario_aware: bool, feature: str = ""
+        self,
+        num_scenarios: int,
+        vocabulary_size: int,
+        dim: int,
+        scenario_aware: bool,
+        feature: str = "",
+        alike: bool = False,
     ) -> None:
         super().__init__()
         self.vocabulary_size = vocabulary_size
+        self.alike = alike
         self.dim = dim
         self.num_local = num_scenarios if scenario_aware else 0
         self.table = make_table((1 + self.num_local) * vocabulary_size, dim, feature)
@@ -64,12 +74,18 @@ class ScenarioAwareEmbedding(nn.Module):
 
     def reset_parameters(self) -> None:
         """Normal with standard deviation 0.05; zeros for empty cells and unknown values."""
-        for start, rows in ((0, self.vocabulary_size), (self.vocabulary_size, self.num_local * self.vocabulary_size)):
+        size, count = self.vocabulary_size, self.num_local
+        # Rows that are drawn, and where they go.
+        local = (size, range(size, (1 + count) * size, size)) if self.alike else (count * size, (size,))
+        for rows, starts in ((size, (0,)), local):
+            done = 0
             # A part at a time, whole blocks of torch's random numbers: a process may have few of the rows.
-            while rows:
-                part = rows if rows < 2 * ROWS_AT_ONCE else ROWS_AT_ONCE
-                self.table.fill(start, torch.empty(part, self.dim).normal_(std=EMBEDDING_STD))
-                start, rows = start + part, rows - part
+            while done < rows and starts:
+                part = rows - done if rows - done < 2 * ROWS_AT_ONCE else ROWS_AT_ONCE
+                drawn = torch.empty(part, self.dim).normal_(std=EMBEDDING_STD)
+                for start in starts:
+                    self.table.fill(start + done, drawn)
+                done += part
         for table in range(1 + self.num_local):
             self.table.fill(table * self.vocabulary_size, torch.zeros(UNKNOWN_ID + 1, self.dim))
 
@@ -152,12 +168,19 @@ class ScenarioAwareAttention(nn.Module):
 class ScenarioAwareFeatures(nn.Module):
     """All features of a schema: a batch → x_g (B, global_dim), x_l (B, local_dim).
 
+    With branch_views "each", x_l is (B, M, local_dim): view k reads scenario k's tables. The views of foreign scenarios
+    are constants, for a row trains its own scenario's tables only.
+
     Args:
         schema: the features.
         num_scenarios: M.
         vocabulary_sizes: per sparse and multi-valued feature the rows of its tables.
-        dropout: of both outputs.
+        dropout: of both outputs; the views of a row lose the same features.
         local: False builds no local tables; x_l then has width 0.
+        id_dropout: probability with which an id becomes the unknown one in training, so that the embedding of unknown
+            values is trained.
+        branch_views: "own" or "each".
+        alike: whether a feature's local tables start from the same numbers.
     """
 
     def __init__(
@@ -167,11 +190,19 @@ class ScenarioAwareFeatures(nn.Module):
         vocabulary_sizes: Mapping[str, int],
         dropout: float = 0.0,
         local: bool = True,
+        id_dropout: float = 0.0,
+        branch_views: str = "own",
+        alike: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout must lie in [0, 1), got {dropout}")
+        for name, probability in (("dropout", dropout), ("id_dropout", id_dropout)):
+            if not 0 <= probability < 1:
+                raise InputError(f"{name} must lie in [0, 1), got {probability}")
+        if branch_views not in BRANCH_VIEWS:
+            raise InputError(f"branch_views must be one of {', '.join(BRANCH_VIEWS)}, got {branch_views!r}")
         self.num_scenarios = num_scenarios
+        self.id_dropout = id_dropout
+        self.branch_views = branch_views
         self.embeddings = nn.ModuleDict()
         self.attentions = nn.ModuleDict()
         self.dropout = nn.Dropout(dropout)
@@ -183,7 +214,7 @@ class ScenarioAwareFeatures(nn.Module):
         for feature in self._categorical:
             aware = local and feature.scenario_aware
             self.embeddings[_key(feature.name)] = ScenarioAwareEmbedding(
-                num_scenarios, vocabulary_sizes[feature.name], feature.dim, aware, feature.name
+                num_scenarios, vocabulary_sizes[feature.name], feature.dim, aware, feature.name, alike
             )
             widths.append(feature.dim)
             local_widths += [feature.dim] * aware
@@ -196,6 +227,9 @@ class ScenarioAwareFeatures(nn.Module):
             widths.append(item.dim)
             local_widths += [item.dim] * aware
         self.global_dim, self.local_dim = sum(widths), sum(local_widths)
+        self.global_widths = dict(
+            zip(["", *(f.name for f in self._categorical), *(f.name for f, _ in self._sequences)], widths, strict=True)
+        )
         # The sequences that read a feature's tables.
         self._sequences_of = {
             feature.name: [sequence.name for sequence, item in self._sequences if item is feature]
@@ -206,8 +240,38 @@ class ScenarioAwareFeatures(nn.Module):
         """A batch as EncodedTable makes it → x_g, x_l. InputError for scenario ids that do not fit."""
         scenario: Tensor = batch["scenario"]
         check_scenario_ids(scenario, self.num_scenarios)
-        ids: Mapping[str, Tensor] = batch["features"]
-        x_global: list[Tensor] = [batch["dense"]]
+        ids = self._known_ids(batch["features"])
+        x_global, x_local = self._views(ids, batch["dense"], scenario)
+        if self.branch_views == "own":
+            return self.dropout(x_global), self.dropout(x_local)
+        rows = torch.arange(len(scenario), device=scenario.device)
+        with torch.no_grad():
+            every = [
+                self._views(ids, batch["dense"], torch.full_like(scenario, k))[1] for k in range(self.num_scenarios)
+            ]
+        x_local = torch.stack(every, dim=1).index_put((rows, scenario), x_local)
+        return self.dropout(x_global), x_local * self.dropout(torch.ones_like(x_local[:, :1]))
+
+    def global_part(self, x_global: Tensor, features: Sequence[str]) -> Tensor:
+        """Of x_g (B, global_dim) what single features gave, side by side, (B, sum of their widths)."""
+        starts = dict(zip(self.global_widths, accumulate(self.global_widths.values(), initial=0), strict=False))
+        parts = [x_global[:, starts[name] : starts[name] + self.global_widths[name]] for name in features]
+        return torch.cat(parts, dim=1)
+
+    def _known_ids(self, ids: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """In training some become unknown."""
+        if not self.training or self.id_dropout == 0:
+            return ids
+
+        def dropped(each: Tensor) -> Tensor:
+            chosen = torch.rand(each.shape, device=each.device) < self.id_dropout
+            return each.masked_fill(chosen & (each != PADDING_ID), UNKNOWN_ID)
+
+        return {name: dropped(each) for name, each in ids.items()}
+
+    def _views(self, ids: Mapping[str, Tensor], dense: Tensor, scenario: Tensor) -> tuple[Tensor, Tensor]:
+        """x_g and x_l from the tables of ``scenario``."""
+        x_global: list[Tensor] = [dense]
         x_local: list[Tensor] = []
 
         def add(views: Tensor) -> None:
@@ -231,7 +295,7 @@ class ScenarioAwareFeatures(nn.Module):
             attention = self.attentions[_key(feature.name)]
             add(attention(found[item.name], found[feature.name], ids[feature.name] != PADDING_ID))
         empty = scenario.new_empty((scenario.shape[0], 0), dtype=x_global[0].dtype)
-        return self.dropout(torch.cat(x_global, dim=1)), self.dropout(torch.cat([empty, *x_local], dim=1))
+        return torch.cat(x_global, dim=1), torch.cat([empty, *x_local], dim=1)
 
 
 def table_rows(schema: Schema, num_scenarios: int, vocabulary_sizes: Mapping[str, int]) -> int:

@@ -27,6 +27,35 @@ class IntegerList(click.ParamType):
         return tuple(int(part) for part in parts)
 
 
+class NumberList(click.ParamType):
+    """Positive numbers separated by commas, as a tuple."""
+
+    name = "numbers"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "X,X,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        positive = click.FloatRange(0, min_open=True)
+        return tuple(positive.convert(part.strip(), param, ctx) for part in value.split(","))
+
+
+class NameList(click.ParamType):
+    """Names separated by commas, as a tuple; ``none`` is the empty one."""
+
+    name = "names"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "NAME,NAME,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        return () if value == "none" else tuple(part.strip() for part in value.split(","))
+
+
 class ActivationName(click.ParamType):
     """A row of the kernels' table of activations, read when a name is given: help must not wait for torch."""
 
@@ -109,6 +138,59 @@ AuxLossWeight = Annotated[
 Dropout = Annotated[
     float,
     Hyperparameter("dropout", click.FloatRange(0, 1, max_open=True), "Share of the features dropped in training."),
+]
+IdDropout = Annotated[
+    float,
+    Hyperparameter(
+        "id_dropout",
+        click.FloatRange(0, 1, max_open=True),
+        "Share of the ids that become the unknown one in training, so that unknown ids are trained.",
+    ),
+]
+LocalFeatures = Annotated[
+    bool,
+    Hyperparameter("local_features", click.BOOL, "Whether features flagged scenario_aware get tables per scenario."),
+]
+BranchViews = Annotated[
+    str,
+    Hyperparameter(
+        "branch_views",
+        click.Choice(["own", "each"]),
+        "Whose tables a foreign branch reads: the row's own scenario's, or each its own.",
+    ),
+]
+BranchInit = Annotated[
+    str,
+    Hyperparameter(
+        "branch_init",
+        click.Choice(["independent", "shared"]),
+        "Whether the scenarios' branches, heads and tables start from weights of their own or all alike.",
+    ),
+]
+PriorFeatures = Annotated[
+    Sequence[str],
+    Hyperparameter("prior_features", NameList(), "Features that the gates read, e.g. user_id,item_id; none for all."),
+]
+GateDim = Annotated[int, Hyperparameter("gate_dim", click.IntRange(1), "Width of the gates' hidden layer.")]
+OwnExperts = Annotated[
+    int, Hyperparameter("own_experts", click.IntRange(1), "Experts of each scenario, at each level.")
+]
+SharedExperts = Annotated[
+    int, Hyperparameter("shared_experts", click.IntRange(1), "Experts of all scenarios, at each level.")
+]
+InversePenalties = Annotated[
+    Sequence[float],
+    Hyperparameter(
+        "inverse_penalties",
+        NumberList(),
+        "Inverse strengths of the penalty to try, e.g. 0.1,1; the best one on the validation rows is kept.",
+    ),
+]
+NumTrees = Annotated[int, Hyperparameter("num_trees", click.IntRange(1), "Trees at most.")]
+NumLeaves = Annotated[int, Hyperparameter("num_leaves", click.IntRange(2), "Leaves of a tree at most.")]
+TreeRate = Annotated[
+    float,
+    Hyperparameter("tree_rate", click.FloatRange(0, min_open=True), "Learning rate of boosting: shrinkage of a tree."),
 ]
 BACKENDS = click.Choice(["auto", "reference", "cpp", "triton"])
 Backend = Annotated[str, Hyperparameter("backend", BACKENDS, "What runs the kernels; auto takes the fastest one.")]

@@ -7,20 +7,29 @@ from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
 from saml_rec.models.base import Logits, ScenarioModel, check_widths
 from saml_rec.models.features import Batch
-from saml_rec.models.hyperparameters import Activation, Backend, Dropout, HiddenDims, NumExperts, TowerDims
+from saml_rec.models.hyperparameters import (
+    Activation,
+    Backend,
+    Dropout,
+    HiddenDims,
+    IdDropout,
+    LocalFeatures,
+    NumExperts,
+    TowerDims,
+)
 
 
 class MMoE(ScenarioModel):
     """MMoE on a schema's features.
 
     Args:
-        schema: the features; scenario_aware is not used.
+        schema: the features.
         num_scenarios: M.
-        vocabulary_sizes: per sparse and multi-valued feature the rows of its table.
+        vocabulary_sizes: per sparse and multi-valued feature the rows of its tables.
         num_experts, hidden_dims: experts, of :class:`saml_kernels.layers.MixtureOfExperts`.
         tower_dims: widths of a tower's hidden layers.
         activation, backend: of :class:`saml_kernels.layers.GroupedMLP`.
-        dropout: of the features.
+        local_features, dropout, id_dropout: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
     """
 
     def __init__(
@@ -33,19 +42,19 @@ class MMoE(ScenarioModel):
         hidden_dims: HiddenDims = (64,),
         tower_dims: TowerDims = (32,),
         activation: Activation = "relu",
+        local_features: LocalFeatures = False,
         dropout: Dropout = 0.0,
+        id_dropout: IdDropout = 0.0,
         backend: Backend = "auto",
     ) -> None:
         check_widths(hidden_dims=hidden_dims, tower_dims=tower_dims)
         if not hidden_dims:
             raise InputError("hidden_dims must name at least one layer of the experts, got none")
-        super().__init__(schema, num_scenarios, vocabulary_sizes, dropout)
-        self.bottom = MixtureOfExperts(
-            num_experts, self.features.global_dim, hidden_dims, num_scenarios, activation, backend
-        )
+        super().__init__(schema, num_scenarios, vocabulary_sizes, dropout, id_dropout, local_features)
+        self.bottom = MixtureOfExperts(num_experts, self.input_dim, hidden_dims, num_scenarios, activation, backend)
         self.towers = GroupedMLP(num_scenarios, hidden_dims[-1], (*tower_dims, 1), activation, "identity", backend)
 
     def forward(self, batch: Batch) -> Logits:
         scenario = batch["scenario"]
-        x = self.bottom(self.inputs(batch)[0], scenario)
+        x = self.bottom(self.joined_inputs(batch), scenario)
         return Logits(self.towers(x, scenario).squeeze(1))

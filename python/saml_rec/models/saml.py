@@ -12,23 +12,26 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_kernels import TrunkOutput
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
-from saml_rec.models.base import ScenarioModel
+from saml_rec.models.base import ScenarioModel, binary_cross_entropy
 from saml_rec.models.features import Batch
 from saml_rec.models.hyperparameters import (
     Activation,
     AuxDims,
     AuxLossWeight,
     Backend,
+    BranchInit,
+    BranchViews,
     Dropout,
     Gate,
     HiddenDims,
+    IdDropout,
+    LocalFeatures,
     MutualLayers,
     Score,
     StopGradient,
@@ -53,7 +56,11 @@ class SAML(ScenarioModel):
         hidden_dims, aux_dims, mutual_layers, gate, score, temperature, activation, stop_gradient, backend: of
             :class:`saml_kernels.layers.MultiBranchMLP`.
         aux_loss_weight: λ.
-        dropout: of x_g and x_l.
+        branch_views: "own": a row's foreign branches read its own scenario's local tables, as in the paper; "each":
+            each branch reads its own scenario's.
+        branch_init: "independent", or "shared": branches, heads and local tables of all scenarios start alike, so that
+            foreign streams are comparable from the first step on.
+        local_features, dropout, id_dropout: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
     """
 
     def __init__(
@@ -71,12 +78,19 @@ class SAML(ScenarioModel):
         activation: Activation = "relu",
         stop_gradient: StopGradient = True,
         aux_loss_weight: AuxLossWeight = 1.0,
+        branch_views: BranchViews = "own",
+        branch_init: BranchInit = "independent",
+        local_features: LocalFeatures = True,
         dropout: Dropout = 0.0,
+        id_dropout: IdDropout = 0.0,
         backend: Backend = "auto",
     ) -> None:
         if not 0 <= aux_loss_weight < math.inf:
             raise InputError(f"aux_loss_weight must be finite and at least 0, got {aux_loss_weight}")
-        super().__init__(schema, num_scenarios, vocabulary_sizes, dropout, local=True)
+        alike = branch_init == "shared"
+        super().__init__(
+            schema, num_scenarios, vocabulary_sizes, dropout, id_dropout, local_features, branch_views, alike
+        )
         self.trunk = MultiBranchMLP(
             num_scenarios,
             self.features.local_dim,
@@ -90,10 +104,16 @@ class SAML(ScenarioModel):
             activation=activation,
             stop_gradient=stop_gradient,
             backend=backend,
+            branch_init=branch_init,
         )
         self.aux_head = nn.Linear(self.trunk.aux_dims[-1], 1)
         self.head = GroupedMLP(
-            num_scenarios, self.trunk.hidden_dims[-1] + 1, (1,), activation="identity", backend=backend
+            num_scenarios,
+            self.trunk.hidden_dims[-1] + 1,
+            (1,),
+            activation="identity",
+            backend=backend,
+            init=branch_init,
         )
         self.aux_loss_weight = aux_loss_weight
 
@@ -116,6 +136,6 @@ class SAML(ScenarioModel):
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the batch of BCE(logit) + λ BCE(aux_logit)."""
         output = self(batch)
-        own_loss = F.binary_cross_entropy_with_logits(output.logit, batch["label"])
-        aux_loss = F.binary_cross_entropy_with_logits(output.aux_logit, batch["label"])
+        own_loss = binary_cross_entropy(output.logit, batch)
+        aux_loss = binary_cross_entropy(output.aux_logit, batch)
         return own_loss + self.aux_loss_weight * aux_loss

@@ -10,20 +10,28 @@ from saml_kernels.layers import GroupedMLP
 from saml_rec.data.schema import Schema
 from saml_rec.models.base import Logits, ScenarioModel, check_widths
 from saml_rec.models.features import Batch
-from saml_rec.models.hyperparameters import Activation, Backend, Dropout, HiddenDims, TowerDims
+from saml_rec.models.hyperparameters import (
+    Activation,
+    Backend,
+    Dropout,
+    HiddenDims,
+    IdDropout,
+    LocalFeatures,
+    TowerDims,
+)
 
 
 class SharedBottom(ScenarioModel):
-    """Global features only, a shared MLP, and a tower per scenario.
+    """A shared MLP, and a tower per scenario.
 
     Args:
-        schema: the features; scenario_aware is not used.
+        schema: the features.
         num_scenarios: M.
-        vocabulary_sizes: per sparse and multi-valued feature the rows of its table.
+        vocabulary_sizes: per sparse and multi-valued feature the rows of its tables.
         hidden_dims: widths of the shared network.
         tower_dims: widths of a tower's hidden layers; () makes it one linear layer.
         activation: after every hidden layer.
-        dropout: of the features.
+        local_features, dropout, id_dropout: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
         backend: of :class:`saml_kernels.layers.GroupedMLP`.
     """
 
@@ -36,12 +44,14 @@ class SharedBottom(ScenarioModel):
         hidden_dims: HiddenDims = (64,),
         tower_dims: TowerDims = (32,),
         activation: Activation = "relu",
+        local_features: LocalFeatures = False,
         dropout: Dropout = 0.0,
+        id_dropout: IdDropout = 0.0,
         backend: Backend = "auto",
     ) -> None:
         check_widths(hidden_dims=hidden_dims, tower_dims=tower_dims)
-        super().__init__(schema, num_scenarios, vocabulary_sizes, dropout)
-        widths = (self.features.global_dim, *hidden_dims)
+        super().__init__(schema, num_scenarios, vocabulary_sizes, dropout, id_dropout, local_features)
+        widths = (self.input_dim, *hidden_dims)
         self.bottom = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths))
         self.towers = GroupedMLP(
             num_scenarios,
@@ -53,7 +63,7 @@ class SharedBottom(ScenarioModel):
         )
 
     def forward(self, batch: Batch) -> Logits:
-        shared = self.inputs(batch)[0]
+        shared = self.joined_inputs(batch)
         for layer in self.bottom:
             shared = ACTIVATIONS[self.towers.activation].function(layer(shared))
         return Logits(self.towers(shared, batch["scenario"]).squeeze(1))
