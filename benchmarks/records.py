@@ -23,6 +23,7 @@ import workload
 from saml_kernels import doctor
 from saml_kernels.testing import timing
 from saml_kernels.testing.accuracy import Verdict
+from saml_rec.run_directory import versions
 
 HERE: Final = Path(__file__).resolve().parent
 RESULTS: Final = HERE / "results"
@@ -152,6 +153,14 @@ def head() -> Record:
         "threads": torch.get_num_threads(),
         "columns": list(Row._fields),
     }
+
+
+def training_head() -> Record:
+    """Of a record of trained models: as :func:`head`, with the processor's name alone of the machine."""
+    found = head()
+    machine = found.pop("machine")
+    del found["columns"]
+    return found | {"processor": machine["processor"], "versions": versions()}
 
 
 def commit() -> str | None:

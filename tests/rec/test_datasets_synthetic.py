@@ -105,6 +105,8 @@ def test_every_kind_of_column_is_there(tmp_path):
         ({"smallest_share": 0.3}, r"smallest_share must lie in \(0, 0.25\], not 0.3"),
         ({"smallest_share": 0.0}, "smallest_share must lie in"),
         ({"smallest_share": 0.0001}, "at least 10 are needed"),
+        ({"relation": "triplet"}, "relation must be one of drawn, twin, not 'triplet'"),
+        ({"relation": "twin", "scenarios": 1}, "relation twin needs at least 2 scenarios, not 1"),
     ],
 )
 def test_bad_sizes(tmp_path, options, message):
@@ -120,3 +122,25 @@ def test_rows_are_written_in_chunks_of_any_size(tmp_path, monkeypatch):
         monkeypatch.setattr(synthetic, "CHUNK_ROWS", chunk)
         in_chunks, *_ = write_synthetic(tmp_path / str(chunk), **sizes)
         assert in_chunks.read_bytes() == whole.read_bytes()
+
+
+def test_a_twin_has_the_taste_of_one_other_and_the_rest_share_nothing(tmp_path):
+    twins = set()
+    for seed in range(6):
+        *_, path = write_synthetic(tmp_path / str(seed), scenarios=4, rows=400, seed=seed, relation="twin")
+        relation = np.array(json.loads(path.read_text())["relation"])
+        np.testing.assert_array_equal(relation[:3], np.eye(4)[:3])
+        np.testing.assert_array_equal(np.sort(relation[3]), [0, 0, 0, 1])
+        assert relation[3, 3] == 0
+        twins.add(int(relation[3].argmax()))
+    assert len(twins) > 1
+
+
+def test_twins_like_the_same_items(tmp_path):
+    frame, _, planted = read(write_synthetic(tmp_path, scenarios=4, rows=60_000, items=60, seed=1, relation="twin"))
+    twin = int(np.array(planted["relation"])[-1].argmax())
+    rates = frame.group_by("item_id", "scenario").agg(pl.col("label").mean())
+    wide = rates.pivot("scenario", index="item_id", values="label").sort("item_id")
+    observed = np.corrcoef(wide.select(planted["scenarios"]).to_numpy().T)[-1, :-1]
+    assert observed[twin] > 0.8
+    assert np.delete(observed, twin).max() < 0.6

@@ -101,6 +101,7 @@ def compare(
     if reference_epoch:
         for name in names:
             timed = time_backends(prepared, loaded_schema, own[name])
-            say(console, f"{name}, one epoch: {backend_seconds(timed)}")
+            if timed:
+                say(console, f"{name}, one epoch: {backend_seconds(timed)}")
     say(console, f"wrote {out / 'compare.json'}")
     say(console, f"report: {out / 'report.html'}")

@@ -40,6 +40,13 @@ def ml_100k(out: Path, scenario: Any) -> None:
 @click.option("--items", type=int, default=200, show_default=True, help="Items to draw from.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed and sizes give the same files.")
 @click.option("--smallest-share", type=float, help="Share of the rows for the last scenario, at most 1/SCENARIOS.")
+@click.option(
+    "--relation",
+    type=click.Choice(["drawn", "twin"]),
+    default="drawn",
+    show_default=True,
+    help="How scenarios share tastes: by random shares, or not at all, but that the last one has another's taste.",
+)
 def synthetic(out: Path, **sizes: Any) -> None:
     """Rows in which the scenarios share tastes to a known degree, and a file with what was planted."""
     from saml_rec.console import print_written

@@ -12,6 +12,9 @@ taste j, the user's leniency b_u, and the number x_n of row n:
 R (M, M) is the planted relation. Its rows sum to 1: R_ii = 0.5, and the other half is spread over j ≠ i by a
 Dirichlet(0.3, .., 0.3) draw, which favours one or two relatives (M = 1: R = [[1]]). Two scenarios share taste as far as
 ⟨R_i, R_k⟩ / (‖R_i‖ ‖R_k‖) is large.
+
+The relation "twin" is R = I but for the last scenario, whose taste is that of one other, drawn, and of no third: who
+serves the last scenario can learn from its twin's rows, and from nobody else's.
 """
 
 from collections.abc import Iterator
@@ -81,6 +84,7 @@ def write_synthetic(
     items: int = 200,
     seed: int = 0,
     smallest_share: float | None = None,
+    relation: str = "drawn",
 ) -> tuple[Path, Path, Path]:
     """Write ``synthetic.csv``, its schema ``synthetic.toml`` and what was planted, ``synthetic-relation.json``.
 
@@ -97,6 +101,7 @@ def write_synthetic(
         users, items: how many there are to draw from.
         seed: the same seed and sizes give the same files.
         smallest_share: share of the last scenario, at most 1 / M; the other shares keep their proportions.
+        relation: "drawn" or "twin", which needs two scenarios.
 
     Returns:
         The paths of the table, the schema and the JSON.
@@ -110,9 +115,13 @@ def write_synthetic(
             raise InputError(f"{name} must be at least 1, not {value}")
     if seed < 0:
         raise InputError(f"seed must be 0 or more, not {seed}")
+    if relation not in RELATIONS:
+        raise InputError(f"relation must be one of {', '.join(RELATIONS)}, not {relation!r}")
+    if relation == "twin" and scenarios < 2:
+        raise InputError(f"relation twin needs at least 2 scenarios, not {scenarios}")
     out = make_directory(out_dir)
     rng = np.random.default_rng(seed)
-    rows_drawn = _draw(counts, users, items, rng)
+    rows_drawn = _draw(counts, users, items, RELATIONS[relation](scenarios, rng), rng)
     data_path, schema_path, relation_path = (
         out / name for name in ("synthetic.csv", "synthetic.toml", "synthetic-relation.json")
     )
@@ -154,6 +163,15 @@ def _relation(scenarios: int, rng: np.random.Generator) -> np.ndarray:
     return relation
 
 
+def _twins(scenarios: int, rng: np.random.Generator) -> np.ndarray:
+    relation = np.eye(scenarios)
+    relation[-1] = relation[rng.integers(scenarios - 1)]
+    return relation
+
+
+RELATIONS = {"drawn": _relation, "twin": _twins}
+
+
 @dataclass(frozen=True)
 class _Drawn:
     """All rows as numbers, in types as narrow as they may be: 38 bytes a row. Strings are made a chunk at a time.
@@ -186,10 +204,8 @@ class _Drawn:
         return _names("s", len(self.relation))
 
 
-def _draw(counts: np.ndarray, users: int, items: int, rng: np.random.Generator) -> _Drawn:
+def _draw(counts: np.ndarray, users: int, items: int, relation: np.ndarray, rng: np.random.Generator) -> _Drawn:
     scenarios, rows = len(counts), int(counts.sum())
-    relation = _relation(scenarios, rng)
-
     has_tag = rng.random((items, TAGS)).argsort(axis=1) < rng.integers(1, MOST_TAGS + 1, items)[:, None]
     tag_appeal = rng.standard_normal((scenarios, TAGS)) @ (has_tag / np.sqrt(has_tag.sum(axis=1, keepdims=True))).T
     base_taste = np.sqrt(ITEM_SHARE) * rng.standard_normal((scenarios, items)) + np.sqrt(1 - ITEM_SHARE) * tag_appeal

@@ -29,6 +29,7 @@ from saml_rec.errors import InputError
 from saml_rec.evaluation.metrics import evaluate_scores
 from saml_rec.files import replacing
 from saml_rec.models.construction import backends_used, build_model, own_random_numbers, parameter_count, resolve_device
+from saml_rec.models.registry import hyperparameters
 from saml_rec.processes import ALONE, Processes
 from saml_rec.run_directory import RunDirectory, differences, load, versions
 
@@ -80,6 +81,8 @@ def load_trained(run: Path, *, device: str = "auto", backend: str | None = None)
     options = content["options"]
     model_options = dict(options["model_options"])
     if backend is not None:
+        if "backend" not in hyperparameters(options["model"]):
+            raise InputError(f"model {options['model']} has no kernels and takes no backend, got {backend!r}")
         model_options["backend"] = backend
     target = resolve_device(device)
     with own_random_numbers(target):

@@ -14,6 +14,7 @@ from saml_rec.data.encoding import Encoder
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
 from saml_rec.models.base import ScenarioModel
+from saml_rec.models.fitted import FittedModel
 from saml_rec.models.registry import MODELS, hyperparameters
 from saml_rec.models.tables import FusedTable
 from saml_rec.processes import ALONE, Processes
@@ -61,7 +62,7 @@ def resolve_device(name: str, processes: Processes = ALONE) -> torch.device:
     return device
 
 
-def build_model(name: str, options: Mapping[str, Any], schema: Schema, encoder: Encoder) -> ScenarioModel:
+def build_model(name: str, options: Mapping[str, Any], schema: Schema, encoder: Encoder) -> ScenarioModel | FittedModel:
     """A freshly initialised model on the CPU, from torch's global generator.
 
     Raises:
@@ -87,7 +88,7 @@ def check_model(name: str, options: Mapping[str, Any], schema: Schema, device: t
 
 def _construct(
     name: str, options: Mapping[str, Any], schema: Schema, num_scenarios: int, vocabulary_sizes: Mapping[str, int]
-) -> ScenarioModel:
+) -> ScenarioModel | FittedModel:
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
         return MODELS[name](schema, num_scenarios, vocabulary_sizes=vocabulary_sizes, **options)
@@ -116,7 +117,9 @@ def backends_used(model: nn.Module, device: torch.device) -> dict[str, str]:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Numbers in all parameters and tables."""
+    """Numbers in all parameters and tables, or those that were fitted."""
+    if isinstance(model, FittedModel):
+        return model.num_parameters
     fused = [table.num_rows * table.dim for table in model.modules() if isinstance(table, FusedTable)]
     return sum(fused) + sum(parameter.numel() for parameter in model.parameters())
 

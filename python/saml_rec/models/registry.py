@@ -5,19 +5,38 @@ from typing import Any
 
 from saml_rec.errors import InputError, did_you_mean
 from saml_rec.models.base import ScenarioModel
+from saml_rec.models.fitted import FittedModel
 from saml_rec.models.hmoe import HMoE
+from saml_rec.models.lightgbm import LightGBM, is_installed
+from saml_rec.models.logistic_regression import LogisticRegression
+from saml_rec.models.mlp import MLP, PerScenario, ScenarioMLP
 from saml_rec.models.mmoe import MMoE
 from saml_rec.models.saml import SAML
 from saml_rec.models.shared_bottom import SharedBottom
 from saml_rec.models.star import STAR
 
-MODELS: dict[str, type[ScenarioModel]] = {
+MODELS: dict[str, type[ScenarioModel] | type[FittedModel]] = {
     "saml": SAML,
     "star": STAR,
     "hmoe": HMoE,
     "mmoe": MMoE,
     "shared_bottom": SharedBottom,
+    "mlp": MLP,
+    "mlp_scenario": ScenarioMLP,
+    "per_scenario": PerScenario,
+    "logistic_regression": LogisticRegression,
+    "lightgbm": LightGBM,
 }
+
+
+def is_fitted(model: str) -> bool:
+    """Whether a model is fitted as a whole and not by steps, which need learning rate, batches and epochs."""
+    return issubclass(MODELS[model], FittedModel)
+
+
+def installed_models() -> list[str]:
+    """All models, without those whose extra is not installed."""
+    return [name for name in MODELS if name != "lightgbm" or is_installed()]
 
 
 def hyperparameters(model: str) -> dict[str, Any]:

@@ -42,6 +42,8 @@ from saml_rec.models.construction import (
     parameter_count,
 )
 from saml_rec.models.features import table_rows
+from saml_rec.models.fitted import FittedModel
+from saml_rec.models.registry import hyperparameters, is_fitted
 from saml_rec.models.tables import FusedTable, TableOptions, resolve_engine, table_options
 from saml_rec.processes import ALONE, Processes
 from saml_rec.run_directory import RunDirectory, differences, load, save, versions
@@ -136,7 +138,7 @@ class _State:
         processes: Processes = ALONE,
     ) -> "_State":
         torch.manual_seed(stream_seed(options.seed, INITIALISATION))
-        rows = table_rows(schema, encoder.num_scenarios, encoder.vocabulary_sizes)
+        rows = 0 if is_fitted(options.model) else table_rows(schema, encoder.num_scenarios, encoder.vocabulary_sizes)
         engine = resolve_engine(options.tables, options.table_optimizer, rows, device, processes)
         tables = options.table_options(engine)
         with table_options(tables, processes):
@@ -303,7 +305,8 @@ def _run_epochs(
     if len(job.data.tables["valid"]) == 0:
         say(console, "no validation rows: no early stopping, the last epoch is kept")
     while not _stops(state.history, job.options):
-        state.add_epoch(_run_epoch(state, job, _Saver(checkpoints, save_state, processes)))
+        entry = _fit(state, job) or _run_epoch(state, job, _Saver(checkpoints, save_state, processes))
+        state.add_epoch(entry)
         save_state()
         say(console, epoch_line(state.history, job.options.epochs, best_epoch(state.history)))
 
@@ -349,7 +352,10 @@ def _write(
         "device": options.device,
         "processes": job.processes.count,
         "backend": backends,
-        "tables": {"engine": state.tables.engine, "trained_by": _trained_by(state.tables)},
+        "tables": None
+        if is_fitted(options.model)
+        else {"engine": state.tables.engine, "trained_by": _trained_by(state.tables)},
+        "fitted": history[0].get("fitted"),
         "data": {
             "path": None if data_path is None else recorded(data_path),
             "unseen_scenarios": dict(data.unseen),
@@ -382,18 +388,19 @@ def time_backends(data: PreparedData, schema: Schema, options: TrainOptions) -> 
     """Seconds of one epoch of training steps on the backend in use and on the reference, each from fresh weights.
 
     Returns:
-        Seconds by the names of the backends that ran, "a + b" for a model whose operations ran on several.
+        Seconds by the names of the backends that ran, "a + b" for a model whose operations ran on several; nothing
+        for a model without kernels.
 
     Raises:
         InputError: an option or the data cannot be used.
     """
-    seconds = {}
-    for backend in ("auto", "reference"):
+    seconds: dict[str, float] = {}
+    for backend in ("auto", "reference") if "backend" in hyperparameters(options.model) else ():
         asked = dataclasses.replace(options, model_options={**options.model_options, "backend": backend}).resolved()
         device = torch.device(asked.device)
         with own_random_numbers(device):
             state = _State.fresh(asked, schema, data.encoder, device)
-            used = " + ".join(sorted(set(backends_used(state.model, device).values()))) or "none"
+            used = " + ".join(sorted(set(backends_used(state.model, device).values())))
             seconds[used] = _run_epoch(state, _Job(data, asked, device))["seconds"]
     return seconds
 
@@ -523,6 +530,28 @@ def _run_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[st
     }
 
 
+def _fit(state: _State, job: _Job) -> dict[str, Any] | None:
+    """Fits a model that is fitted as a whole; the only entry of its history. None for others."""
+    if not isinstance(state.model, FittedModel):
+        return None
+    train, valid = job.data.tables["train"], job.data.tables["valid"]
+    start = time.perf_counter()
+    fitted = state.model.fit(train, valid, job.options.seed)
+    seconds = time.perf_counter() - start
+    losses = {
+        name: metrics_of(state.model, table, job.data.encoder, job.device, job.console)["overall"]
+        for name, table in (("train", train), ("valid", valid))
+    }
+    return {
+        "epoch": 1,
+        "train_loss": losses["train"]["logloss"],
+        "valid": losses["valid"],
+        "seconds": seconds,
+        "rows_per_second": len(train) / seconds,
+        "fitted": fitted,
+    }
+
+
 class _Loss(nn.Module):
     """A model's loss as a forward, which is what DistributedDataParallel wraps."""
 
@@ -578,6 +607,8 @@ def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None
 
 def _stops(history: Sequence[Mapping[str, Any]], options: TrainOptions) -> bool:
     """All epochs are done, or the last ``patience`` ones brought nothing better."""
+    if history and is_fitted(options.model):
+        return True
     return len(history) >= options.epochs or 0 < options.patience <= len(history) - best_epoch(history)
 
 

@@ -23,9 +23,10 @@ class Optimizers:
         taken = {id(table.weight) for table in sparse.values()}
         network = [parameter for parameter in model.parameters() if id(parameter) not in taken]
         # fused: a quarter of the time on embedding tables of millions of numbers.
-        self._all: dict[str, torch.optim.Optimizer] = {
-            "network": torch.optim.AdamW(network, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        }
+        self._all: dict[str, torch.optim.Optimizer] = {}
+        # A fitted model has none.
+        if network:
+            self._all["network"] = torch.optim.AdamW(network, lr=learning_rate, weight_decay=weight_decay, fused=True)
         groups = [{"params": [table.weight], "lr": table.rate} for table in sparse.values()]
         # Per table, what row-wise Adagrad has summed up: the same in all engines.
         self._squares: dict[str, tuple[FusedTable | None, Tensor]] = {}

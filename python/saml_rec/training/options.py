@@ -9,6 +9,7 @@ from typing import Any
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError, did_you_mean
 from saml_rec.models.construction import resolve_device, resolve_model_options
+from saml_rec.models.registry import is_fitted
 from saml_rec.models.tables import TableOptions, resolve_engine
 from saml_rec.processes import ALONE, Processes
 
@@ -99,6 +100,8 @@ class TrainOptions:
                 f"model {self.model} normalises by the statistics of a batch, of which each of {processes.count} "
                 "processes has a part only; train it in one"
             )
+        if processes.are_several and is_fitted(self.model):
+            raise InputError(f"model {self.model} is fitted in one process, not in {processes.count}")
         if processes.count > self.batch_size:
             raise InputError(f"batch_size {self.batch_size} is too small for {processes.count} processes")
         return dataclasses.replace(
