@@ -156,6 +156,8 @@ class FusedBackend(ABC):
         *,
         activation: str,
         output_activation: str,
+        gated: Tensor | None,
+        gate_scale: float,
     ) -> Tensor:
         """See :func:`saml_kernels.grouped_mlp`; the trunk without auxiliary network and mutual unit."""
         names = [activation] * (len(weights) - 1) + [output_activation]
@@ -200,6 +202,18 @@ class FusedBackend(ABC):
         )
         scores, _ = _run(self, x, x.new_empty(x.shape[0], 0), scenario, plan, (weights, biases, (), (), (), ()))
         return scores
+
+    def expert_outputs(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        *,
+        activation: str,
+        output_activation: str,
+    ) -> Tensor:
+        """Never called: ``supports`` refuses it."""
+        raise NotImplementedError
 
     def mutual_unit(
         self,

@@ -28,6 +28,8 @@ class CppBackend(FusedBackend):
             return extension.EXTENSION_MISSING
         if tensor is not None and tensor.device.type not in _devices(operation):
             return f"the extension has no {operation} kernel for {tensor.device.type}"
+        if operation == "expert_outputs" or options.get("gated", False):
+            return "it has no kernel for gated and expert_outputs yet"
         if not options.get("stop_gradient", True):
             return "its backward trains the own branch only: stop_gradient=False needs the reference"
         if options.get("schedule", "auto") != "auto":

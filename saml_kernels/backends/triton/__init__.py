@@ -34,6 +34,8 @@ class TritonBackend(FusedBackend):
             return reason
         if availability.INTERPRETED and options.get("auto", False):
             return "the interpreter runs by name only"
+        if operation == "expert_outputs" or options.get("gated", False):
+            return "it has no kernel for gated and expert_outputs yet"
         if not options.get("stop_gradient", True):
             return "its backward trains the own branch only: stop_gradient=False needs the reference"
         foreign_dtype = options.get("foreign_dtype")
