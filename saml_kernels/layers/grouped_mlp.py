@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from saml_kernels import checks, functional
 from saml_kernels.activations import ACTIVATIONS
-from saml_kernels.layers.common import check_options, check_widths, describe, init_linear
+from saml_kernels.layers.common import STARTS, check_options, check_widths, describe, init_linear, start_alike
 from saml_kernels.layers.convert import check_alike, read_tower
 
 
@@ -22,6 +22,7 @@ class GroupedMLP(nn.Module):
         activation: after every layer.
         output_activation: after the last layer; None: the same. "identity" gives logits.
         backend, device, dtype: as :class:`MultiBranchMLP`.
+        init: "independent", every tower drawn on its own, or "shared", all start as tower 0.
 
     Raises:
         TypeError, ValueError: options and sizes that cannot be used.
@@ -37,6 +38,7 @@ class GroupedMLP(nn.Module):
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        init: str = "independent",
     ) -> None:
         super().__init__()
         hidden_dims = tuple(hidden_dims)
@@ -46,12 +48,14 @@ class GroupedMLP(nn.Module):
         check_options(activation, backend)
         if output_activation is not None:
             checks.check_choice("output_activation", output_activation, ACTIVATIONS)
+        checks.check_choice("init", init, STARTS)
         self.num_scenarios = num_scenarios
         self.in_dim = in_dim
         self.hidden_dims = hidden_dims
         self.activation = activation
         self.output_activation = output_activation
         self.backend = backend
+        self.init = init
         self.weights = nn.ParameterList(
             nn.Parameter(torch.empty(num_scenarios, rows, columns, device=device, dtype=dtype))
             for rows, columns in zip((in_dim, *hidden_dims), hidden_dims, strict=False)
@@ -65,6 +69,8 @@ class GroupedMLP(nn.Module):
         """Fresh weights, from torch's global generator."""
         for weight, bias in zip(self.weights, self.biases, strict=True):
             init_linear(weight, bias)
+        if self.init == "shared":
+            start_alike(*self.weights, *self.biases)
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """x (B, d_0), scenario (B,) → (B, d_L)."""
@@ -82,7 +88,7 @@ class GroupedMLP(nn.Module):
         __call__ = forward
 
     def extra_repr(self) -> str:
-        return describe(self, "num_scenarios in_dim hidden_dims activation output_activation backend")
+        return describe(self, "num_scenarios in_dim hidden_dims activation output_activation backend init")
 
     @classmethod
     def from_towers(cls, towers: Iterable[nn.Module], backend: str = "auto") -> "GroupedMLP":

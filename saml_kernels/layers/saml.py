@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import check_options, check_widths, describe, gate_width, init_linear
+from saml_kernels.layers.common import (
+    STARTS,
+    check_options,
+    check_widths,
+    describe,
+    gate_width,
+    init_linear,
+    start_alike,
+)
 from saml_kernels.types import TrunkOutput, TrunkParams
 
 
@@ -25,6 +33,7 @@ class MultiBranchMLP(nn.Module):
         score, temperature, activation, stop_gradient, foreign_dtype, backend, schedule, form: as
             :func:`saml_kernels.multi_branch`.
         device, dtype: of the parameters.
+        branch_init: "independent", every branch and gate drawn on its own, or "shared", all start as branch 0.
 
     Raises:
         TypeError, ValueError: options and sizes that cannot be used.
@@ -49,6 +58,7 @@ class MultiBranchMLP(nn.Module):
         dtype: torch.dtype | None = None,
         schedule: str = "auto",
         form: str | None = None,
+        branch_init: str = "independent",
     ) -> None:
         super().__init__()
         hidden_dims = tuple(hidden_dims)
@@ -67,6 +77,7 @@ class MultiBranchMLP(nn.Module):
         check_options(activation, backend, score, temperature, gate)
         schedule = checks.check_schedule(schedule, form)
         functional.check_foreign_dtype(foreign_dtype, stop_gradient)
+        checks.check_choice("branch_init", branch_init, STARTS)
 
         self.num_scenarios = num_scenarios
         self.local_dim = local_dim
@@ -82,6 +93,7 @@ class MultiBranchMLP(nn.Module):
         self.foreign_dtype = foreign_dtype
         self.backend = backend
         self.schedule = schedule
+        self.branch_init = branch_init
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -115,6 +127,9 @@ class MultiBranchMLP(nn.Module):
             for weight, bias in zip(weights, biases, strict=True):
                 if weight is not None and bias is not None:
                     init_linear(weight, bias)
+        if self.branch_init == "shared":
+            gates = *self.gate_weights.values(), *self.gate_biases.values()
+            start_alike(*self.branch_weights, *self.branch_biases, *gates)
 
     def params(self) -> TrunkParams:
         """The parameters as :func:`saml_kernels.multi_branch` takes them."""
@@ -152,7 +167,7 @@ class MultiBranchMLP(nn.Module):
         return describe(
             self,
             "num_scenarios local_dim global_dim hidden_dims aux_dims mutual_layers gate score temperature activation "
-            "stop_gradient foreign_dtype backend",
+            "stop_gradient foreign_dtype backend branch_init",
         )
 
 
