@@ -187,9 +187,13 @@ def expert_outputs(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, activation: str, output_activation: str
 ) -> Tensor:
     """See :func:`saml_kernels.expert_outputs`."""
-    names = [activation] * (len(weights) - 1) + [output_activation]
+    return experts(x, weights, biases, [activation] * (len(weights) - 1) + [output_activation])
+
+
+def experts(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activations: Sequence[str]) -> Tensor:
+    """E_k(x) of all experts, (B, K, d_L), with a name of δ for every layer."""
     streams = x.expand(weights[0].shape[0], -1, -1)
-    for weight, bias, name in zip(weights, biases, names, strict=True):
+    for weight, bias, name in zip(weights, biases, activations, strict=True):
         streams = ACTIVATIONS[name].function(torch.baddbmm(bias.unsqueeze(1), streams, weight))
     return streams.transpose(0, 1)
 
