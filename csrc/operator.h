@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include <iterator>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <tuple>
@@ -29,6 +30,7 @@ std::string schema_field(const std::string& name) {
   constexpr bool is_ints =
       std::is_same_v<Field, std::vector<int64_t>> || std::is_same_v<Field, std::vector<Activation>>;
   if constexpr (std::is_same_v<Field, at::Tensor>) return "Tensor " + name;
+  if constexpr (std::is_same_v<Field, std::optional<at::Tensor>>) return "Tensor? " + name;
   if constexpr (std::is_same_v<Field, std::vector<at::Tensor>>) return "Tensor[] " + name;
   if constexpr (is_ints) return "int[] " + name;
   if constexpr (std::is_same_v<Field, Score>) return "int " + name;

@@ -49,6 +49,8 @@ TORCH_LIBRARY(saml_kernels, library) {
   library.def(schema<&trunk_backward_cpu>("trunk_backward").c_str());
   library.def(schema<&mutual_forward_cpu>("mutual_forward").c_str());
   library.def(schema<&mutual_backward_cpu>("mutual_backward").c_str());
+  library.def(schema<&experts_forward_cpu>("experts_forward").c_str());
+  library.def(schema<&experts_backward_cpu>("experts_backward").c_str());
 }
 
 TORCH_LIBRARY_IMPL(saml_kernels, CPU, library) {
@@ -59,6 +61,8 @@ TORCH_LIBRARY_IMPL(saml_kernels, CPU, library) {
   library.impl("trunk_backward", boxed<&trunk_backward_cpu>());
   library.impl("mutual_forward", boxed<&mutual_forward_cpu>());
   library.impl("mutual_backward", boxed<&mutual_backward_cpu>());
+  library.impl("experts_forward", boxed<&experts_forward_cpu>());
+  library.impl("experts_backward", boxed<&experts_backward_cpu>());
 }
 
 PYBIND11_MODULE(_C, module) {

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -36,9 +37,13 @@ struct TrunkSpec {
   double temperature;
   bool own_bfloat16;      // products of own branches and auxiliary layers take bfloat16 factors
   bool foreign_bfloat16;  // products of foreign branches do
+  // (B, d_L), in the caller's order: own is γ sigmoid(Z_t^L) ∘ gated. The last layer's δ is then the identity.
+  std::optional<at::Tensor> gated;
+  double gate_scale;  // γ
 
   SAML_FIELDS(x_local, x_global, permutation, offsets, branch_weights, branch_biases, aux_weights, aux_biases,
-              gate_weights, gate_biases, mutual_layers, activations, score, temperature, own_bfloat16, foreign_bfloat16)
+              gate_weights, gate_biases, mutual_layers, activations, score, temperature, own_bfloat16, foreign_bfloat16,
+              gated, gate_scale)
 };
 
 struct TrunkForwardArguments {
@@ -78,6 +83,7 @@ struct TrunkBackwardArguments {
 struct TrunkBackwardResults {
   at::Tensor x_local;
   at::Tensor x_global;
+  at::Tensor gated;  // empty where nothing is gated
   Tensors branch_weights;
   Tensors branch_biases;
   Tensors aux_weights;
@@ -85,7 +91,7 @@ struct TrunkBackwardResults {
   Tensors gate_weights;
   Tensors gate_biases;
 
-  SAML_FIELDS(x_local, x_global, branch_weights, branch_biases, aux_weights, aux_biases, gate_weights, gate_biases)
+  SAML_FIELDS(x_local, x_global, gated, branch_weights, branch_biases, aux_weights, aux_biases, gate_weights, gate_biases)
 };
 
 // The mutual unit alone, on streams (B, M, d) with rows sorted by scenario.
@@ -129,9 +135,55 @@ struct MutualBackwardResults {
   SAML_FIELDS(streams, gate_weight, gate_bias)
 };
 
+// K experts, each an MLP on every row. Tensors are float or double and contiguous.
+struct ExpertsSpec {
+  at::Tensor x;                         // (B, d_0)
+  Tensors weights;                      // (K, d_{l-1}, d_l), one a layer
+  Tensors biases;                       // (K, d_l)
+  std::vector<Activation> activations;  // one a layer
+  bool bfloat16;                        // products take bfloat16 factors
+
+  SAML_FIELDS(x, weights, biases, activations, bfloat16)
+};
+
+struct ExpertsForwardArguments {
+  ExpertsSpec experts;
+  bool save;  // for backward
+
+  SAML_FIELDS(experts, save)
+};
+
+struct ExpertsForwardResults {
+  at::Tensor out;  // (B, K, d_L)
+  Tensors saved;   // for backward, in its order
+
+  SAML_FIELDS(out, saved)
+};
+
+struct ExpertsBackwardArguments {
+  at::Tensor gradient;  // of out
+  at::Tensor out;
+  Tensors saved;
+  ExpertsSpec experts;
+  bool need_input;
+
+  SAML_FIELDS(gradient, out, saved, experts, need_input)
+};
+
+// Gradients; that of the input is empty where it is not needed.
+struct ExpertsBackwardResults {
+  at::Tensor x;
+  Tensors weights;
+  Tensors biases;
+
+  SAML_FIELDS(x, weights, biases)
+};
+
 TrunkForwardResults trunk_forward_cpu(const TrunkForwardArguments& arguments);
 TrunkBackwardResults trunk_backward_cpu(const TrunkBackwardArguments& arguments);
 MutualForwardResults mutual_forward_cpu(const MutualSpec& unit);
 MutualBackwardResults mutual_backward_cpu(const MutualBackwardArguments& arguments);
+ExpertsForwardResults experts_forward_cpu(const ExpertsForwardArguments& arguments);
+ExpertsBackwardResults experts_backward_cpu(const ExpertsBackwardArguments& arguments);
 
 }  // namespace saml_kernels

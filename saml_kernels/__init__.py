@@ -2,7 +2,7 @@
 
 from saml_kernels import layers
 from saml_kernels.backends import BackendUnavailable, available_backends
-from saml_kernels.functional import branch_scores, grouped_mlp, multi_branch, mutual_unit
+from saml_kernels.functional import branch_scores, expert_outputs, grouped_mlp, multi_branch, mutual_unit
 from saml_kernels.fusion import DomainIndicatorAdapter, FusedTowers, fuse
 from saml_kernels.grouping import group_by_scenario
 from saml_kernels.types import Grouping, TrunkOutput, TrunkParams
@@ -18,6 +18,7 @@ __all__ = [
     "TrunkParams",
     "available_backends",
     "branch_scores",
+    "expert_outputs",
     "fuse",
     "group_by_scenario",
     "grouped_mlp",

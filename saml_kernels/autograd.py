@@ -1,9 +1,10 @@
-"""Operations over a fused trunk: one autograd.Function, whichever engine computes forward and backward.
+"""Operations over a fused trunk, and experts: an autograd.Function each, whichever engine computes forward and backward.
 
 An engine computes forward and backward as two plain functions and says what backward needs; a call costs a few
 microseconds less than through torch.library.custom_op. What is saved: per layer the own stream V_t and the auxiliary
 stream A (their arguments too where δ's derivative needs them); per mutual layer M_t, the gate, the own rows of α and,
-unless they are recomputed, the streams of all branches.
+unless they are recomputed, the streams of all branches; of a gate sigmoid(z_L) in V_t's place. Of experts V_k of every
+layer and expert.
 """
 
 from abc import ABC, abstractmethod
@@ -49,22 +50,31 @@ class Plan:
     """Keywords of the reference's function, for a second derivative."""
     all_branches: bool = False
     """Own is (B, M, d_L), the last layer of every branch, of which the foreign ones are constants."""
+    gate_scale: float | None = None
+    """γ of a trunk that gates: own is γ sigmoid(z_L) ∘ gated, and the last δ is the identity."""
     schedule: str | None = None
     """How the Triton engine launches the forward; None: it chooses."""
 
 
 class FusedBackend(ABC):
-    """A backend that computes forward and backward by itself, behind one autograd.Function.
+    """A backend that computes forward and backward by itself, behind an autograd.Function.
 
-    A subclass computes the trunk and the mutual unit in four functions. Their tensors are the caller's, contiguous, in
-    his order of rows and his dtype.
+    A subclass computes the trunk, the mutual unit and the experts in two functions each. Their tensors are the caller's,
+    contiguous, in his order of rows and his dtype.
     """
 
     name: str
 
     @abstractmethod
     def trunk_forward(
-        self, x_local: Tensor, x_global: Tensor, scenario: Tensor, lists: ParameterLists, plan: Plan, save: bool
+        self,
+        x_local: Tensor,
+        x_global: Tensor,
+        gated: Tensor | None,
+        scenario: Tensor,
+        lists: ParameterLists,
+        plan: Plan,
+        save: bool,
     ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
         """own, aux, the own rows of α of every mutual layer, and with ``save`` what backward needs."""
 
@@ -75,14 +85,15 @@ class FusedBackend(ABC):
         grad_aux: Tensor,
         x_local: Tensor,
         x_global: Tensor,
+        gated: Tensor | None,
         scenario: Tensor,
         lists: ParameterLists,
         saved: dict[str, Tensor],
         plan: Plan,
         need_local: bool,
         need_global: bool,
-    ) -> tuple[Tensor, Tensor, *tuple[list[Tensor], ...]]:
-        """Gradients of x_local and x_global (anything where not needed), then of the six lists."""
+    ) -> tuple[Tensor, Tensor, Tensor, *tuple[list[Tensor], ...]]:
+        """Gradients of x_local, x_global and gated (anything where there is none or none is needed), then of the lists."""
 
     @abstractmethod
     def mutual_forward(
@@ -103,6 +114,26 @@ class FusedBackend(ABC):
         temperature: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of v, the gate's weight and its bias."""
+
+    @abstractmethod
+    def experts_forward(
+        self, x: Tensor, weights: list[Tensor], biases: list[Tensor], activations: tuple[str, ...], save: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """E_k(x) (B, K, d_L), and with ``save`` what backward needs besides; activations by their names."""
+
+    @abstractmethod
+    def experts_backward(
+        self,
+        gradient: Tensor,
+        out: Tensor,
+        x: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        saved: dict[str, Tensor],
+        activations: tuple[str, ...],
+        need_input: bool,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Gradients of x (anything where not needed), the weights and the biases; ``out`` is the forward's."""
 
     def multi_branch(
         self,
@@ -141,7 +172,7 @@ class FusedBackend(ABC):
         )
         gates = [params.gate_weights[layer] for layer in mutual], [params.gate_biases[layer] for layer in mutual]
         lists = (params.branch_weights, params.branch_biases, params.aux_weights, params.aux_biases, *gates)
-        own, aux, *alphas = _run(self, x_local, x_global, scenario, plan, lists)
+        own, aux, *alphas = _run(self, x_local, x_global, None, scenario, plan, lists)
         scores: list[Tensor | None] = [None] * len(params.branch_weights)
         for layer, alpha in zip(mutual, alphas, strict=True):
             scores[layer] = alpha
@@ -156,6 +187,8 @@ class FusedBackend(ABC):
         *,
         activation: str,
         output_activation: str,
+        gated: Tensor | None,
+        gate_scale: float,
     ) -> Tensor:
         """See :func:`saml_kernels.grouped_mlp`; the trunk without auxiliary network and mutual unit."""
         names = [activation] * (len(weights) - 1) + [output_activation]
@@ -167,8 +200,9 @@ class FusedBackend(ABC):
             foreign_dtype=None,
             recompute=False,
             reference_options={"activation": activation, "output_activation": output_activation},
+            gate_scale=None if gated is None else gate_scale,
         )
-        own, _ = _run(self, x, x.new_empty(x.shape[0], 0), scenario, plan, (weights, biases, (), (), (), ()))
+        own, _ = _run(self, x, x.new_empty(x.shape[0], 0), gated, scenario, plan, (weights, biases, (), (), (), ()))
         return own
 
     def branch_scores(
@@ -198,8 +232,24 @@ class FusedBackend(ABC):
             },
             all_branches=True,
         )
-        scores, _ = _run(self, x, x.new_empty(x.shape[0], 0), scenario, plan, (weights, biases, (), (), (), ()))
+        scores, _ = _run(self, x, x.new_empty(x.shape[0], 0), None, scenario, plan, (weights, biases, (), (), (), ()))
         return scores
+
+    def expert_outputs(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        *,
+        activation: str,
+        output_activation: str,
+    ) -> Tensor:
+        """See :func:`saml_kernels.expert_outputs`."""
+        activations = (*[activation] * (len(weights) - 1), output_activation)
+        inputs = (x, *weights, *biases)
+        save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        out: Tensor = _Experts.apply(self, activations, save, *inputs)
+        return out
 
     def mutual_unit(
         self,
@@ -222,6 +272,7 @@ def _run(
     backend: FusedBackend,
     x_local: Tensor,
     x_global: Tensor,
+    gated: Tensor | None,
     scenario: Tensor,
     plan: Plan,
     lists: Sequence[Sequence[Tensor | None]],
@@ -230,9 +281,9 @@ def _run(
     lengths = [len(entries) for entries in lists]
     flat = [entry for entries in lists for entry in entries]
     # Inside an autograd.Function needs_input_grad does not tell whether gradients are switched off.
-    inputs = (x_local, x_global, *flat)
+    inputs = (x_local, x_global, gated, *flat)
     save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    outputs: tuple[Tensor, ...] = _Trunk.apply(backend, x_local, x_global, scenario, plan, lengths, save, *flat)
+    outputs: tuple[Tensor, ...] = _Trunk.apply(backend, x_local, x_global, gated, scenario, plan, lengths, save, *flat)
     return outputs
 
 
@@ -243,6 +294,7 @@ class _Trunk(torch.autograd.Function):
         backend: FusedBackend,
         x_local: Tensor,
         x_global: Tensor,
+        gated: Tensor | None,
         scenario: Tensor,
         plan: Plan,
         lengths: list[int],
@@ -250,31 +302,40 @@ class _Trunk(torch.autograd.Function):
         *flat: Tensor,
     ) -> tuple[Tensor, ...]:
         own, aux, alphas, saved = backend.trunk_forward(
-            x_local.contiguous(), x_global.contiguous(), scenario, _split(flat, lengths), plan, save
+            x_local.contiguous(),
+            x_global.contiguous(),
+            None if gated is None else gated.contiguous(),
+            scenario,
+            _split(flat, lengths),
+            plan,
+            save,
         )
         ctx.mark_non_differentiable(*alphas)
         if save:
             ctx.backend, ctx.plan, ctx.lengths, ctx.saved_names = backend, plan, lengths, tuple(saved)
-            ctx.save_for_backward(x_local, x_global, scenario, *flat, *saved.values())
+            ctx.save_for_backward(x_local, x_global, gated, scenario, *flat, *saved.values())
         return own, aux, *alphas
 
     @staticmethod
     def backward(ctx: Any, grad_own: Tensor, grad_aux: Tensor, *grad_scores: Tensor) -> tuple[Tensor | None, ...]:
-        x_local, x_global, scenario, *rest = ctx.saved_tensors
+        x_local, x_global, gated, scenario, *rest = ctx.saved_tensors
         num_params = sum(ctx.lengths)
         flat, saved = rest[:num_params], dict(zip(ctx.saved_names, rest[num_params:], strict=True))
-        _, needs_local, needs_global, _, _, _, _, *needs_params = ctx.needs_input_grad
+        _, needs_local, needs_global, needs_gated, _, _, _, _, *needs_params = ctx.needs_input_grad
         if torch.is_grad_enabled():
             # create_graph: the gradient itself must be differentiable, which the reference's is.
-            local, glob, *params = aliases = _aliases((x_local, x_global, *flat))
-            outputs = _reference_outputs(ctx.plan, local, glob, scenario, params, ctx.lengths)
+            nothing = x_local.new_empty(0)
+            inputs = (x_local, x_global, nothing if gated is None else gated, *flat)
+            local, glob, scaled, *params = aliases = _aliases(inputs)
+            outputs = _reference_outputs(ctx.plan, local, glob, scaled, scenario, params, ctx.lengths)
             gradients = _differentiable_gradients(outputs, [grad_own, grad_aux], aliases)
         else:
-            local_gradient, global_gradient, *lists = ctx.backend.trunk_backward(
+            local_gradient, global_gradient, gated_gradient, *lists = ctx.backend.trunk_backward(
                 grad_own.contiguous(),
                 grad_aux.contiguous(),
                 x_local.contiguous(),
                 x_global.contiguous(),
+                None if gated is None else gated.contiguous(),
                 scenario,
                 _split(flat, ctx.lengths),
                 saved,
@@ -282,13 +343,12 @@ class _Trunk(torch.autograd.Function):
                 needs_local,
                 needs_global,
             )
-            gradients = [local_gradient, global_gradient, *(entry for entries in lists for entry in entries)]
-        inputs, needs = (x_local, x_global, *flat), (needs_local, needs_global, *needs_params)
-        local_gradient, global_gradient, *param_gradients = (
-            gradient.to(tensor.dtype) if need else None
-            for gradient, tensor, need in zip(gradients, inputs, needs, strict=True)
+            gradients = [local_gradient, global_gradient, gated_gradient, *(entry for each in lists for entry in each)]
+        needs = (needs_local, needs_global, needs_gated, *needs_params)
+        local_gradient, global_gradient, gated_gradient, *param_gradients = (
+            gradient.to(x_local.dtype) if need else None for gradient, need in zip(gradients, needs, strict=True)
         )
-        return None, local_gradient, global_gradient, None, None, None, None, *param_gradients
+        return None, local_gradient, global_gradient, gated_gradient, None, None, None, None, *param_gradients
 
 
 class _MutualUnit(torch.autograd.Function):
@@ -334,6 +394,45 @@ class _MutualUnit(torch.autograd.Function):
         return None, grad_v, None, grad_weight, grad_bias, None
 
 
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, backend: FusedBackend, activations: tuple[str, ...], save: bool, x: Tensor, *flat: Tensor
+    ) -> Tensor:
+        weights, biases = _halves([tensor.contiguous() for tensor in flat])
+        out, saved = backend.experts_forward(x.contiguous(), weights, biases, activations, save)
+        if save:
+            ctx.backend, ctx.activations, ctx.saved_names = backend, activations, tuple(saved)
+            ctx.save_for_backward(out, x, *flat, *saved.values())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        out, x, *rest = ctx.saved_tensors
+        num_params = 2 * len(ctx.activations)
+        flat, saved = rest[:num_params], dict(zip(ctx.saved_names, rest[num_params:], strict=True))
+        _, _, _, needs_input, *needs_params = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            alias, *parameters = aliases = _aliases((x, *flat))
+            outputs = [reference.experts(alias, *_halves(parameters), ctx.activations)]
+            gradients = _differentiable_gradients(outputs, [gradient], aliases)
+        else:
+            weights, biases = _halves([tensor.contiguous() for tensor in flat])
+            x_gradient, *lists = ctx.backend.experts_backward(
+                gradient.contiguous(), out, x.contiguous(), weights, biases, saved, ctx.activations, needs_input
+            )
+            gradients = [x_gradient, *(entry for entries in lists for entry in entries)]
+        needs = (needs_input, *needs_params)
+        found = (grad.to(x.dtype) if need else None for grad, need in zip(gradients, needs, strict=True))
+        return None, None, None, *found
+
+
+def _halves(flat: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases again."""
+    layers = len(flat) // 2
+    return list(flat[:layers]), list(flat[layers:])
+
+
 def _split(flat: Sequence[Tensor], lengths: Sequence[int]) -> ParameterLists:
     """The six parameter lists again."""
     entries = iter(flat)
@@ -341,7 +440,13 @@ def _split(flat: Sequence[Tensor], lengths: Sequence[int]) -> ParameterLists:
 
 
 def _reference_outputs(
-    plan: Plan, x_local: Tensor, x_global: Tensor, scenario: Tensor, flat: Sequence[Tensor], lengths: Sequence[int]
+    plan: Plan,
+    x_local: Tensor,
+    x_global: Tensor,
+    gated: Tensor,
+    scenario: Tensor,
+    flat: Sequence[Tensor],
+    lengths: Sequence[int],
 ) -> list[Tensor]:
     """own and, with an auxiliary network, aux, computed by the reference."""
     entries = iter(flat)
@@ -351,7 +456,9 @@ def _reference_outputs(
     if plan.all_branches:
         return [reference.branch_scores(x_local, scenario, branch_weights, branch_biases, **plan.reference_options)]
     if not aux_weights:
-        return [reference.grouped_mlp(x_local, scenario, branch_weights, branch_biases, **plan.reference_options)]
+        gate = {} if plan.gate_scale is None else {"gated": gated, "gate_scale": plan.gate_scale}
+        options = plan.reference_options | gate
+        return [reference.grouped_mlp(x_local, scenario, branch_weights, branch_biases, **options)]
     gates: list[list[Tensor | None]] = [[None] * len(branch_weights) for _ in range(2)]
     for index, layer in enumerate(plan.mutual_layers):
         gates[0][layer], gates[1][layer] = gate_weights[index], gate_biases[index]

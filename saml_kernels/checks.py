@@ -76,7 +76,7 @@ def check_scenario(scenario: Tensor, batch: int | None = None) -> None:
     check_shape("scenario", scenario, ("B" if batch is None else batch,))
 
 
-def check_same_kind(tensors: Mapping[str, Tensor | None], scenario: Tensor) -> None:
+def check_same_kind(tensors: Mapping[str, Tensor | None], scenario: Tensor | None = None) -> None:
     """All floating tensors share one supported dtype, and everything one device."""
     checked: list[tuple[str, Tensor]] = []
     for name, tensor in tensors.items():
@@ -90,7 +90,8 @@ def check_same_kind(tensors: Mapping[str, Tensor | None], scenario: Tensor) -> N
     for name, tensor in others:
         if tensor.dtype != first.dtype:
             raise TypeError(f"{first_name} is {first.dtype} but {name} is {tensor.dtype}: one dtype is needed")
-    for name, tensor in [*others, ("scenario", scenario)]:
+    placed = others if scenario is None else [*others, ("scenario", scenario)]
+    for name, tensor in placed:
         if tensor.device != first.device:
             raise ValueError(
                 f"{first_name} is on {first.device} but {name} is on {tensor.device}: one device is needed"
@@ -164,12 +165,42 @@ def check_gate(names: tuple[str, str], weight: Tensor, bias: Tensor, num_scenari
 
 
 def check_towers(
-    x: Tensor, scenario: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, per_branch: bool = False
+    x: Tensor,
+    scenario: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    per_branch: bool = False,
+    gated: Tensor | None = None,
 ) -> None:
     """Types, dtypes, devices and shapes of everything :func:`saml_kernels.grouped_mlp` reads.
 
     ``per_branch``: x may also be (B, M, d_0), as :func:`saml_kernels.branch_scores` takes it.
     """
+    tensors = _layer_tensors(x, weights, biases) | ({} if gated is None else {"gated": gated})
+    check_scenario(scenario)
+    check_same_kind(tensors, scenario)
+    num_scenarios = _check_first_layer(weights[0], "M", "scenario")
+    if per_branch and x.dim() == 3:
+        check_shape("x", x, ("B", num_scenarios, "d_0"), f" with M = {num_scenarios} towers")
+    else:
+        check_shape("x", x, ("B", "d_0"), " or (B, M, d_0)" if per_branch else "")
+    check_shape("scenario", scenario, (x.shape[0],), f" as x has B = {x.shape[0]} rows")
+    width = _check_layers(x.shape[-1], weights, biases)
+    if gated is not None:
+        check_shape("gated", gated, (x.shape[0], width), " as the result of the last layer")
+
+
+def check_experts(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    """Types, dtypes, devices and shapes of everything :func:`saml_kernels.expert_outputs` reads."""
+    check_same_kind(_layer_tensors(x, weights, biases))
+    _check_first_layer(weights[0], "K", "expert")
+    check_shape("x", x, ("B", "d_0"))
+    _check_layers(x.shape[1], weights, biases)
+
+
+def _layer_tensors(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> dict[str, Tensor]:
+    """x and the layers' parameters by their names in messages; ValueError unless they are as many."""
     if len(weights) == 0 or len(weights) != len(biases):
         raise ValueError(
             f"weights and biases must hold the same number of layers, at least 1, got {len(weights)} and {len(biases)}"
@@ -177,20 +208,23 @@ def check_towers(
     tensors = {"x": x}
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         tensors |= {f"weights[{layer}]": weight, f"biases[{layer}]": bias}
-    check_scenario(scenario)
-    check_same_kind(tensors, scenario)
-    check_shape("weights[0]", weights[0], ("M", "d_0", "d_1"))
-    num_scenarios = weights[0].shape[0]
-    if num_scenarios == 0:
-        raise ValueError("weights[0] must hold at least one scenario, got 0")
-    if per_branch and x.dim() == 3:
-        check_shape("x", x, ("B", num_scenarios, "d_0"), f" with M = {num_scenarios} towers")
-    else:
-        check_shape("x", x, ("B", "d_0"), " or (B, M, d_0)" if per_branch else "")
-    width = x.shape[-1]
-    check_shape("scenario", scenario, (x.shape[0],), f" as x has B = {x.shape[0]} rows")
+    return tensors
+
+
+def _check_first_layer(weight: Tensor, letter: str, noun: str) -> int:
+    """How many networks there are."""
+    check_shape("weights[0]", weight, (letter, "d_0", "d_1"))
+    if weight.shape[0] == 0:
+        raise ValueError(f"weights[0] must hold at least one {noun}, got 0")
+    return weight.shape[0]
+
+
+def _check_layers(width: int, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> int:
+    """Layers of stacked networks that read ``width`` columns; the width of the last one."""
+    networks = weights[0].shape[0]
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         why = f" for an input of width {width}"
-        check_shape(f"weights[{layer}]", weight, (num_scenarios, width, f"d_{layer + 1}"), why)
+        check_shape(f"weights[{layer}]", weight, (networks, width, f"d_{layer + 1}"), why)
         width = weight.shape[2]
-        check_shape(f"biases[{layer}]", bias, (num_scenarios, width))
+        check_shape(f"biases[{layer}]", bias, (networks, width))
+    return width

@@ -86,6 +86,7 @@ def _trunk_backward(call: Any) -> tuple[Tensor | list[Tensor], ...]:
     return (
         torch.empty_like(call.x_local) if call.need_local else call.x_local.new_empty(0),
         torch.empty_like(call.x_global) if call.need_global else call.x_global.new_empty(0),
+        call.x_local.new_empty(0) if call.gated is None else torch.empty_like(call.gated),
         *([torch.empty_like(entry) for entry in entries] for entries in lists),
     )
 
@@ -100,3 +101,20 @@ def _mutual_forward(call: Any) -> tuple[Tensor, ...]:
 @_fake("mutual_backward")
 def _mutual_backward(call: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(call.streams), torch.empty_like(call.gate_weight), torch.empty_like(call.gate_bias)
+
+
+@_fake("experts_forward")
+def _experts_forward(call: Any) -> tuple[Tensor, list[Tensor]]:
+    rows, experts = call.x.shape[0], call.weights[0].shape[0]
+    saved: list[Tensor] = []
+    for layer, weight in enumerate(call.weights):
+        # In the order of saved_of_experts in csrc/cpu/trunk.h.
+        wanted = layer < len(call.weights) - 1, _NEEDS_PREACT[call.activations[layer]]
+        saved += [call.x.new_empty(experts * rows, weight.shape[2]) for each in wanted if call.save and each]
+    return call.x.new_empty(rows, experts, call.weights[-1].shape[2]), saved
+
+
+@_fake("experts_backward")
+def _experts_backward(call: Any) -> tuple[Tensor | list[Tensor], ...]:
+    lists = ([torch.empty_like(entry) for entry in entries] for entries in (call.weights, call.biases))
+    return torch.empty_like(call.x) if call.need_input else call.x.new_empty(0), *lists

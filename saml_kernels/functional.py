@@ -111,9 +111,13 @@ def grouped_mlp(
     *,
     activation: str = "relu",
     output_activation: str | None = None,
+    gated: Tensor | None = None,
+    gate_scale: float = 2.0,
     backend: str = "auto",
 ) -> Tensor:
     """An MLP per scenario, each row through the one of its scenario: the trunk without mutual unit and auxiliary.
+
+    With ``gated`` the MLP is a gate, PEPNet's Gate NU (KDD 2023, arXiv 2302.01115): γ sigmoid(z_L) ∘ gated.
 
     Args:
         x: (B, d_0), float32, float64, bfloat16 or float16, as the weights.
@@ -122,27 +126,46 @@ def grouped_mlp(
         biases: per layer (M, d_l).
         activation: δ after every layer.
         output_activation: δ after the last layer; None: the same. "identity" gives logits.
+        gated: None, or (B, d_L), what the gate scales, of the type of ``x``; ``output_activation`` is then None or
+            "identity", as the sigmoid stands in its place.
+        gate_scale: γ > 0 of the gate.
         backend: "auto", "reference", "cpp" or "triton".
 
     Returns:
         (B, d_L).
 
     Raises:
-        TypeError, ValueError, BackendUnavailable: as :func:`multi_branch`.
+        TypeError, ValueError, BackendUnavailable: as :func:`multi_branch`; ValueError for an ``output_activation``
+            under a gate.
     """
+    if gated is not None:
+        checks.check_positive("gate_scale", gate_scale)
+        if output_activation not in (None, "identity"):
+            raise ValueError(
+                f"output_activation must be None or 'identity' with gated, which takes a sigmoid, got "
+                f"{output_activation!r}"
+            )
+        output_activation = "identity"
     output_activation = activation if output_activation is None else output_activation
     checks.check_choice("activation", activation, ACTIVATIONS)
     checks.check_choice("output_activation", output_activation, ACTIVATIONS)
     checks.check_choice("backend", backend, ("auto", *BACKENDS))
     device_type = _device_type(x)
     if _autocast(device_type):
-        x = _cast(x, device_type)
+        x, gated = _cast(x, device_type), _cast(gated, device_type)
         weights, biases = ([_cast(entry, device_type) for entry in entries] for entries in (weights, biases))
-    checks.check_towers(x, scenario, weights, biases)
-    chosen = choose_backend(backend, "grouped_mlp", x)
+    checks.check_towers(x, scenario, weights, biases, gated=gated)
+    chosen = choose_backend(backend, "grouped_mlp", x, gated=gated is not None)
     with torch.autocast(device_type, enabled=False):
         return chosen.grouped_mlp(
-            x, scenario, weights, biases, activation=activation, output_activation=output_activation
+            x,
+            scenario,
+            weights,
+            biases,
+            activation=activation,
+            output_activation=output_activation,
+            gated=gated,
+            gate_scale=float(gate_scale),
         )
 
 
@@ -198,6 +221,47 @@ def branch_scores(
             output_activation=output_activation,
             foreign_dtype=foreign_dtype,
         )
+
+
+def expert_outputs(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    activation: str = "relu",
+    output_activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Every expert's MLP on every row, E_k(x_n) for all k; every row trains every expert.
+
+    What a mixture of experts weighs: MMoE (KDD 2018), PLE (RecSys 2020).
+
+    Args:
+        x: (B, d_0), float32, float64, bfloat16 or float16, as the weights.
+        weights: per layer (K, d_{l-1}, d_l).
+        biases: per layer (K, d_l).
+        activation: δ after every layer.
+        output_activation: δ after the last layer; None: the same. "identity" gives logits.
+        backend: "auto", "reference", "cpp" or "triton".
+
+    Returns:
+        (B, K, d_L).
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as :func:`multi_branch`.
+    """
+    output_activation = activation if output_activation is None else output_activation
+    checks.check_choice("activation", activation, ACTIVATIONS)
+    checks.check_choice("output_activation", output_activation, ACTIVATIONS)
+    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    device_type = _device_type(x)
+    if _autocast(device_type):
+        x = _cast(x, device_type)
+        weights, biases = ([_cast(entry, device_type) for entry in entries] for entries in (weights, biases))
+    checks.check_experts(x, weights, biases)
+    chosen = choose_backend(backend, "expert_outputs", x)
+    with torch.autocast(device_type, enabled=False):
+        return chosen.expert_outputs(x, weights, biases, activation=activation, output_activation=output_activation)
 
 
 @overload

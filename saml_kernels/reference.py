@@ -139,15 +139,18 @@ def grouped_mlp(
     *,
     activation: str,
     output_activation: str,
+    gated: Tensor | None = None,
+    gate_scale: float = 2.0,
 ) -> Tensor:
-    """See :func:`saml_kernels.grouped_mlp`."""
+    """See :func:`saml_kernels.grouped_mlp`: δ(z_L), or with ``gated`` γ sigmoid(z_L) ∘ gated."""
     grouping = group_by_scenario(scenario, weights[0].shape[0])
     sizes = group_sizes(grouping)
     names = [activation] * (len(weights) - 1) + [output_activation]
     x = x[grouping.permutation]
     for weight, bias, name in zip(weights, biases, names, strict=True):
         x = ACTIVATIONS[name].function(grouped_linear(x, weight, bias, sizes))
-    return x[grouping.inverse]
+    x = x[grouping.inverse]
+    return x if gated is None else gate_scale * torch.sigmoid(x) * gated
 
 
 def branch_scores(
@@ -178,6 +181,21 @@ def branch_scores(
         own = delta(grouped_linear(own, weight, bias, sizes))
         streams = delta(foreign_linear(streams, weight.detach(), bias.detach(), foreign_dtype))
     return streams.index_put((t, n), own).transpose(0, 1)[grouping.inverse]
+
+
+def expert_outputs(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, activation: str, output_activation: str
+) -> Tensor:
+    """See :func:`saml_kernels.expert_outputs`."""
+    return experts(x, weights, biases, [activation] * (len(weights) - 1) + [output_activation])
+
+
+def experts(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activations: Sequence[str]) -> Tensor:
+    """E_k(x) of all experts, (B, K, d_L), with a name of δ for every layer."""
+    streams = x.expand(weights[0].shape[0], -1, -1)
+    for weight, bias, name in zip(weights, biases, activations, strict=True):
+        streams = ACTIVATIONS[name].function(torch.baddbmm(bias.unsqueeze(1), streams, weight))
+    return streams.transpose(0, 1)
 
 
 def mutual_unit(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import saml_kernels
-from saml_kernels.layers import STARMLP, MixtureOfExperts, MultiBranchMLP, PartitionedNorm, ScoreMixture
+from saml_kernels.layers import STARMLP, GateUnit, MixtureOfExperts, MultiBranchMLP, PartitionedNorm, ScoreMixture
 
 TOLERANCE = 1e-12
 EPSILON = 1e-8
@@ -387,21 +387,23 @@ def test_hmoe():
     M, B = 4, 9
     layer = ScoreMixture(M, 5, (6,), activation="tanh", backend="reference", dtype=torch.float64)
     x, scenario, dlogit = normal(B, 5).requires_grad_(), torch.randint(0, M, (B,)), normal(B)
-    networks = layer.networks
-    params = [*networks.weights, *networks.biases, layer.gate.weight, layer.gate.bias]
+    networks, (W_w,), (b_w,) = layer.networks, layer.weight_networks.weights, layer.weight_networks.biases
+    params = [*networks.weights, *networks.biases, W_w, b_w]
     expected = torch.autograd.grad(layer(x, scenario), (x, *params), dlogit)
 
     rows, x = torch.arange(B), x.detach()
     weights, biases = [w.detach() for w in networks.weights], [b.detach() for b in networks.biases]
     S = sigmoid_of(layer.logits(x, scenario).detach())
-    W = torch.softmax(x @ layer.gate.weight.detach().T + layer.gate.bias.detach(), 1)
+    W_w, b_w = W_w.detach(), b_w.detach()
+    W = torch.softmax(torch.einsum("bd,bdj->bj", x, W_w[scenario]) + b_w[scenario], 1)
     H = (W * S).sum(1)
     dH = dlogit / (H * (1 - H))
     S_t, W_t = S[rows, scenario], W[rows, scenario]
     ds_t = dH * W_t * S_t * (1 - S_t)
     dv = dH.unsqueeze(1) * W * (S - H.unsqueeze(1))
     dx, dW, db = grouped_backward(ds_t.unsqueeze(1), x, scenario, weights, biases, ["tanh", "identity"])
-    found = [dx + dv @ layer.gate.weight.detach(), *dW, *db, dv.T @ x, dv.sum(0)]
+    dx_w, dW_w, db_w = grouped_backward(dv, x, scenario, [W_w], [b_w], ["identity"])
+    found = [dx + dx_w, *dW, *db, *dW_w, *db_w]
     assert_equal(dict(enumerate(found)), dict(enumerate(expected)))
 
 
@@ -419,6 +421,16 @@ def test_experts_under_a_gate():
     dv = G * (q - (G * q).sum(1, keepdim=True))
     dE = G.T.unsqueeze(2) * dout
     assert_equal({"dE": dE, "dv": dv}, {"dE": dE_expected, "dv": dv_expected})
+
+
+def test_gate_unit():
+    unit = GateUnit(4, 3, 5, dtype=torch.float64)
+    prior, x, dout = normal(6, 4), normal(6, 5).requires_grad_(), normal(6, 5)
+    (U, U2), (u, u2) = unit.network.weights, unit.network.biases
+    dx_expected, du2_expected = torch.autograd.grad(unit(prior, x), (x, u2), dout)
+    σ, x = sigmoid_of(torch.relu(prior @ U[0] + u[0]) @ U2[0] + u2[0]).detach(), x.detach()
+    dz = 2 * σ * (1 - σ) * x * dout
+    assert_equal({"dx": 2 * σ * dout, "du'": dz.sum(0)}, {"dx": dx_expected, "du'": du2_expected[0]})
 
 
 def test_heads_and_losses():

@@ -105,7 +105,7 @@ class Launched:
 def operands(stage: Stage) -> tuple[Rows, ...]:
     """Every operand of a stage whose rows may be in the caller's order."""
     factors = [getattr(getattr(stage, name, None), "rows", None) for name in ("first", "second")]
-    others = [getattr(stage, name, None) for name in ("first", "second", "out", "saved", "addend")]
+    others = [getattr(stage, name, None) for name in ("first", "second", "out", "saved", "addend", "gated")]
     return tuple(each for each in (*factors, *others) if isinstance(each, Rows))
 
 
@@ -153,8 +153,8 @@ def _epilogue_bytes(stage: Layer | InputGradient) -> float:
     """Bytes read and written for each number of the result. Own rows besides are one in M of a layer of all."""
     if isinstance(stage, Layer):
         own = 1.0 if stage.own or stage.every_row_is_own else 1.0 / stage.num_scenarios
-        return ITEMSIZE * (1 + own * (stage.saved.present + stage.preact.present))
-    read = ITEMSIZE * (stage.saved.present + stage.preact.present)
+        return ITEMSIZE * (1 + stage.gated.present + own * (stage.saved.present + stage.preact.present))
+    read = ITEMSIZE * (stage.saved.present + stage.preact.present + stage.gated.present + stage.d_gated.present)
     added = (SINGLE if stage.addend_float32 else ITEMSIZE) * stage.addend.present
     return read + added + (SINGLE if stage.out_float32 else ITEMSIZE)
 

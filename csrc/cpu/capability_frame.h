@@ -57,6 +57,7 @@ namespace {
 #include "kernels/mutual.h"
 #include "kernels/trunk_forward.h"
 #include "kernels/trunk_backward.h"
+#include "kernels/experts.h"
 #include "kernels/weight_gradient.h"
 // clang-format on
 
@@ -77,6 +78,10 @@ constexpr TrunkKernels<scalar_t> kTrunkKernels = {
     .backward_tile = &backward_tile<scalar_t>,
     .mutual_forward_tile = &mutual_forward_tile<scalar_t>,
     .mutual_backward_tile = &mutual_backward_tile<scalar_t>,
+    .experts_forward_scratch = &experts_forward_scratch<scalar_t>,
+    .experts_forward_tile = &experts_forward_tile<scalar_t>,
+    .experts_backward_scratch = &experts_backward_scratch<scalar_t>,
+    .experts_backward_tile = &experts_backward_tile<scalar_t>,
     .gradient_scratch = &gradient_scratch<scalar_t>,
     .gradient_item = &gradient_item<scalar_t>,
 };

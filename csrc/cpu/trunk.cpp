@@ -118,15 +118,20 @@ struct Problem {
 
 // What every trunk has, once its layers are described.
 template <typename scalar_t>
-void describe_batch(Problem<scalar_t>& problem, const at::Tensor& permutation, const at::Tensor& offsets) {
+void describe_batch(Problem<scalar_t>& problem, int64_t rows, const int64_t* offsets, int64_t num_scenarios) {
   Trunk<scalar_t>& trunk = problem.trunk;
-  trunk.rows = permutation.size(0);
-  trunk.num_scenarios = offsets.size(0) - 1;
+  trunk.rows = rows;
+  trunk.num_scenarios = num_scenarios;
   trunk.num_layers = static_cast<int64_t>(problem.layers.size());
   trunk.tile_rows = tile_rows(trunk.rows, kernels<scalar_t>().row_multiple);
-  trunk.permutation = permutation.numel() == 0 ? nullptr : permutation.const_data_ptr<int64_t>();
-  trunk.offsets = offsets.const_data_ptr<int64_t>();
+  trunk.offsets = offsets;
   trunk.layers = problem.layers.data();
+}
+
+template <typename scalar_t>
+void describe_batch(Problem<scalar_t>& problem, const at::Tensor& permutation, const at::Tensor& offsets) {
+  describe_batch(problem, permutation.size(0), offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1);
+  problem.trunk.permutation = permutation.numel() == 0 ? nullptr : permutation.const_data_ptr<int64_t>();
 }
 
 template <typename scalar_t>
@@ -163,6 +168,10 @@ Problem<scalar_t> describe(const TrunkSpec& spec) {
   trunk.foreign_bfloat16 = spec.foreign_bfloat16;
   trunk.x_local = matrix<scalar_t>(spec.x_local);
   trunk.x_global = matrix<scalar_t>(spec.x_global);
+  trunk.gate_scale = static_cast<scalar_t>(spec.gate_scale);
+  if (spec.gated.has_value()) {
+    trunk.gated = matrix<scalar_t>(*spec.gated);
+  }
   return problem;
 }
 
@@ -183,6 +192,32 @@ Problem<scalar_t> describe(const MutualSpec& unit) {
   trunk.per_branch_input = true;
   trunk.own_bfloat16 = trunk.foreign_bfloat16 = unit.bfloat16;
   trunk.x_local = matrix<scalar_t>(unit.streams);
+  return problem;
+}
+
+// Experts as a trunk whose branches all run and all train.
+template <typename scalar_t>
+Problem<scalar_t> describe(const ExpertsSpec& spec, std::vector<int64_t>& offsets) {
+  Problem<scalar_t> problem;
+  Trunk<scalar_t>& trunk = problem.trunk;
+  problem.layers.resize(spec.weights.size());
+  int64_t in_width = spec.x.size(1);
+  for (size_t l = 0; l < problem.layers.size(); ++l) {
+    Layer<scalar_t>& layer = problem.layers[l];
+    layer.in_width = in_width;
+    layer.width = in_width = spec.weights[l].size(2);
+    layer.activation = spec.activations[l];
+    layer.branch = weights_of<scalar_t>(spec.weights[l], spec.biases[l], layer.in_width);
+  }
+  const int64_t experts = spec.weights[0].size(0), rows = spec.x.size(0);
+  for (int64_t k = 0; k <= experts; ++k) {
+    offsets.push_back(k * rows);
+  }
+  describe_batch(problem, rows, offsets.data(), experts);
+  trunk.num_shared = trunk.num_layers;
+  trunk.all_branches = trunk.experts = true;
+  trunk.own_bfloat16 = trunk.foreign_bfloat16 = spec.bfloat16;
+  trunk.x_local = matrix<scalar_t>(spec.x);
   return problem;
 }
 
@@ -288,11 +323,13 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
   TrunkBackwardResults result;
   result.x_local = at::empty({0}, options);
   result.x_global = at::empty({0}, options);
+  result.gated = spec.gated.has_value() ? at::empty(spec.gated->sizes(), options) : at::empty({0}, options);
   BackwardPass<scalar_t> pass{.trunk = trunk,
                               .saved = saved.data(),
                               .gradients = gradients.data(),
                               .grad_own = matrix<scalar_t>(arguments.grad_own),
-                              .grad_aux = matrix<scalar_t>(arguments.grad_aux)};
+                              .grad_aux = matrix<scalar_t>(arguments.grad_aux),
+                              .grad_gated = mutable_matrix<scalar_t>(result.gated)};
   if (arguments.need_local) {
     // Foreign views of a per-branch input receive nothing.
     result.x_local =
@@ -378,11 +415,83 @@ MutualBackwardResults mutual_backward(const MutualBackwardArguments& arguments) 
   return result;
 }
 
+template <typename scalar_t>
+ExpertsForwardResults experts_forward(const ExpertsForwardArguments& arguments) {
+  std::vector<int64_t> offsets;
+  Problem<scalar_t> problem = describe<scalar_t>(arguments.experts, offsets);
+  const Trunk<scalar_t>& trunk = problem.trunk;
+  const auto options = arguments.experts.x.options();
+  ExpertsForwardResults result{at::empty({trunk.rows, trunk.num_scenarios, problem.layers.back().width}, options), {}};
+  std::vector<Saved<scalar_t>> saved(problem.layers.size());
+  for (size_t l = 0; l < problem.layers.size(); ++l) {
+    for (const auto& matrix : saved_of_experts(saved[l], problem.layers[l], l + 1 == problem.layers.size())) {
+      if (arguments.save && matrix.wanted) {
+        result.saved.push_back(at::empty({offsets.back(), matrix.width}, options));
+        *matrix.view = mutable_matrix<scalar_t>(result.saved.back());
+      }
+    }
+  }
+  const ForwardPass<scalar_t> pass{.trunk = trunk, .saved = saved.data(), .own = mutable_matrix<scalar_t>(result.out)};
+  const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
+  lay_out_weights(problem, kernel, {.forward = true, .dgrad = false});
+  for_each_item(trunk.num_tiles(), kernel.experts_forward_scratch(trunk),
+                [&](int64_t tile, void* scratch) { kernel.experts_forward_tile(pass, tile, scratch); });
+  return result;
+}
+
+template <typename scalar_t>
+ExpertsBackwardResults experts_backward(const ExpertsBackwardArguments& arguments) {
+  const ExpertsSpec& spec = arguments.experts;
+  std::vector<int64_t> offsets;
+  Problem<scalar_t> problem = describe<scalar_t>(spec, offsets);
+  const Trunk<scalar_t>& trunk = problem.trunk;
+  const auto options = spec.x.options();
+  Tensors preact_gradients;
+  std::vector<Saved<const scalar_t>> saved(problem.layers.size());
+  std::vector<LayerGradients<scalar_t>> gradients(problem.layers.size());
+  size_t next = 0;
+  for (size_t l = 0; l < problem.layers.size(); ++l) {
+    for (const auto& read : saved_of_experts(saved[l], problem.layers[l], l + 1 == problem.layers.size())) {
+      if (read.wanted) {
+        *read.view = matrix<scalar_t>(arguments.saved[next++]);
+      }
+    }
+    preact_gradients.push_back(at::empty({offsets.back(), problem.layers[l].width}, options));
+    gradients[l].dz = mutable_matrix<scalar_t>(preact_gradients.back());
+  }
+  saved.back().own = matrix<scalar_t>(arguments.out);
+  ExpertsBackwardResults result{at::empty({0}, options), {}, {}};
+  BackwardPass<scalar_t> pass{.trunk = trunk,
+                              .saved = saved.data(),
+                              .gradients = gradients.data(),
+                              .grad_own = matrix<scalar_t>(arguments.gradient)};
+  if (arguments.need_input) {
+    result.x = at::empty(spec.x.sizes(), options);
+    pass.grad_x_local = mutable_matrix<scalar_t>(result.x);
+  }
+  const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
+  if (kernel.layouts.transposed) {
+    lay_out_weights(problem, kernel, {.forward = false, .dgrad = true});
+  }
+  for_each_item(trunk.num_tiles(), kernel.experts_backward_scratch(trunk),
+                [&](int64_t tile, void* scratch) { kernel.experts_backward_tile(pass, tile, scratch); });
+  problem.panels.clear();
+  for (size_t l = 0; l < problem.layers.size(); ++l) {
+    gradients[l].branch = gradient_of<scalar_t>(spec.weights[l], spec.biases[l], result.weights, result.biases);
+  }
+  run_gradient_items(pass, kernel, false);
+  return result;
+}
+
 }  // namespace
 
 TrunkForwardResults trunk_forward_cpu(const TrunkForwardArguments& arguments) {
   TORCH_CHECK_VALUE(!arguments.all_branches || arguments.trunk.mutual_layers.empty(),
                     "all_branches excludes mutual layers");
+  const TrunkSpec& trunk = arguments.trunk;
+  TORCH_CHECK_VALUE(!trunk.gated.has_value() || (!arguments.all_branches && trunk.mutual_layers.empty() &&
+                                                 trunk.activations.back() == Activation::kIdentity),
+                    "gated needs an identity after the last layer and excludes all_branches and mutual layers");
   return arguments.trunk.x_local.scalar_type() == at::kDouble ? trunk_forward<double>(arguments)
                                                               : trunk_forward<float>(arguments);
 }
@@ -399,6 +508,16 @@ MutualForwardResults mutual_forward_cpu(const MutualSpec& unit) {
 MutualBackwardResults mutual_backward_cpu(const MutualBackwardArguments& arguments) {
   return arguments.unit.streams.scalar_type() == at::kDouble ? mutual_backward<double>(arguments)
                                                              : mutual_backward<float>(arguments);
+}
+
+ExpertsForwardResults experts_forward_cpu(const ExpertsForwardArguments& arguments) {
+  return arguments.experts.x.scalar_type() == at::kDouble ? experts_forward<double>(arguments)
+                                                          : experts_forward<float>(arguments);
+}
+
+ExpertsBackwardResults experts_backward_cpu(const ExpertsBackwardArguments& arguments) {
+  return arguments.experts.x.scalar_type() == at::kDouble ? experts_backward<double>(arguments)
+                                                          : experts_backward<float>(arguments);
 }
 
 }  // namespace saml_kernels

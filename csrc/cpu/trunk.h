@@ -54,7 +54,7 @@ struct Layer : LayerShape {
 // What forward saves of a layer for backward, which reads it as const. Rows sorted; without data where it is not saved.
 template <typename element_t>
 struct Saved {
-  MatrixView<element_t> own = {};         // V_t before the mutual unit (B, d_l)
+  MatrixView<element_t> own = {};         // V_t before the mutual unit (B, d_l); of a last layer that gates sigmoid(Z_t)
   MatrixView<element_t> own_preact = {};  // Z_t, its pre-activation (B, d_l)
   MatrixView<element_t> mutual = {};      // M_t (B, d_l)
   MatrixView<element_t> aux = {};         // A (B, a_l)
@@ -87,6 +87,12 @@ std::array<SavedMatrix<element_t>, 7> saved_matrices(Saved<element_t>& saved, co
            {&saved.aux_preact, auxiliary && preact, 0, layer.aux_width},
            {&saved.streams, mutual && !recompute, num_scenarios, layer.width},
            {&saved.gate, mutual, 0, layer.gate_width}}};
+}
+
+// The same of a layer of experts.
+template <typename element_t>
+std::array<SavedMatrix<element_t>, 2> saved_of_experts(Saved<element_t>& saved, const LayerShape& layer, bool last) {
+  return {{{&saved.own, !last, 0, layer.width}, {&saved.own_preact, needs_preact(layer.activation), 0, layer.width}}};
 }
 
 template <typename scalar_t>
@@ -122,11 +128,16 @@ struct Trunk {
   bool all_branches = false;
   bool own_bfloat16 = false;      // products of own branches and auxiliary layers take bfloat16 factors
   bool foreign_bfloat16 = false;  // products of foreign branches do
+  // Branches are experts: every row trains all of them, and no row has an own one. What is saved of a layer and dz are
+  // then (K B, d_l), expert by expert, but the last layer's V, the result (B, K d_L); rows stand in the caller's order.
+  bool experts = false;
 
-  const int64_t* permutation = nullptr;     // (B,)
-  const int64_t* offsets = nullptr;         // (M + 1,)
+  const int64_t* permutation = nullptr;     // (B,); null for experts
+  const int64_t* offsets = nullptr;         // (M + 1,); for experts where the rows of each begin among the K B
   MatrixView<const scalar_t> x_local = {};  // (B, D_l) or (B, M D_l), rows sorted; of the mutual unit alone its streams
   MatrixView<const scalar_t> x_global = {};  // (B, D_g), rows sorted
+  MatrixView<const scalar_t> gated = {};     // (B, d_L), the caller's order; without data where nothing is gated
+  scalar_t gate_scale = 0;                   // γ
   const Layer<scalar_t>* layers = nullptr;
 
   int64_t num_tiles() const { return (rows + tile_rows - 1) / tile_rows; }
@@ -151,6 +162,7 @@ struct BackwardPass {
   MatrixView<const scalar_t> grad_aux = {};
   MatrixView<scalar_t> grad_x_local = {};  // without data if not needed
   MatrixView<scalar_t> grad_x_global = {};
+  MatrixView<scalar_t> grad_gated = {};  // with data where something is gated
 };
 
 // A slice of the weight gradients that one thread computes: no two items write the same place.
@@ -196,6 +208,11 @@ struct TrunkKernels {
   // The mutual unit alone: a trunk of one layer without products, whose streams are x_local.
   void (*mutual_forward_tile)(const ForwardPass<scalar_t>&, int64_t tile, void* scratch);
   void (*mutual_backward_tile)(const BackwardPass<scalar_t>&, int64_t tile, void* scratch);
+  // Experts, each tile through all of them.
+  int64_t (*experts_forward_scratch)(const Trunk<scalar_t>&);
+  void (*experts_forward_tile)(const ForwardPass<scalar_t>&, int64_t tile, void* scratch);
+  int64_t (*experts_backward_scratch)(const Trunk<scalar_t>&);
+  void (*experts_backward_tile)(const BackwardPass<scalar_t>&, int64_t tile, void* scratch);
   int64_t (*gradient_scratch)();
   void (*gradient_item)(const BackwardPass<scalar_t>&, const GradientItem& item, void* scratch);
 };

@@ -24,7 +24,8 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
   // A use is a product with that many rows. Each scenario's own rows follow each other and find its weights in cache;
   // laying all of them out writes to memory first what is read back hardly more often.
   constexpr int64_t kRowsOfUse = 32, kUses = 3, kOwnUses = 12;
-  const int64_t all_rows = trunk.rows / kRowsOfUse, own_rows = all_rows / trunk.num_scenarios;
+  const int64_t all_rows = trunk.rows / kRowsOfUse;
+  const int64_t own_rows = trunk.experts ? all_rows : all_rows / trunk.num_scenarios;
   const Layouts& has = kernel.layouts;
   std::vector<PanelItem<scalar_t>> items;
   // `own` uses of a matrix in the own precision, `foreign` ones in the foreign.
@@ -32,7 +33,7 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
     const int64_t floats = (trunk.own_bfloat16 ? 0 : own) + (trunk.foreign_bfloat16 ? 0 : foreign);
     const int64_t rounded = own + foreign - floats;
     const bool in_parts = has.float_parts && (own + foreign >= kUses || trunk.own_bfloat16);
-    const int64_t enough = foreign == 0 && weights.matrices > 1 ? kOwnUses : kUses;
+    const int64_t enough = foreign == 0 && weights.matrices > 1 && !trunk.experts ? kOwnUses : kUses;
     bool any = false;
     const auto layout = [&](auto*& panels, auto size, bool wanted) {
       if (wanted) {

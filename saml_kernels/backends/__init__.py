@@ -28,8 +28,8 @@ class BackendUnavailable(RuntimeError):
 def available_backends(operation: Operation = "multi_branch") -> dict[str, str | None]:
     """For every backend None if it can run ``operation`` on this machine, else the reason why it cannot.
 
-    ``operation`` is one of "multi_branch", "grouped_mlp", "branch_scores", "mutual_unit", "group_by_scenario". Raises
-    ValueError for any other.
+    ``operation`` is one of "multi_branch", "grouped_mlp", "branch_scores", "expert_outputs", "mutual_unit",
+    "group_by_scenario". Raises ValueError for any other.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, got {operation!r}")

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from saml_kernels.types import Grouping, TrunkOutput, TrunkParams
 
-Operation = Literal["multi_branch", "grouped_mlp", "branch_scores", "mutual_unit", "group_by_scenario"]
+Operation = Literal[
+    "multi_branch", "grouped_mlp", "branch_scores", "expert_outputs", "mutual_unit", "group_by_scenario"
+]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 
@@ -50,6 +52,8 @@ class Backend(Protocol):
         *,
         activation: str,
         output_activation: str,
+        gated: Tensor | None,
+        gate_scale: float,
     ) -> Tensor:
         """See :func:`saml_kernels.grouped_mlp`."""
 
@@ -65,6 +69,17 @@ class Backend(Protocol):
         foreign_dtype: torch.dtype | None,
     ) -> Tensor:
         """See :func:`saml_kernels.branch_scores`."""
+
+    def expert_outputs(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        *,
+        activation: str,
+        output_activation: str,
+    ) -> Tensor:
+        """See :func:`saml_kernels.expert_outputs`."""
 
     def mutual_unit(
         self,

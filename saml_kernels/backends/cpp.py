@@ -44,7 +44,14 @@ class CppBackend(FusedBackend):
         return Grouping(*torch.ops.saml_kernels.group_by_scenario(scenario, num_scenarios))
 
     def trunk_forward(
-        self, x_local: Tensor, x_global: Tensor, scenario: Tensor, lists: ParameterLists, plan: Plan, save: bool
+        self,
+        x_local: Tensor,
+        x_global: Tensor,
+        gated: Tensor | None,
+        scenario: Tensor,
+        lists: ParameterLists,
+        plan: Plan,
+        save: bool,
     ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
         """The operator trunk_forward on sorted rows."""
         permutation, inverse, offsets = self.group_by_scenario(scenario, lists.branch_weights[0].shape[0])
@@ -55,7 +62,7 @@ class CppBackend(FusedBackend):
             permutation,
             offsets,
             *_in(dtype, lists),
-            *_arguments(plan, x_local.dtype),
+            *_arguments(plan, x_local.dtype, gated, dtype),
             save,
             plan.recompute,
             plan.all_branches,
@@ -72,6 +79,7 @@ class CppBackend(FusedBackend):
         grad_aux: Tensor,
         x_local: Tensor,
         x_global: Tensor,
+        gated: Tensor | None,
         scenario: Tensor,
         lists: ParameterLists,
         saved: dict[str, Tensor],
@@ -90,7 +98,7 @@ class CppBackend(FusedBackend):
             _numbered("saved", saved),
             *(saved[name] for name in ("x_local", "x_global", "permutation", "offsets")),
             *_in(dtype, lists),
-            *_arguments(plan, x_local.dtype),
+            *_arguments(plan, x_local.dtype, gated, dtype),
             plan.recompute,
             need_local,
             need_global,
@@ -138,6 +146,42 @@ class CppBackend(FusedBackend):
         )
         return gradients
 
+    def experts_forward(
+        self, x: Tensor, weights: list[Tensor], biases: list[Tensor], activations: tuple[str, ...], save: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The operator experts_forward."""
+        out, saved = torch.ops.saml_kernels.experts_forward(*_experts(x, weights, biases, activations), save)
+        return out.to(x.dtype), {f"saved{number}": tensor for number, tensor in enumerate(saved)}
+
+    def experts_backward(
+        self,
+        gradient: Tensor,
+        out: Tensor,
+        x: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        saved: dict[str, Tensor],
+        activations: tuple[str, ...],
+        need_input: bool,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The operator experts_backward."""
+        dtype = _computing_dtype(x)
+        gradients: tuple[Tensor, list[Tensor], list[Tensor]] = torch.ops.saml_kernels.experts_backward(
+            gradient.to(dtype),
+            out.to(dtype),
+            _numbered("saved", saved),
+            *_experts(x, weights, biases, activations),
+            need_input,
+        )
+        return gradients
+
+
+def _experts(x: Tensor, weights: list[Tensor], biases: list[Tensor], activations: tuple[str, ...]) -> tuple[Any, ...]:
+    """As both operators take them."""
+    dtype = _computing_dtype(x)
+    layers = ([tensor.to(dtype) for tensor in tensors] for tensors in (weights, biases))
+    return x.to(dtype), *layers, [ACTIVATION_NUMBERS[name] for name in activations], x.dtype == torch.bfloat16
+
 
 def _devices(operation: str) -> frozenset[str]:
     info = extension.build_info()
@@ -159,7 +203,7 @@ def _numbered(name: str, saved: dict[str, Tensor]) -> list[Tensor]:
     return [tensor for key, tensor in saved.items() if key.startswith(name)]
 
 
-def _arguments(plan: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
+def _arguments(plan: Plan, dtype: torch.dtype, gated: Tensor | None, computing: torch.dtype) -> tuple[Any, ...]:
     """As both operators take them, after the parameters."""
     return (
         plan.mutual_layers,
@@ -168,4 +212,6 @@ def _arguments(plan: Plan, dtype: torch.dtype) -> tuple[Any, ...]:
         plan.temperature,
         dtype == torch.bfloat16,
         torch.bfloat16 in (dtype, plan.foreign_dtype),
+        None if gated is None else gated.to(computing),
+        plan.gate_scale or 1.0,
     )

@@ -19,6 +19,7 @@ class ReferenceBackend:
     multi_branch = staticmethod(reference.multi_branch)
     grouped_mlp = staticmethod(reference.grouped_mlp)
     branch_scores = staticmethod(reference.branch_scores)
+    expert_outputs = staticmethod(reference.expert_outputs)
     mutual_unit = staticmethod(reference.mutual_unit)
 
     def supports(self, operation: Operation, tensor: Tensor | None, options: Mapping[str, Any]) -> str | None:

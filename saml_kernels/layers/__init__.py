@@ -5,15 +5,20 @@ Weights and biases start as those of nn.Linear, branch by branch: uniform in ±1
 
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 from saml_kernels.layers.mixture import MixtureOfExperts, ScoreMixture
+from saml_kernels.layers.pepnet import GatedTowers, GateUnit
+from saml_kernels.layers.ple import ProgressiveExperts
 from saml_kernels.layers.saml import MultiBranchMLP, MutualUnit
 from saml_kernels.layers.star import STARMLP, PartitionedNorm
 
 __all__ = [
     "STARMLP",
+    "GateUnit",
+    "GatedTowers",
     "GroupedMLP",
     "MixtureOfExperts",
     "MultiBranchMLP",
     "MutualUnit",
     "PartitionedNorm",
+    "ProgressiveExperts",
     "ScoreMixture",
 ]

@@ -1,7 +1,6 @@
 """What the layers share: the start of weights, checks of options, their description."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.backends import BACKENDS
 
 STARTS = ("independent", "shared")
+"""How the scenarios' parameters start: each drawn on its own, or all as scenario 0's."""
 
 
 def gate_width(gate: str, dim: int) -> int:
@@ -26,11 +26,11 @@ def init_linear(weight: Tensor, bias: Tensor) -> None:
     nn.init.uniform_(bias, -bound, bound)
 
 
-@torch.no_grad()
-def start_alike(of_scenarios: Iterable[Tensor]) -> None:
-    """Every scenario's part of tensors (M, ...) becomes that of scenario 0."""
-    for tensor in of_scenarios:
-        tensor.copy_(tensor[:1].expand_as(tensor).clone())
+def start_alike(*parameters: Tensor) -> None:
+    """Entry 0 of every parameter (M, …) copied into all M."""
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(parameter[:1].clone())
 
 
 def check_widths(name: str, widths: tuple[int, ...]) -> None:
@@ -39,6 +39,15 @@ def check_widths(name: str, widths: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must name at least one layer, got ()")
     for width in widths:
         checks.check_integer(f"every width in {name}", width, 1)
+
+
+def check_ids(scenario: Tensor, num_scenarios: int) -> None:
+    """ValueError for an id out of range, where one would index before a kernel checks it; not read from a GPU."""
+    checks.check_scenario(scenario)
+    # Compiled code checks an index itself, and a branch on data would break its graph.
+    checked = scenario.device.type == "cpu" and not torch.compiler.is_compiling()
+    if checked and bool(((scenario < 0) | (scenario >= num_scenarios)).any()):
+        raise ValueError(f"scenario ids must lie in [0, {num_scenarios}), got {scenario.tolist()}")
 
 
 def check_options(
@@ -50,6 +59,15 @@ def check_options(
     checks.check_positive("temperature", temperature)
     checks.check_choice("gate", gate, checks.GATES)
     checks.check_choice("backend", backend, ("auto", *BACKENDS))
+
+
+def mix(logits: Tensor, *experts: Tensor) -> Tensor:
+    """Σ_e softmax(logits)_e E_e: logits (B, K), experts (B, K_i, d), K in all, which are not copied → (B, d)."""
+    shares = torch.softmax(logits, dim=1).to(experts[0].dtype).split([each.shape[1] for each in experts], dim=1)
+    first, *others = (
+        torch.bmm(share.unsqueeze(1), each).squeeze(1) for share, each in zip(shares, experts, strict=True)
+    )
+    return sum(others, first)
 
 
 def describe(module: nn.Module, names: str) -> str:

@@ -22,7 +22,7 @@ class GroupedMLP(nn.Module):
         activation: after every layer.
         output_activation: after the last layer; None: the same. "identity" gives logits.
         backend, device, dtype: as :class:`MultiBranchMLP`.
-        init: "independent", or "shared": all scenarios start from the same weights.
+        init: "independent", every tower drawn on its own, or "shared", all start as tower 0.
 
     Raises:
         TypeError, ValueError: options and sizes that cannot be used.
@@ -70,7 +70,7 @@ class GroupedMLP(nn.Module):
         for weight, bias in zip(self.weights, self.biases, strict=True):
             init_linear(weight, bias)
         if self.init == "shared":
-            start_alike([*self.weights, *self.biases])
+            start_alike(*self.weights, *self.biases)
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """x (B, d_0), scenario (B,) → (B, d_L)."""
@@ -88,7 +88,7 @@ class GroupedMLP(nn.Module):
         __call__ = forward
 
     def extra_repr(self) -> str:
-        return describe(self, "num_scenarios in_dim hidden_dims activation output_activation backend")
+        return describe(self, "num_scenarios in_dim hidden_dims activation output_activation backend init")
 
     @classmethod
     def from_towers(cls, towers: Iterable[nn.Module], backend: str = "auto") -> "GroupedMLP":

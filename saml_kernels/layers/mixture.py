@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.activations import ACTIVATIONS
-from saml_kernels.layers.common import check_options, check_widths, describe, init_linear
+from saml_kernels.layers.common import check_options, check_widths, describe, init_linear, mix
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
 class ScoreMixture(nn.Module):
-    """HMoE's label space: H_t(x) = W_t(x) S_t(x) + Σ_{j≠t} W_j(x) sg(S_j(x)).
+    """HMoE's label space: H_t(x) = W_tt(x) S_t(x) + Σ_{j≠t} W_tj(x) sg(S_j(x)).
 
-    Every scenario's network predicts every row, S_j(x) = sigmoid(s_j(x)), and one network's softmax W(x) over the
-    scenarios weighs the predictions. A row trains the network of its own scenario, and W. What is mixed are
-    probabilities: a mixture of logits is unbounded, and under the stop-gradient the networks outbid each other.
+    Every scenario's network predicts every row, S_j(x) = sigmoid(s_j(x)), and the softmax W_t(x) over the scenarios, of
+    scenario t's own weight network, weighs the predictions. A row trains the network of its own scenario, and through
+    all scores the weight network of its own scenario. What is mixed are probabilities: a mixture of logits is
+    unbounded, and under the stop-gradient the networks outbid each other.
 
     Args:
         num_scenarios: M.
@@ -27,6 +27,7 @@ class ScoreMixture(nn.Module):
         activation: after every hidden layer.
         foreign_dtype, backend: as :func:`saml_kernels.branch_scores`.
         device, dtype: of the parameters.
+        weight_dim: width of what the weight networks, linear ones, read; None: ``in_dim``.
 
     Raises:
         TypeError, ValueError: options and sizes that cannot be used.
@@ -42,25 +43,45 @@ class ScoreMixture(nn.Module):
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        weight_dim: int | None = None,
     ) -> None:
         super().__init__()
         functional.check_foreign_dtype(foreign_dtype, stop_gradient=True)
+        if weight_dim is not None:
+            checks.check_integer("weight_dim", weight_dim, 1)
+        self.weight_dim = in_dim if weight_dim is None else weight_dim
         self.networks = GroupedMLP(
             num_scenarios, in_dim, (*hidden_dims, 1), activation, "identity", backend, device, dtype
         )
-        self.gate = nn.Linear(in_dim, num_scenarios, device=device, dtype=dtype)
+        self.weight_networks = GroupedMLP(
+            num_scenarios, self.weight_dim, (num_scenarios,), "identity", None, backend, device, dtype
+        )
         self.foreign_dtype = foreign_dtype
         self.backend = backend
 
-    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
-        """x (B, in_dim), scenario (B,) → the logit of H_t(x), log H_t − log(1 − H_t), (B,)."""
-        gate, logits = self.gate(x), self.logits(x, scenario)
+    def forward(self, x: Tensor, scenario: Tensor, weight_input: Tensor | None = None) -> Tensor:
+        """The logit of H_t(x), log H_t − log(1 − H_t), (B,).
+
+        Args:
+            x: (B, in_dim), or (B, M, in_dim), one view per scenario's network.
+            scenario: (B,) int32 or int64 in [0, M).
+            weight_input: (B, weight_dim), what W_t reads; None: x, which then is (B, in_dim).
+
+        Raises:
+            TypeError, ValueError, BackendUnavailable: as :func:`saml_kernels.branch_scores`.
+        """
+        if weight_input is None:
+            if x.dim() == 3:
+                raise ValueError("weight_input must say what the weights read where x holds a view per scenario")
+            weight_input = x
+        checks.check_shape("weight_input", weight_input, (x.shape[0], self.weight_dim))
+        gate, logits = self.weight_networks(weight_input, scenario), self.logits(x, scenario)
         precise = torch.promote_types(logits.dtype, torch.float32)
         weights, logits = F.log_softmax(gate.to(precise), dim=1), logits.to(precise)
-        # 1 − H_t = Σ W_j (1 − S_j), as the weights sum to 1.
+        # 1 − H_t = Σ W_tj (1 − S_j), as the weights sum to 1.
         liked = torch.logsumexp(weights + F.logsigmoid(logits), dim=1)
         disliked = torch.logsumexp(weights + F.logsigmoid(-logits), dim=1)
-        # Near 1/2 the difference cancels; there 2 H_t − 1 = Σ W_j tanh(s_j / 2) =: T, and the logit is 2 artanh T.
+        # Near 1/2 the difference cancels; there 2 H_t − 1 = Σ W_tj tanh(s_j / 2) =: T, and the logit is 2 artanh T.
         tilt = (weights.exp() * torch.tanh(logits / 2)).sum(1)
         near = tilt.abs() < 0.5
         logit = torch.where(near, 2 * torch.atanh(torch.where(near, tilt, 0)), liked - disliked)
@@ -70,7 +91,7 @@ class ScoreMixture(nn.Module):
         __call__ = forward
 
     def logits(self, x: Tensor, scenario: Tensor) -> Tensor:
-        """s_j(x) of all scenarios, (B, M); foreign ones are constants."""
+        """s_j(x) of all scenarios, (B, M), for x as in :meth:`forward`; foreign ones are constants."""
         networks = self.networks
         logits = functional.branch_scores(
             x,
@@ -85,11 +106,13 @@ class ScoreMixture(nn.Module):
         return logits.squeeze(2)
 
     def extra_repr(self) -> str:
-        return describe(self, "foreign_dtype")
+        return describe(self, "weight_dim foreign_dtype")
 
 
 class MixtureOfExperts(nn.Module):
-    """Experts under a softmax gate, Σ_k G_k(x) E_k(x): one gate for all rows, or one for each scenario (MMoE).
+    """Experts under a softmax gate, Σ_k G_k(x) E_k(x): one gate for all rows, or one for each scenario (MMoE, HMoE).
+
+    The experts are :func:`saml_kernels.expert_outputs`: every row runs through all of them and trains them all.
 
     Args:
         num_experts: K.
@@ -97,7 +120,7 @@ class MixtureOfExperts(nn.Module):
         hidden_dims: widths of an expert's layers, each followed by the activation.
         num_scenarios: None: one gate; M: a gate per scenario, and forward takes the scenario.
         activation: of the experts.
-        backend: of the gates per scenario.
+        backend: of the experts and of the gates per scenario.
         device, dtype: of the parameters.
 
     Raises:
@@ -126,6 +149,7 @@ class MixtureOfExperts(nn.Module):
         self.hidden_dims = hidden_dims
         self.num_scenarios = num_scenarios
         self.activation = activation
+        self.backend = backend
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -154,13 +178,47 @@ class MixtureOfExperts(nn.Module):
             wanted = "no scenario: there is one gate" if self.num_scenarios is None else "the scenario of every row"
             raise ValueError(f"forward takes {wanted}")
         logits = self.gate(x) if scenario is None else self.gate(x, scenario)
-        streams = x.expand(self.num_experts, -1, -1)
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            streams = ACTIVATIONS[self.activation].function(torch.baddbmm(bias, streams, weight))
-        return torch.einsum("bk,kbd->bd", torch.softmax(logits, dim=1), streams)
+        return mix(logits, self._outputs(x))
 
     if TYPE_CHECKING:
         __call__ = forward
 
+    def views(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """The mixtures of all scenarios' gates, h_j(x) = Σ_k softmax(G_j x)_k E_k(x), (B, M, d_L).
+
+        A row trains the experts and its own scenario's gate through h_t; h_j, j ≠ t, are constants.
+
+        Args:
+            x: (B, in_dim).
+            scenario: (B,) int32 or int64 in [0, M).
+
+        Raises:
+            ValueError: there is one gate for all rows.
+            TypeError, ValueError, BackendUnavailable: as :func:`saml_kernels.grouped_mlp`.
+        """
+        checks.check_shape("x", x, ("B", self.in_dim))
+        gate = self.gate
+        if not isinstance(gate, GroupedMLP):
+            raise ValueError("views need a gate per scenario, but num_scenarios is None: there is one gate")
+        own_logits, outputs = gate(x, scenario), self._outputs(x)
+        own = mix(own_logits, outputs)
+        with torch.no_grad():
+            logits = functional.expert_outputs(
+                x, list(gate.weights), list(gate.biases), activation="identity", backend=self.backend
+            )
+            views = torch.bmm(torch.softmax(logits, dim=2).to(outputs.dtype), outputs)
+        # In place: the foreign views are constants of no graph, so no copy of all M is needed.
+        return views.index_put_((torch.arange(x.shape[0], device=x.device), scenario.long()), own)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        """(B, K, d_L)."""
+        return functional.expert_outputs(
+            x,
+            list(self.weights),
+            [bias.squeeze(1) for bias in self.biases],
+            activation=self.activation,
+            backend=self.backend,
+        )
+
     def extra_repr(self) -> str:
-        return describe(self, "num_experts in_dim hidden_dims num_scenarios activation")
+        return describe(self, "num_experts in_dim hidden_dims num_scenarios activation backend")

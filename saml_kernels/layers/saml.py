@@ -1,7 +1,6 @@
 """SAML's trunk and the mutual unit alone, as layers."""
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
@@ -34,7 +33,7 @@ class MultiBranchMLP(nn.Module):
         score, temperature, activation, stop_gradient, foreign_dtype, backend, schedule, form: as
             :func:`saml_kernels.multi_branch`.
         device, dtype: of the parameters.
-        branch_init: "independent", or "shared": all branches and their gates start from the same weights.
+        branch_init: "independent", every branch and gate drawn on its own, or "shared", all start as branch 0.
 
     Raises:
         TypeError, ValueError: options and sizes that cannot be used.
@@ -129,13 +128,8 @@ class MultiBranchMLP(nn.Module):
                 if weight is not None and bias is not None:
                     init_linear(weight, bias)
         if self.branch_init == "shared":
-            of_scenarios = (
-                self.branch_weights,
-                self.branch_biases,
-                self.gate_weights.values(),
-                self.gate_biases.values(),
-            )
-            start_alike(chain(*of_scenarios))
+            gates = *self.gate_weights.values(), *self.gate_biases.values()
+            start_alike(*self.branch_weights, *self.branch_biases, *gates)
 
     def params(self) -> TrunkParams:
         """The parameters as :func:`saml_kernels.multi_branch` takes them."""

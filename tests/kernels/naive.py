@@ -212,13 +212,35 @@ def grouped_mlp(
     *,
     activation: str = "relu",
     output_activation: str | None = None,
+    gated: Tensor | None = None,
+    gate_scale: float = 2.0,
 ) -> Tensor:
-    """Each sample through the MLP of its own scenario: (B, d_L)."""
+    """Each sample through the MLP of its own scenario: (B, d_L); a gate where something is ``gated``."""
     names = [activation] * (len(weights) - 1) + [output_activation or activation]
     outputs = []
     for n, own in enumerate(scenario.tolist()):
         row = x[n]
         for W, b, name in zip(weights, biases, names, strict=True):
-            row = ACTIVATIONS[name](row @ W[own] + b[own])
-        outputs.append(row)
+            row = row @ W[own] + b[own]
+            if gated is None or W is not weights[-1]:
+                row = ACTIVATIONS[name](row)
+        outputs.append(row if gated is None else gate_scale * torch.sigmoid(row) * gated[n])
     return torch.stack(outputs)
+
+
+def expert_outputs(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    activation: str = "relu",
+    output_activation: str | None = None,
+) -> Tensor:
+    """Each sample through the MLP of every expert: (B, K, d_L)."""
+    everyone = range(weights[0].shape[0])
+    options = {"activation": activation, "output_activation": output_activation}
+    columns = [
+        grouped_mlp(x, torch.full((len(x),), expert), weights, biases, **options)  # type: ignore[arg-type]
+        for expert in everyone
+    ]
+    return torch.stack(columns, 1)

@@ -5,7 +5,15 @@ import torch
 from layer_batches import D, M, batch
 from problems import assert_close
 
-from saml_kernels.layers import STARMLP, MixtureOfExperts, PartitionedNorm, ScoreMixture
+from saml_kernels.layers import (
+    STARMLP,
+    GatedTowers,
+    GateUnit,
+    MixtureOfExperts,
+    PartitionedNorm,
+    ProgressiveExperts,
+    ScoreMixture,
+)
 
 pytestmark = pytest.mark.cpu
 
@@ -18,6 +26,7 @@ def test_layers_run_under_autocast():
         "star": STARMLP(M, D, (4, 1)),
         "mixture": ScoreMixture(M, D, (4,)),
         "experts": MixtureOfExperts(2, D, (4,), M),
+        "progressive": ProgressiveExperts(M, D, ((4,), (3,), (2,)), 2),
     }
     for name, layer in layers.items():
         expected = layer.eval()(x, scenario).detach()
@@ -25,6 +34,27 @@ def test_layers_run_under_autocast():
             # As a product before the layer would leave it.
             out = layer(x.bfloat16(), scenario)
         assert_close({name: out.float()}, {name: expected}, 0.03)
+
+
+def test_layers_with_two_inputs_run_under_autocast():
+    """What the layer casts, and what its caller did not: x from a product before it, priors and features in float32."""
+    (x, scenario), (other, _) = batch(), batch(1)
+    x, other = x.float(), other.float()
+    bottom, mixture = MixtureOfExperts(2, D, (4,), M), ScoreMixture(M, 4, (4,), weight_dim=D)
+    gate, towers = GateUnit(D, 4, D, M), GatedTowers(M, D, D, (4, 1), 3)
+    functions = {
+        "hmoe": lambda x: mixture(bottom.views(x, scenario), scenario, weight_input=other),
+        "gate": lambda x: gate(other, x, scenario),
+        "gated towers": lambda x: towers(x, other, scenario),
+    }
+    for name, function in functions.items():
+        expected = function(x).detach()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = function(x.bfloat16())
+        assert_close({name: out.float()}, {name: expected}, 0.03)
+        out.float().sum().backward()
+    for layer in (bottom, mixture, gate, towers):
+        assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in layer.parameters())
 
 
 @pytest.mark.parametrize(

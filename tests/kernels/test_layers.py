@@ -398,3 +398,47 @@ def test_double_backward(build):
     step = 1e-6 * direction
     up, down = (penalty(parameters | {name: moved}).item() for moved in (last + step, last - step))
     assert (second * direction).sum().item() == pytest.approx((up - down) / 2e-6, rel=1e-5)
+
+
+# --- scenarios that start alike -------------------------------------------------------------------------------------
+
+ALIKE = {
+    "GroupedMLP": lambda init: GroupedMLP(M, 4, (6, 3), init=init),
+    "MultiBranchMLP": lambda init: MultiBranchMLP(M, 4, 5, (6, 3), mutual_layers=(1, 2), branch_init=init),
+    "MultiBranchMLP scalar": lambda init: MultiBranchMLP(M, 4, 5, (6,), gate="scalar", branch_init=init),
+}
+every_alike = pytest.mark.parametrize("build", ALIKE.values(), ids=ALIKE.keys())
+
+
+@every_alike
+def test_shared_start_is_branch_0s_in_every_branch_and_gate(build):
+    torch.manual_seed(0)
+    independent = build("independent")
+    torch.manual_seed(0)
+    layer = build("shared")
+    first = dict(independent.named_parameters())
+    for name, parameter in layer.named_parameters():
+        expected = first[name] if name.startswith("aux_") else first[name][:1].expand_as(parameter)
+        assert torch.equal(parameter, expected), name
+        assert parameter.is_contiguous()
+
+
+@every_alike
+def test_branches_that_start_alike_part_in_training(build):
+    torch.manual_seed(0)
+    layer = build("shared")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    sum(t.square().sum() for t in outputs(layer(*inputs(layer)))).backward()
+    optimizer.step()
+    for name, parameter in layer.named_parameters():
+        if not name.startswith("aux_"):
+            assert not any(torch.equal(parameter[0], other) for other in parameter[1:]), name
+    layer.reset_parameters()
+    assert all(torch.equal(w[0], w[k]) for w, _ in weights_with_biases(layer) if w.dim() == 3 for k in range(M))
+    assert "init='shared'" in repr(layer)
+
+
+@every_alike
+def test_a_start_that_does_not_exist(build):
+    with pytest.raises(ValueError, match=r"init must be one of .* got 'same'"):
+        build("same")

@@ -23,6 +23,8 @@ NAMES = (
     "trunk_backward",
     "mutual_forward",
     "mutual_backward",
+    "experts_forward",
+    "experts_backward",
 )
 # Not test_autograd_registration nor test_aot_dispatch_*: the operators have no autograd formula, the
 # autograd.Functions of saml_kernels.backends.cpp call them outside the graph.
@@ -63,6 +65,8 @@ def trunk_arguments(case, dtype):
         case.temperature,
         False,
         dtype == torch.float32,
+        None,
+        1.0,
     )
 
 
@@ -117,6 +121,43 @@ def test_trunk(case, dtype, auxiliary, recompute):
     cotangents = torch.randn_like(own), torch.randn_like(aux)
     for needs in ((True, True), (True, False), (False, True), (False, False)):
         opcheck("trunk_backward", *cotangents, scores, kept, *arguments, recompute, *needs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("B", [0, 9])
+def test_trunk_that_gates(B, dtype):
+    case = Case(M=3, B=B, mutual_layers=())
+    *arguments, activations, score, temperature, own, foreign, _, _ = without_auxiliary(
+        case, trunk_arguments(case, dtype)
+    )
+    activations = [*activations[:-1], ACTIVATION_NUMBERS["identity"]]
+    gated = torch.randn(B, case.hidden_dims[-1], dtype=dtype)
+    arguments += [activations, score, temperature, own, foreign, gated, 1.5]
+    opcheck("trunk_forward", *arguments, True, False, False)
+    own, aux, scores, kept = operator("trunk_forward")(*arguments, True, False, False)
+    opcheck("trunk_backward", own, aux, scores, kept, *arguments, False, True, False)
+
+
+def test_a_gate_needs_an_identity_below():
+    case = Case(M=3, mutual_layers=(), activation="relu")
+    *arguments, _, _ = without_auxiliary(case, trunk_arguments(case, torch.float32))
+    with pytest.raises(ValueError, match="gated needs an identity after the last layer"):
+        operator("trunk_forward")(*arguments, torch.zeros(case.B, case.hidden_dims[-1]), 1.0, False, False, False)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("B", [0, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_experts(dtype, B, activation):
+    torch.manual_seed(0)
+    weights = [torch.randn(3, i, o, dtype=dtype) for i, o in ((5, 6), (6, 2))]
+    biases = [torch.randn(3, o, dtype=dtype) for o in (6, 2)]
+    arguments = torch.randn(B, 5, dtype=dtype), weights, biases, [ACTIVATION_NUMBERS[activation]] * 2, False
+    opcheck("experts_forward", *arguments, False)
+    opcheck("experts_forward", *arguments, True)
+    out, kept = operator("experts_forward")(*arguments, True)
+    for need_input in (True, False):
+        opcheck("experts_backward", torch.randn_like(out), out, kept, *arguments, need_input)
 
 
 @pytest.mark.parametrize("gate_width", [1, 5])

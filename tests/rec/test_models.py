@@ -421,7 +421,7 @@ def test_one_scenario(name):
     batch = make_batch(scenario=torch.zeros(B, dtype=torch.int64), dtype=torch.float32)
     model.loss(batch).backward()
     assert model(batch).logit.isfinite().all()
-    gates = {key for key, _ in model.named_parameters() if "gate" in key}
+    gates = {key for key, _ in model.named_parameters() if "gate" in key or "weight_networks" in key}
     assert all(p.grad.any() for key, p in model.named_parameters() if key not in gates)
 
 
@@ -442,9 +442,9 @@ def test_star_is_its_parts():
 
 def test_hmoe_is_its_parts():
     model, batch = build("hmoe"), make_batch()
-    x = model.bottom(model.features(batch)[0])
-    predictions = torch.sigmoid(model.mixture.logits(x, batch["scenario"]))
-    weights = torch.softmax(model.mixture.gate(x), 1)
+    x, scenario = model.features(batch)[0], batch["scenario"]
+    predictions = torch.sigmoid(model.mixture.logits(model.bottom.views(x, scenario), scenario))
+    weights = torch.softmax(model.mixture.weight_networks(x, scenario), 1)
     torch.testing.assert_close(model(batch).logit, torch.logit((weights * predictions).sum(1)))
 
 
@@ -452,7 +452,7 @@ def test_hmoe_is_its_parts():
     ("name", "own_parameters"),
     [
         ("star", ("network.weights", "network.biases", "norm.weight", "norm.bias", "scenario_embedding")),
-        ("hmoe", ("mixture.networks",)),
+        ("hmoe", ("mixture.networks", "mixture.weight_networks", "bottom.gate")),
         ("mmoe", ("towers", "bottom.gate")),
     ],
 )
@@ -490,11 +490,9 @@ def test_parameter_counts(name):
         + M * (mlp_parameters(local + 6, 6) + mlp_parameters(6 + 5, 5) + mlp_parameters(6, 6) + mlp_parameters(6, 1)),
         # M + 1 networks, scales and shifts; the scenarios' embedding; the auxiliary network.
         "star": (M + 1) * (mlp_parameters(x, hidden, 1) + 2 * x) + M * 3 + mlp_parameters(3 + x, 7, 1),
-        # Experts and one gate; a network for each scenario and the weights of the mixture.
+        # Experts; for each scenario a gate, a network, and the weights of its mixture.
         "hmoe": experts * mlp_parameters(x, hidden)
-        + mlp_parameters(x, experts)
-        + M * mlp_parameters(hidden, tower, 1)
-        + mlp_parameters(hidden, M),
+        + M * (mlp_parameters(x, experts) + mlp_parameters(hidden, tower, 1) + mlp_parameters(x, M)),
         "mmoe": experts * mlp_parameters(x, hidden)
         + M * (mlp_parameters(x, experts) + mlp_parameters(hidden, tower, 1)),
         "shared_bottom": mlp_parameters(x, hidden) + M * mlp_parameters(hidden, tower, 1),

@@ -85,6 +85,24 @@ void scatter_own(const Tile<scalar_t>& tile, Matrix<scalar_t> d_own, Matrix<scal
   });
 }
 
+// The cotangent of own through a gate: dgated = γ σ ∘ down into the caller's rows, and dZ_t^L = γ σ(1 − σ) ∘ gated ∘ down.
+template <typename scalar_t>
+void gate_backward(const Tile<scalar_t>& tile, const BackwardPass<scalar_t>& pass, Matrix<scalar_t> dz) {
+  const Trunk<scalar_t>& trunk = pass.trunk;
+  const ConstMatrix<scalar_t> own = tile.of(pass.saved[trunk.num_layers - 1].own);
+  const scalar_t scale = trunk.gate_scale;
+  for (int64_t r = 0; r < tile.rows(); ++r) {
+    const int64_t row = tile.callers_row(r);
+    const scalar_t *sigma = own.row(r), *down = pass.grad_own.row(row), *gated = trunk.gated.row(row);
+    scalar_t *d_gated = pass.grad_gated.row(row), *d_z = dz.row(r);
+    for (int64_t i = 0; i < dz.cols; ++i) {
+      const scalar_t d_scaled = scale * sigma[i] * down[i];
+      d_gated[i] = d_scaled;
+      d_z[i] = d_scaled * gated[i] * (1 - sigma[i]);
+    }
+  }
+}
+
 // For l = L..1. dV_t^L and dA^L are the cotangents, dA^l = 0 for l < L; V_t^{l−1} is what layer l read, M_t^{l−1} after
 // a mutual unit.
 //
@@ -105,7 +123,11 @@ void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* blo
 
   Matrix<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
   Matrix<scalar_t> d_aux = tile.in(scratch.aux[0], pass.grad_aux.cols);
-  tile.gather(pass.grad_own, d_own);
+  if (trunk.gated.data != nullptr) {
+    gate_backward(tile, pass, d_own);
+  } else {
+    tile.gather(pass.grad_own, d_own);
+  }
   tile.gather(pass.grad_aux, d_aux);
 
   int64_t turn = 1;

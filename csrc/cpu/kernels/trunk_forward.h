@@ -2,6 +2,7 @@
 //
 //     A^l   = δ(A^{l−1} Wa^l + ba^l)
 //     V_k^l = δ([V_k^{l−1} ; A^l] W_k^l + b_k^l)        and after a mutual layer M_k^l in its place
+//     own   = V_t^L, or of a gate γ sigmoid(Z_t^L) ∘ gated
 
 template <typename scalar_t>
 struct ForwardScratch {
@@ -101,6 +102,22 @@ class TileLayers {
     return out;
   }
 
+  // γ sigmoid(Z_t^L) ∘ gated into the caller's rows, Z_t^L from own_branch; sigmoid(Z_t^L) stays in its place.
+  void gate(const Saved<scalar_t>& saved, View callers) {
+    const int64_t l = trunk_.num_layers - 1, d = callers.cols;
+    const scalar_t scale = trunk_.gate_scale;
+    const View own = tile_.of(saved.own, scratch_.own[l % 2], d);
+    for (int64_t r = 0; r < own.rows; ++r) {
+      scalar_t* z = own.row(r);
+      scalar_t* out = callers.row(tile_.callers_row(r));
+      const scalar_t* gated = trunk_.gated.row(tile_.callers_row(r));
+      for (int64_t i = 0; i < d; ++i) {
+        z[i] = sigmoid(z[i]);
+        out[i] = scale * z[i] * gated[i];
+      }
+    }
+  }
+
   // M_t^l.
   ConstView mutual_own(int64_t l, ConstView streams, const Saved<scalar_t>& saved) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
@@ -176,7 +193,11 @@ void forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void* block
       }
     }
   }
-  tile.scatter(trunk.all_branches ? streams : own, pass.own);
+  if (trunk.gated.data != nullptr) {
+    layers.gate(pass.saved[trunk.num_layers - 1], pass.own);
+  } else {
+    tile.scatter(trunk.all_branches ? streams : own, pass.own);
+  }
   tile.scatter(aux, pass.aux);
 }
 

@@ -4,6 +4,8 @@
 //     dW_t^l = Σ [V_t^{l−1} ; A^l]ᵀ dZ_t^l     db_t^l = Σ dZ_t^l     rows of scenario t; M_t^{l−1} after a mutual unit
 //     dU_t   = Σ V_tᵀ dz_g                     du_t   = Σ dz_g       rows of scenario t
 //     dWa^l  = Σ (A^{l−1})ᵀ dZa^l              dba^l  = Σ dZa^l      all rows
+//
+// Experts' rows of dZ and of what layers saved stand expert by expert, as if sorted; x is the same for all of them.
 
 // Rows of a weight-gradient product that are packed at a time.
 constexpr int64_t kGradientChunk = 256;
@@ -132,6 +134,9 @@ WeightGradient<scalar_t> weight_gradient(const BackwardPass<scalar_t>& pass, con
       ConstMatrix<scalar_t> left;
       if (before == nullptr) {
         left = trunk.x_local.columns(trunk.per_branch_input ? k * layer.in_width : 0, layer.in_width);
+        if (trunk.experts) {
+          return gradient({left}, of_scenario(gradients.dz), gradients.branch);
+        }
       } else {
         left = before->mutual.data != nullptr ? before->mutual : before->own;
       }

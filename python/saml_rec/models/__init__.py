@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from saml_rec.models.logistic_regression import LogisticRegression
     from saml_rec.models.mlp import MLP, PerScenario, ScenarioMLP
     from saml_rec.models.mmoe import MMoE
+    from saml_rec.models.pepnet import PEPNet
+    from saml_rec.models.ple import PLE
     from saml_rec.models.registry import MODELS
     from saml_rec.models.saml import SAML
     from saml_rec.models.shared_bottom import SharedBottom
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MLP",
     "MODELS",
+    "PLE",
     "SAML",
     "STAR",
     "FittedModel",
@@ -27,6 +30,7 @@ __all__ = [
     "LightGBM",
     "LogisticRegression",
     "MMoE",
+    "PEPNet",
     "PerScenario",
     "ScenarioMLP",
     "ScenarioModel",
@@ -42,6 +46,8 @@ __getattr__ = lazily(
         "MLP": "saml_rec.models.mlp",
         "PerScenario": "saml_rec.models.mlp",
         "ScenarioMLP": "saml_rec.models.mlp",
+        "PEPNet": "saml_rec.models.pepnet",
+        "PLE": "saml_rec.models.ple",
         "MODELS": "saml_rec.models.registry",
         "SAML": "saml_rec.models.saml",
         "STAR": "saml_rec.models.star",

@@ -9,7 +9,16 @@ from torch import nn
 
 from saml_kernels.backends import BackendUnavailable, choose_backend
 from saml_kernels.backends.base import Operation
-from saml_kernels.layers import STARMLP, GroupedMLP, MultiBranchMLP, MutualUnit, ScoreMixture
+from saml_kernels.layers import (
+    STARMLP,
+    GateUnit,
+    GroupedMLP,
+    MixtureOfExperts,
+    MultiBranchMLP,
+    MutualUnit,
+    ProgressiveExperts,
+    ScoreMixture,
+)
 from saml_rec.data.encoding import Encoder
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
@@ -25,6 +34,9 @@ OPERATION_OF_LAYER: dict[type[nn.Module], Operation] = {
     MutualUnit: "mutual_unit",
     STARMLP: "grouped_mlp",
     ScoreMixture: "branch_scores",
+    GateUnit: "grouped_mlp",
+    MixtureOfExperts: "expert_outputs",
+    ProgressiveExperts: "expert_outputs",
 }
 
 

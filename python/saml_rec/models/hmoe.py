@@ -1,7 +1,7 @@
-"""HMoE: experts under a gate, and a mixture of all scenarios' scores in label space (CIKM 2020).
+"""HMoE: experts under a gate for each scenario, and a mixture of all scenarios' scores in label space (CIKM 2020).
 
-x       = Σ_k G_k E_k        experts on the global features
-H_t(x)  = W_t(x) S_t(x) + Σ_{j≠t} W_j(x) sg(S_j(x)),   S_j = sigmoid of scenario j's network
+h_j(x)  = Σ_e softmax(G_j x)_e E_e(x)        experts on the global features x
+H_t(x)  = W_tt(x) S_t(x) + Σ_{j≠t} W_tj(x) sg(S_j(x)),   S_j = sigmoid of scenario j's network on h_j(x)
 loss    = BCE(H_t, y)
 """
 
@@ -33,7 +33,7 @@ class HMoE(ScenarioModel):
         vocabulary_sizes: per sparse and multi-valued feature the rows of its tables.
         num_experts, hidden_dims: experts, of :class:`saml_kernels.layers.MixtureOfExperts`.
         tower_dims: widths of a scenario network's hidden layers.
-        activation, backend: of :class:`saml_kernels.layers.ScoreMixture`.
+        activation, backend: of both.
         local_features, dropout, id_dropout: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
     """
 
@@ -56,9 +56,12 @@ class HMoE(ScenarioModel):
         if not hidden_dims:
             raise InputError("hidden_dims must name at least one layer of the experts, got none")
         super().__init__(schema, num_scenarios, vocabulary_sizes, dropout, id_dropout, local_features)
-        self.bottom = MixtureOfExperts(num_experts, self.input_dim, hidden_dims, activation=activation)
-        self.mixture = ScoreMixture(num_scenarios, hidden_dims[-1], tower_dims, activation, backend=backend)
+        width = self.input_dim
+        self.bottom = MixtureOfExperts(num_experts, width, hidden_dims, num_scenarios, activation, backend)
+        self.mixture = ScoreMixture(
+            num_scenarios, hidden_dims[-1], tower_dims, activation, backend=backend, weight_dim=width
+        )
 
     def forward(self, batch: Batch) -> Logits:
-        x = self.bottom(self.joined_inputs(batch))
-        return Logits(self.mixture(x, batch["scenario"]))
+        x, scenario = self.joined_inputs(batch), batch["scenario"]
+        return Logits(self.mixture(self.bottom.views(x, scenario), scenario, weight_input=x))

@@ -11,6 +11,8 @@ from saml_rec.models.lightgbm import LightGBM, is_installed
 from saml_rec.models.logistic_regression import LogisticRegression
 from saml_rec.models.mlp import MLP, PerScenario, ScenarioMLP
 from saml_rec.models.mmoe import MMoE
+from saml_rec.models.pepnet import PEPNet
+from saml_rec.models.ple import PLE
 from saml_rec.models.saml import SAML
 from saml_rec.models.shared_bottom import SharedBottom
 from saml_rec.models.star import STAR
@@ -20,6 +22,8 @@ MODELS: dict[str, type[ScenarioModel] | type[FittedModel]] = {
     "star": STAR,
     "hmoe": HMoE,
     "mmoe": MMoE,
+    "ple": PLE,
+    "pepnet": PEPNet,
     "shared_bottom": SharedBottom,
     "mlp": MLP,
     "mlp_scenario": ScenarioMLP,

@@ -15,7 +15,7 @@ from saml_kernels.backends.base import Operation
 from saml_kernels.backends.triton import availability
 from saml_kernels.types import Grouping
 
-OPERATIONS = ("multi_branch", "grouped_mlp", "branch_scores", "mutual_unit")
+OPERATIONS = ("multi_branch", "grouped_mlp", "branch_scores", "expert_outputs", "mutual_unit")
 
 
 class TritonBackend(FusedBackend):
@@ -55,11 +55,18 @@ class TritonBackend(FusedBackend):
         raise NotImplementedError("there is no Triton kernel for group_by_scenario")
 
     def trunk_forward(
-        self, x_local: Tensor, x_global: Tensor, scenario: Tensor, lists: ParameterLists, plan: Plan, save: bool
+        self,
+        x_local: Tensor,
+        x_global: Tensor,
+        gated: Tensor | None,
+        scenario: Tensor,
+        lists: ParameterLists,
+        plan: Plan,
+        save: bool,
     ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
         from saml_kernels.backends.triton import engine
 
-        return engine.trunk_forward(x_local, x_global, scenario, lists, plan, save)
+        return engine.trunk_forward(x_local, x_global, gated, scenario, lists, plan, save)
 
     def trunk_backward(
         self,
@@ -67,19 +74,19 @@ class TritonBackend(FusedBackend):
         grad_aux: Tensor,
         x_local: Tensor,
         x_global: Tensor,
+        gated: Tensor | None,
         scenario: Tensor,
         lists: ParameterLists,
         saved: dict[str, Tensor],
         plan: Plan,
         need_local: bool,
         need_global: bool,
-    ) -> tuple[Tensor, Tensor, *tuple[list[Tensor], ...]]:
+    ) -> tuple[Tensor, Tensor, Tensor, *tuple[list[Tensor], ...]]:
         from saml_kernels.backends.triton import engine
 
         gradients = grad_own, grad_aux
-        return engine.trunk_backward(
-            *gradients, x_local, x_global, scenario, lists, saved, plan, need_local, need_global
-        )
+        inputs = x_local, x_global, gated
+        return engine.trunk_backward(*gradients, *inputs, scenario, lists, saved, plan, need_local, need_global)
 
     def mutual_forward(
         self, v: Tensor, scenario: Tensor, gate_weight: Tensor, gate_bias: Tensor, score: str, temperature: float
@@ -102,3 +109,25 @@ class TritonBackend(FusedBackend):
         from saml_kernels.backends.triton import engine
 
         return engine.mutual_backward(gradient, v, scenario, gate_weight, gate_bias, saved, score, temperature)
+
+    def experts_forward(
+        self, x: Tensor, weights: list[Tensor], biases: list[Tensor], activations: tuple[str, ...], save: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        from saml_kernels.backends.triton import engine
+
+        return engine.experts_forward(x, weights, biases, activations, save)
+
+    def experts_backward(
+        self,
+        gradient: Tensor,
+        out: Tensor,
+        x: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        saved: dict[str, Tensor],
+        activations: tuple[str, ...],
+        need_input: bool,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        from saml_kernels.backends.triton import engine
+
+        return engine.experts_backward(gradient, out, x, weights, biases, saved, activations, need_input)

@@ -36,7 +36,13 @@ PARAMETERS = "branch_weight", "branch_bias", "aux_weight", "aux_bias", "gate_wei
 
 
 def trunk_forward(
-    x_local: Tensor, x_global: Tensor, scenario: Tensor, lists: ParameterLists, plan: Plan, save: bool
+    x_local: Tensor,
+    x_global: Tensor,
+    gated: Tensor | None,
+    scenario: Tensor,
+    lists: ParameterLists,
+    plan: Plan,
+    save: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
     """own, aux, the own rows of α of every mutual layer, all in the caller's order, and what backward needs."""
     shape = trunk_shape(x_local, x_global, lists, plan)
@@ -50,6 +56,7 @@ def trunk_forward(
     }
     alphas = _alphas(shape, rows, like)
     tensors = named_inputs(x_local, x_global, lists, plan) | outputs | alphas | quantized_weights(shape, lists, plan)
+    tensors |= {} if gated is None else {"gated": gated}
     # Both kinds of products in one kernel spill registers (docs/gpu-kernels.md).
     schedule = "per_layer" if shape.quantized is not None else plan.schedule or choice.schedule
     saved = _run_by_chunks(
@@ -75,14 +82,15 @@ def trunk_backward(
     grad_aux: Tensor,
     x_local: Tensor,
     x_global: Tensor,
+    gated: Tensor | None,
     scenario: Tensor,
     lists: ParameterLists,
     saved: Mapping[str, Tensor],
     plan: Plan,
     need_local: bool,
     need_global: bool,
-) -> tuple[Tensor, Tensor, *tuple[list[Tensor], ...]]:
-    """Gradients of x_local, x_global (empty where not needed) and of the six parameter lists."""
+) -> tuple[Tensor, Tensor, Tensor, *tuple[list[Tensor], ...]]:
+    """Gradients of x_local, x_global, gated (empty where not needed or absent) and of the six parameter lists."""
     shape = trunk_shape(x_local, x_global, lists, plan)
     rows, like = x_local.shape[0], x_local
     choice = _trunk_choice(shape, rows, x_local)
@@ -90,8 +98,10 @@ def trunk_backward(
     # Foreign views of a per-branch x_local have zero gradient.
     d_local = _gradient_of(x_local, need_local, zero=shape.per_branch)
     d_global = _gradient_of(x_global, need_global, zero=not shape.auxiliary)
+    d_gated = x_local.new_empty(0) if gated is None else torch.empty_like(gated)
     gradients = {"d_local": d_local, "d_global": d_global, "grad_own": grad_own, "grad_aux": grad_aux}
     tensors = named_inputs(x_local, x_global, lists, plan) | dict(saved) | gradients
+    tensors |= {} if gated is None else {"gated": gated, "d_gated": d_gated}
     chain = backward_program(shape, need_local, need_global)
     run = functools.partial(launch.run, temperature=plan.temperature, num_scenarios=shape.num_scenarios, like=like)
     if plan.recompute and any(shape.gates):
@@ -121,7 +131,7 @@ def trunk_backward(
     launch.run_weight_gradients(
         weight_program(shape), choice.weights, tensors, grouping, rows, num_scenarios=shape.num_scenarios, like=like
     )
-    return d_local, d_global, *d_parameters
+    return d_local, d_global, d_gated, *d_parameters
 
 
 def mutual_forward(
@@ -168,6 +178,88 @@ def mutual_backward(
     return d_streams, d_weight, d_bias
 
 
+def experts_forward(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activations: tuple[str, ...], save: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """E_k(x) (B, K, d_L), and what backward needs."""
+    shape = experts_shape(x, weights, activations)
+    rows, choice = shape.num_scenarios * x.shape[0], _experts_choice(shape, x)
+    grouping = _experts_rows(shape, x, choice)
+    out = x.new_empty(x.shape[0], shape.num_scenarios, shape.widths[-1])
+    program = forward_program(shape, save)
+    written = allocate(program, x, rows)
+    tensors = _experts_inputs(x, weights, biases) | {"own_output": out} | written
+    launch.run(
+        program, choice.schedule, choice.forward, tensors, grouping, rows, num_scenarios=shape.num_scenarios, like=x
+    )
+    return out, written | grouping._asdict() if save else {}
+
+
+def experts_backward(
+    gradient: Tensor,
+    out: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    saved: Mapping[str, Tensor],
+    activations: tuple[str, ...],
+    need_input: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Gradients of x (empty where not needed), the weights and the biases; one of x for every expert is added up."""
+    shape = experts_shape(x, weights, activations)
+    k, rows, choice = shape.num_scenarios, shape.num_scenarios * x.shape[0], _experts_choice(shape, x)
+    grouping = _saved_grouping(saved, _num_counters(shape, rows, choice, x.dtype))
+    chain = backward_program(shape, need_input, False)
+    d_x = x.new_empty(x.shape[0], k, x.shape[1] if need_input else 0)
+    tensors = _experts_inputs(x, weights, biases) | dict(saved) | allocate(chain, x, rows)
+    tensors |= {"own_output": out, "grad_own": gradient, "d_local": d_x}
+    launch.run(chain, "persistent", choice.backward, tensors, grouping, rows, num_scenarios=k, like=x)
+    d_weights, d_biases = ([torch.empty_like(parameter) for parameter in layers] for layers in (weights, biases))
+    for name, found in (("weight", d_weights), ("bias", d_biases)):
+        tensors |= {f"d_branch_{name}{layer}": each for layer, each in enumerate(found)}
+    launch.run_weight_gradients(weight_program(shape), choice.weights, tensors, grouping, rows, num_scenarios=k, like=x)
+    return d_x.sum(1), d_weights, d_biases
+
+
+def experts_shape(x: Tensor, weights: Sequence[Tensor], activations: tuple[str, ...]) -> TrunkShape:
+    """Experts as own branches of K times as many rows."""
+    return TrunkShape(
+        num_scenarios=weights[0].shape[0],
+        local_dim=x.shape[1],
+        global_dim=0,
+        per_branch=False,
+        widths=tuple(weight.shape[2] for weight in weights),
+        aux_widths=(),
+        gates=(0,) * len(weights),
+        activations=activations,
+        score="ratio",
+        all_branches=True,
+        experts=True,
+    )
+
+
+def _experts_choice(shape: TrunkShape, x: Tensor) -> Choice:
+    return _trunk_choice(shape, shape.num_scenarios * x.shape[0], x)
+
+
+def _experts_rows(shape: TrunkShape, x: Tensor, choice: Choice) -> Grouped:
+    """Sorted row k B + n is the caller's row n, expert k's own."""
+    rows, k = x.shape[0], shape.num_scenarios
+    counters = _num_counters(shape, k * rows, choice, x.dtype)
+    return Grouped(
+        torch.arange(rows, device=x.device).repeat(k),
+        torch.arange(k + 1, device=x.device) * rows,
+        torch.zeros(counters, dtype=torch.int32, device=x.device),
+    )
+
+
+def _experts_inputs(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> dict[str, Tensor]:
+    tensors = {"x_local": x}
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        tensors |= {f"branch_weight{layer}": weight, f"branch_bias{layer}": bias}
+    return tensors
+
+
 def trunk_shape(x_local: Tensor, x_global: Tensor, lists: ParameterLists, plan: Plan) -> TrunkShape:
     """The shape of a call."""
     branch_weights, _, aux_weights, _, gate_weights, _ = lists
@@ -186,6 +278,7 @@ def trunk_shape(x_local: Tensor, x_global: Tensor, lists: ParameterLists, plan: 
         score=plan.score,
         all_branches=plan.all_branches,
         quantized=None if plan.foreign_dtype == x_local.dtype else plan.foreign_dtype,
+        gate_scale=plan.gate_scale,
     )
 
 

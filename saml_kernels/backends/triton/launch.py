@@ -367,7 +367,9 @@ def _sharing(stage: Stage) -> Any:
         stage.whole_tiles is False,
         bool(stage.first.gathered or stage.second.gathered),
     )
-    return type(stage), dataclasses.replace(stage.tile, column_tiles=None), apart
+    # Beside a gate's epilogue the others' would take registers.
+    gate = isinstance(stage, Layer | InputGradient) and stage.gated.present
+    return type(stage), dataclasses.replace(stage.tile, column_tiles=None), apart, gate
 
 
 def _described(stage: Stage) -> Stage:

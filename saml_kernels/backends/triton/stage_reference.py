@@ -117,7 +117,8 @@ def _layer(stage: Layer, tensors: Tensors, batch: Batch) -> None:
         v = _delta(stage.activation, z)
         everywhere = torch.ones_like(branch, dtype=torch.bool)
         own = everywhere if stage.every_row_is_own else branch == batch.scenario
-        for rows, value, where in ((stage.preact, z, own), (stage.saved, v, own), (stage.out, v, everywhere)):
+        out = v * stage.gate_scale * _rows(stage.gated, tensors, batch, branch) if stage.gated.present else v
+        for rows, value, where in ((stage.preact, z, own), (stage.saved, v, own), (stage.out, out, everywhere)):
             if rows.present:
                 _store(rows, value, tensors, batch, branch, where)
 
@@ -128,6 +129,10 @@ def _input_gradient(stage: InputGradient, tensors: Tensors, batch: Batch) -> Non
     if stage.addend.present:
         dv = dv + _rows(stage.addend, tensors, batch, branch)
     saved = _rows(stage.saved, tensors, batch, branch) if stage.saved.present else dv
+    if stage.gated.present:
+        dv = stage.gate_scale * dv
+        _store(stage.d_gated, dv * saved, tensors, batch, branch, torch.ones_like(branch, dtype=torch.bool))
+        dv = dv * _rows(stage.gated, tensors, batch, branch)
     dz = dv * _derivative(stage, saved, tensors, batch, branch)
     _store(stage.out, dz, tensors, batch, branch, torch.ones_like(branch, dtype=torch.bool))
 
@@ -141,6 +146,7 @@ def _derivative(stage: InputGradient, v: Tensor, tensors: Tensors, batch: Batch,
         return slope
     one = torch.ones_like(v)
     slopes = {"relu": (v > 0) * one, "leaky_relu": torch.where(v > 0, 1.0, 0.01), "tanh": 1 - v * v, "identity": one}
+    slopes["sigmoid"] = v * (1 - v)
     return slopes[stage.activation]
 
 

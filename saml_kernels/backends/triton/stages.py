@@ -188,11 +188,12 @@ class LayerPointers(NamedTuple):
     out: Any
     saved: Any
     preact: Any
+    gated: Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(ProductStage):
-    """out = δ(z), z = bias + [A1 ; A2] W: a layer of a branch or of the auxiliary network, or a gate."""
+    """out = δ(z) or γ δ(z) ∘ gated, z = bias + [A1 ; A2] W: a layer of a branch or of the auxiliary network, or a gate."""
 
     pointers: ClassVar[type] = LayerPointers
 
@@ -201,22 +202,28 @@ class Layer(ProductStage):
     n: int
     bias: str | None = host()
     activation: str
-    """Name of δ; "sigmoid" is the gate's."""
+    """Name of δ; "sigmoid" is a gate's."""
     out: Rows
     saved: Rows = NO_ROWS
     """Where own rows of δ(z) go besides, for backward."""
     preact: Rows = NO_ROWS
     """Where own rows of z go, for backward."""
     every_row_is_own: bool = False
-    """The auxiliary network's: one branch, to which every row belongs."""
+    """The auxiliary network's, of one branch, or a stage's on tiles of one scenario: every row belongs to the branch."""
+    gated: Rows = NO_ROWS
+    """What δ(z) multiplies."""
+    gate_scale: float = 1.0
+    """γ."""
 
     def tensors(self) -> tuple[str | None, ...]:
         # Of a layer's weight both factors meet lines, one after another.
         factors = self.first.rows.tensor, self.first.weight.tensor, self.second.rows.tensor
-        return LayerPointers(*factors, self.bias, self.out.tensor, self.saved.tensor, self.preact.tensor)
+        rows = self.out, self.saved, self.preact, self.gated
+        return LayerPointers(*factors, self.bias, *(each.tensor for each in rows))
 
     def strides(self) -> tuple[int | None, ...]:
-        return (*_strides(self.first, self.second), self.n, *_steps(self.out, self.saved, self.preact))
+        rows = self.out, self.saved, self.preact, self.gated
+        return (*_strides(self.first, self.second), self.n, *_steps(*rows))
 
     @property
     def columns(self) -> int:
@@ -238,11 +245,16 @@ class InputGradientPointers(NamedTuple):
     preact: Any
     out: Any
     out_float32: Any
+    gated: Any
+    d_gated: Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputGradient(ProductStage):
-    """out = (addend + [A1 ; A2] Wᵀ) ∘ δ'(z): dgrad. δ' follows from the saved δ(z), or from the preactivation z."""
+    """out = (addend + [A1 ; A2] Wᵀ) ∘ δ'(z): dgrad. δ' follows from the saved δ(z), or from the preactivation z.
+
+    Of a gate, whose result is γ δ(z) ∘ gated, the sum times γ ∘ gated; and d_gated is the sum times γ δ(z).
+    """
 
     pointers: ClassVar[type] = InputGradientPointers
 
@@ -258,6 +270,10 @@ class InputGradient(ProductStage):
     """z, where δ' needs it."""
     out: Rows
     out_float32: bool = False
+    gated: Rows = NO_ROWS
+    d_gated: Rows = NO_ROWS
+    gate_scale: float = 1.0
+    """γ."""
 
     def tensors(self) -> tuple[str | None, ...]:
         first, second, addend, out = self.first, self.second, self.addend.tensor, self.out.tensor
@@ -265,10 +281,12 @@ class InputGradient(ProductStage):
         written, written_float32 = (None, out) if self.out_float32 else (out, None)
         factors = first.rows.tensor, first.weight.tensor, second.rows.tensor, second.weight.tensor
         read = added, added_float32, self.saved.tensor, self.preact.tensor
-        return InputGradientPointers(*factors, *read, written, written_float32)
+        gate = self.gated.tensor, self.d_gated.tensor
+        return InputGradientPointers(*factors, *read, written, written_float32, *gate)
 
     def strides(self) -> tuple[int | None, ...]:
-        return (*_strides(self.first, self.second), self.n, *_steps(self.out, self.addend, self.saved, self.preact))
+        rows = self.out, self.addend, self.saved, self.preact, self.gated, self.d_gated
+        return (*_strides(self.first, self.second), self.n, *_steps(*rows))
 
     @property
     def columns(self) -> int:

@@ -8,7 +8,7 @@ Tensors: ``x_local``, ``x_global``; ``branch_weight{l}`` and the like; ``streams
 branches run; ``own{l}`` V_t, ``mutual{l}`` M_t, ``mixed{l}`` M of all branches, ``gate{l}`` g_t, ``aux{l}`` A;
 ``own_preact{l}``, ``aux_preact{l}`` what δ was taken of; ``alpha{l}`` own rows of α. Backward: ``dz{l}``, ``dz_aux{l}``
 gradients of δ's preactivations, ``d_gate{l}`` of the sigmoid's, ``d_mutual{l}`` of M_t and ``d_own{l}`` of V_t but for
-the gate's product, both float32.
+the gate's product, both float32. A grouped MLP that gates: ``gated``, ``sigmoid`` of its last layer, ``d_gated``.
 """
 
 import functools
@@ -63,6 +63,10 @@ class TrunkShape:
     """The last layer of every branch is returned, (B, M, d_L)."""
     quantized: torch.dtype | None = None
     """Type of the foreign branches' factors; None: the inputs'."""
+    gate_scale: float | None = None
+    """γ where the result is γ sigmoid(z_L) ∘ gated."""
+    experts: bool = False
+    """Branches are experts on all rows: sorted row k B + n is row n of x, as expert k's own. ``all_branches`` is True."""
 
     @property
     def layers(self) -> int:
@@ -72,7 +76,7 @@ class TrunkShape:
     @property
     def shared_layers(self) -> int:
         """Layers that all branches run for every row."""
-        if self.all_branches:
+        if self.all_branches and not self.experts:
             return self.layers
         return max((layer + 1 for layer, gate in enumerate(self.gates) if gate), default=0)
 
@@ -107,6 +111,8 @@ class TrunkShape:
 
     def own(self, layer: int) -> Rows:
         """V_t of the layer as δ' reads it; the last layer's is the output where no mutual unit follows it."""
+        if layer == self.layers - 1 and self.gate_scale is not None:
+            return Rows.shared("sigmoid", self.widths[layer])
         last = layer == self.layers - 1 and not self.gates[layer]
         if last and self.all_branches:
             return Rows.by_branch("own_output", self.num_scenarios, self.widths[layer], gathered=True)
@@ -188,7 +194,7 @@ def forward_program(shape: TrunkShape, save: bool, again: bool = False) -> Progr
             "preact": stages.rows(f"own_preact{layer}", d) if preact else NO_ROWS,
         }
         if layer >= shape.shared_layers:
-            before = _own_layer(stages, shape, layer, options)
+            before = _own_layer(stages, shape, layer, options, save)
             continue
         output = layer == shape.layers - 1 and shape.all_branches
         out = Rows.by_branch("own_output" if output else f"streams{layer}", shape.num_scenarios, d, gathered=output)
@@ -231,7 +237,7 @@ def _auxiliary_layer(stages: _List, shape: TrunkShape, layer: int, before: str, 
     )
 
 
-def _own_layer(stages: _List, shape: TrunkShape, layer: int, options: dict[str, Any]) -> str:
+def _own_layer(stages: _List, shape: TrunkShape, layer: int, options: dict[str, Any], save: bool) -> str:
     """A layer behind the last mutual unit: only the own branch goes on."""
     rows, k = shape.own_input(layer)
     if 0 < layer <= shape.shared_layers and not shape.gates[layer - 1]:
@@ -239,8 +245,14 @@ def _own_layer(stages: _List, shape: TrunkShape, layer: int, options: dict[str, 
         rows = Rows.by_branch(f"streams{layer - 1}", shape.num_scenarios, k)
     if layer < shape.layers - 1:
         stages.rows(f"own{layer}", shape.widths[layer])
-    first = Factor(rows, shape.weight(layer), k)
-    return stages.add(Layer, f"V{layer}", own=True, first=first, out=shape.own(layer), **options)
+    first, out = Factor(rows, shape.weight(layer), k), shape.own(layer)
+    if layer == shape.layers - 1 and shape.gate_scale is not None:
+        d = shape.widths[layer]
+        saved = stages.rows("sigmoid", d) if save else NO_ROWS
+        options |= {"activation": "sigmoid", "saved": saved, "every_row_is_own": True, "gate_scale": shape.gate_scale}
+        options["gated"] = Rows.shared("gated", d, gathered=True)
+        out = Rows.shared("own_output", d, gathered=True)
+    return stages.add(Layer, f"V{layer}", own=True, first=first, out=out, **options)
 
 
 def _all_branches(
@@ -353,7 +365,7 @@ def backward_program(shape: TrunkShape, need_local: bool, need_global: bool) -> 
             before = _into_own(stages, shape, layer - 1, f"X{layer}", after=(before,), first=down)
         elif need_local and shape.local_dim > 0:
             out = Rows.shared("d_local", shape.local_dim, gathered=True)
-            if shape.per_branch:
+            if shape.per_branch or shape.experts:
                 out = Rows.by_branch("d_local", shape.num_scenarios, shape.local_dim, gathered=True)
             stages.add(InputGradient, "X0", own=True, after=(before,), first=down, n=shape.local_dim, out=out)
     if shape.auxiliary and need_global and shape.global_dim > 0:
@@ -366,7 +378,12 @@ def backward_program(shape: TrunkShape, need_local: bool, need_global: bool) -> 
 
 def _through_activation(shape: TrunkShape, layer: int) -> dict[str, Any]:
     """δ' of an own branch's layer."""
-    preact = Rows.shared(f"own_preact{layer}", shape.widths[layer]) if shape.needs_preact(layer) else NO_ROWS
+    d = shape.widths[layer]
+    if layer == shape.layers - 1 and shape.gate_scale is not None:
+        gated, d_gated = (Rows.shared(name, d, gathered=True) for name in ("gated", "d_gated"))
+        through = {"activation": "sigmoid", "saved": shape.own(layer)}
+        return through | {"gated": gated, "d_gated": d_gated, "gate_scale": shape.gate_scale}
+    preact = Rows.shared(f"own_preact{layer}", d) if shape.needs_preact(layer) else NO_ROWS
     return {"activation": shape.activations[layer], "saved": shape.own(layer), "preact": preact}
 
 

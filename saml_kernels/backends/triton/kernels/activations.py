@@ -83,6 +83,11 @@ def tanh_backward(dv, v, z):
 
 
 @triton.jit
+def logistic_backward(dv, v, z):
+    return dv * v * (1.0 - v)
+
+
+@triton.jit
 def identity(z):
     return z
 
@@ -100,8 +105,7 @@ class DeviceActivation:
 
     name: str
     forward: Any
-    backward: Any = None
-    """None for the gate's sigmoid, whose derivative is part of the mutual unit's backward."""
+    backward: Any
 
 
 DEVICE_ACTIVATIONS = {
@@ -113,7 +117,7 @@ DEVICE_ACTIVATIONS = {
         DeviceActivation("silu", silu, silu_backward),
         DeviceActivation("tanh", hyperbolic_tangent, tanh_backward),
         DeviceActivation("identity", identity, identity_backward),
-        DeviceActivation("sigmoid", logistic),
+        DeviceActivation("sigmoid", logistic, logistic_backward),
     )
 }
 check_names("the activations of the Triton kernels", [*ACTIVATIONS, "sigmoid"], list(DEVICE_ACTIVATIONS))

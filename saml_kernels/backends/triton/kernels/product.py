@@ -1,4 +1,5 @@
-"""A tile of a product with its epilogue: a layer δ(bias + [A1 ; A2] W), or dgrad (addend + [A1 ; A2] Wᵀ) ∘ δ'(z).
+"""A tile of a product with its epilogue: a layer δ(bias + [A1 ; A2] W), or dgrad (addend + [A1 ; A2] Wᵀ) ∘ δ'(z);
+of a gate γ δ(z) ∘ gated, and its gradients.
 
 Both factors of a concatenation run through one loop over k: the pipeline of loads does not run dry between them.
 """
@@ -197,13 +198,14 @@ def own_rows(batch, place):
 
 @triton.jit
 def layer(STAGE: tl.constexpr, pointers, item, batch):
-    """out = δ(z), z = bias + [A1 ; A2] W; own rows of δ(z) and z besides, where backward needs them."""
+    """out = δ(z), or γ δ(z) ∘ gated, z = bias + [A1 ; A2] W; own rows of δ(z) and z where backward needs them."""
     stage = item.stage
     gathered: tl.constexpr = (
         possible(STAGE.first.rows.gathered)
         or possible(STAGE.second.rows.gathered)
         or possible(STAGE.out.gathered)
         or possible(STAGE.saved.gathered)
+        or possible(STAGE.gated.gathered)
     )
     place = place_of(STAGE, gathered, item, batch)
     N = value(STAGE.n, stage)
@@ -224,13 +226,17 @@ def layer(STAGE: tl.constexpr, pointers, item, batch):
         saved = pointer(pointers.saved, STAGE.given.saved, stage, STAGE.tile.vector)
         keep = own & (value(STAGE.saved.present, stage) == 1)
         tl.store(saved + result_offset(STAGE, STAGE.saved, stage, place), v, mask=keep)
+    if possible(STAGE.gated.present):
+        gated = pointer(pointers.gated, STAGE.given.gated, stage, STAGE.tile.vector)
+        offset = result_offset(STAGE, STAGE.gated, stage, place)
+        v *= STAGE.gate_scale * tl.load(gated + offset, mask=inside, other=0.0).to(tl.float32)
     out = pointer(pointers.out, STAGE.given.out, stage, STAGE.tile.vector)
     tl.store(out + result_offset(STAGE, STAGE.out, stage, place), v, mask=inside)
 
 
 @triton.jit
 def input_gradient(STAGE: tl.constexpr, pointers, item, batch):
-    """out = dz = (addend + [A1 ; A2] Wᵀ) ∘ δ'(z), from the saved δ(z) or the preactivation z."""
+    """out = dz = (addend + [A1 ; A2] Wᵀ) ∘ δ'(z), from the saved δ(z) or the preactivation z; of a gate d_gated too."""
     stage = item.stage
     gathered: tl.constexpr = (
         possible(STAGE.first.rows.gathered)
@@ -238,6 +244,7 @@ def input_gradient(STAGE: tl.constexpr, pointers, item, batch):
         or possible(STAGE.addend.gathered)
         or possible(STAGE.saved.gathered)
         or possible(STAGE.out.gathered)
+        or possible(STAGE.gated.gathered)
     )
     place = place_of(STAGE, gathered, item, batch)
     N = value(STAGE.n, stage)
@@ -263,6 +270,13 @@ def input_gradient(STAGE: tl.constexpr, pointers, item, batch):
         preact = pointer(pointers.preact, STAGE.given.preact, stage, STAGE.tile.vector)
         here = inside & (value(STAGE.preact.present, stage) == 1)
         z = tl.load(preact + result_offset(STAGE, STAGE.preact, stage, place), mask=here, other=0.0).to(tl.float32)
+    if possible(STAGE.gated.present):
+        dv *= STAGE.gate_scale
+        d_gated = pointer(pointers.d_gated, STAGE.given.d_gated, stage, STAGE.tile.vector)
+        tl.store(d_gated + result_offset(STAGE, STAGE.d_gated, stage, place), dv * v, mask=inside)
+        gated = pointer(pointers.gated, STAGE.given.gated, stage, STAGE.tile.vector)
+        offset = result_offset(STAGE, STAGE.gated, stage, place)
+        dv *= tl.load(gated + offset, mask=inside, other=0.0).to(tl.float32)
     dz = activate_backward(STAGE.activation, stage, dv, v, z)
     offset = result_offset(STAGE, STAGE.out, stage, place)
     if possible(STAGE.out_float32):
