@@ -1,7 +1,8 @@
 """STAR's layers (arXiv 2101.11427): a shared network times one per scenario, and normalisation by scenario."""
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -103,11 +104,15 @@ class PartitionedNorm(nn.Module):
     that scenario's moving statistics, so that a row never depends on its neighbours. A scenario with fewer than two
     rows in a batch has no variance there: its rows are normalised by its moving statistics, which stay as they are.
 
+    The moving statistics are the mean over the first 1/momentum batches that have two rows of the scenario, and from
+    then on move by the momentum: none of what they start from, mean 0 and variance 1, is left after the first batch.
+
     Args:
         num_scenarios: M.
         dim: width of z.
         eps: ε.
-        momentum: share of a batch's statistics in the moving ones; as nn.BatchNorm1d, with the unbiased variance.
+        momentum: share of a batch's statistics in the moving ones, at least; as nn.BatchNorm1d, with the unbiased
+            variance.
         combine: "product" (the paper's γ·γ_t) or "sum" (γ + γ_t, γ_t starting at 0).
         device, dtype: of parameters and moving statistics.
 
@@ -117,6 +122,7 @@ class PartitionedNorm(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(
         self,
@@ -151,6 +157,7 @@ class PartitionedNorm(nn.Module):
         self.bias = nn.Parameter(full(0.0, num_scenarios, dim))
         self.register_buffer("running_mean", full(0.0, num_scenarios, dim))
         self.register_buffer("running_var", full(1.0, num_scenarios, dim))
+        self.register_buffer("num_batches_tracked", torch.zeros(num_scenarios, device=device, dtype=torch.int64))
 
     def forward(self, z: Tensor, scenario: Tensor) -> Tensor:
         """z (B, dim), scenario (B,) → (B, dim). TypeError, ValueError for anything else and ids out of range."""
@@ -192,12 +199,21 @@ class PartitionedNorm(nn.Module):
         variance = nothing.index_add(0, t, (z - mean[t]).square()) / rows
         with torch.no_grad():
             unbiased = variance * rows / (rows - 1).clamp(min=1)
+            self.num_batches_tracked.add_(known.squeeze(1))
+            share = (1 / self.num_batches_tracked.clamp(min=1).to(z.dtype)).clamp(min=self.momentum).unsqueeze(1)
             for kept, moving, value in (
                 (self.running_mean, moving_mean, mean),
                 (self.running_var, moving_variance, unbiased),
             ):
-                kept.copy_(torch.where(known, torch.lerp(moving, value, self.momentum), moving))
+                kept.copy_(torch.where(known, torch.lerp(moving, value, share), moving))
         return torch.where(known, mean, moving_mean), torch.where(known, variance, moving_variance)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        key = f"{prefix}num_batches_tracked"
+        if key not in state_dict:
+            # Saved before batches were counted: its statistics have moved by the momentum, and go on so.
+            state_dict[key] = torch.full_like(self.num_batches_tracked, math.ceil(1 / self.momentum))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         return describe(self, "num_scenarios dim eps momentum combine")

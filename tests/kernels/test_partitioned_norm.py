@@ -27,19 +27,74 @@ def test_partitioned_norm_in_training_is_batch_norm_scenario_by_scenario(combine
     assert_close({"out": layer(z, scenario)}, {"out": ref}, TOLERANCE)
 
 
+MOMENTUM = 0.3
+
+
+def moving(layer):
+    return {"mean": layer.running_mean, "var": layer.running_var}
+
+
 def test_moving_statistics_are_batch_norms():
-    layer = PartitionedNorm(M, D, momentum=0.3, dtype=torch.float64)
-    norms = [nn.BatchNorm1d(D, momentum=0.3, dtype=torch.float64) for _ in range(M)]
-    for seed in range(4):
+    """Its cumulative mean over the first 1/momentum batches, then its moving one."""
+    layer = PartitionedNorm(M, D, momentum=MOMENTUM, dtype=torch.float64)
+    norms = [nn.BatchNorm1d(D, momentum=None, dtype=torch.float64) for _ in range(M)]
+    for seed in range(6):
         z, scenario = batch(seed)
         layer(z, scenario)
         for k, norm in enumerate(norms):
+            norm.momentum = None if seed < 3 else MOMENTUM
             norm(z[scenario == k])
-    ref = {
-        "mean": torch.stack([norm.running_mean for norm in norms]),
-        "var": torch.stack([norm.running_var for norm in norms]),
-    }
-    assert_close({"mean": layer.running_mean, "var": layer.running_var}, ref, TOLERANCE)
+        ref = {
+            "mean": torch.stack([norm.running_mean for norm in norms]),
+            "var": torch.stack([norm.running_var for norm in norms]),
+        }
+        assert_close(moving(layer), ref, TOLERANCE)
+    assert layer.num_batches_tracked.tolist() == [6] * M
+
+
+@pytest.mark.parametrize("first", [0, 50], ids=["from the start", "first seen in batch 50"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_one_batch_of_a_scenario_gives_its_statistics(first, dtype):
+    layer = PartitionedNorm(M, D, dtype=dtype)
+    for seed in range(first):
+        z, scenario = batch(seed)
+        layer(z[scenario != 1].to(dtype), scenario[scenario != 1])
+    assert torch.equal(layer.running_mean[1], torch.zeros(D, dtype=dtype))
+    assert torch.equal(layer.running_var[1], torch.ones(D, dtype=dtype))
+    z, scenario = batch(99)
+    z = 5 + 3 * z.to(dtype)
+    layer(z, scenario)
+    rows = z[scenario == 1].double()
+    ref = (rows - rows.mean(0)) / (rows.var(0) + layer.eps).sqrt()
+    out = layer.eval()(z, scenario)[scenario == 1]
+    assert_close({"out": out}, {"out": ref}, 1e-5 if dtype == torch.float32 else TOLERANCE)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_scenario_without_statistics_keeps_what_it_starts_from(rows):
+    layer = PartitionedNorm(M, D)
+    for seed in range(20):
+        z, scenario = batch(seed)
+        scenario[scenario == 2] = 1
+        scenario[:rows] = 2
+        layer(z.float(), scenario)
+    assert torch.equal(layer.running_mean[2], torch.zeros(D))
+    assert torch.equal(layer.running_var[2], torch.ones(D))
+    assert layer.num_batches_tracked.tolist() == [20, 20, 0]
+
+
+def test_statistics_saved_without_a_count_go_on_by_the_momentum():
+    layer, (z, scenario) = PartitionedNorm(M, D, momentum=MOMENTUM, dtype=torch.float64), batch()
+    for seed in range(5):
+        layer(*batch(seed))
+    saved = layer.state_dict()
+    del saved["num_batches_tracked"]
+    other = PartitionedNorm(M, D, momentum=MOMENTUM, dtype=torch.float64)
+    other.load_state_dict(saved)
+    assert "num_batches_tracked" not in saved
+    for each in (layer, other):
+        each(z, scenario)
+    assert_close(moving(other), moving(layer), TOLERANCE)
 
 
 def test_evaluation_does_not_depend_on_the_rest_of_the_batch():
@@ -81,6 +136,8 @@ def test_statistics_are_saved_and_follow_to_another_dtype():
     other = PartitionedNorm(M, D)
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other.running_var, layer.running_var)
+    assert torch.equal(other.num_batches_tracked, layer.num_batches_tracked)
+    assert layer.half().num_batches_tracked.dtype == torch.int64
     assert layer.double().running_mean.dtype == torch.float64
 
 
@@ -108,8 +165,10 @@ def test_partitioned_norm_compiles_into_one_graph():
     layer, (z, scenario) = PartitionedNorm(M, D, dtype=torch.float64), batch()
     other = copy.deepcopy(layer)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    assert_close({"out": compiled(z, scenario)}, {"out": other(z, scenario)}, TOLERANCE)
-    assert_close({"var": layer.running_var}, {"var": other.running_var}, TOLERANCE)
+    for _ in range(2):
+        assert_close({"out": compiled(z, scenario)}, {"out": other(z, scenario)}, TOLERANCE)
+        assert_close(moving(layer), moving(other), TOLERANCE)
+    assert layer.num_batches_tracked.tolist() == [2] * M
 
 
 def test_gradient_of_the_batch_statistics():

@@ -19,7 +19,7 @@ from saml_rec.errors import InputError
 from saml_rec.evaluation.scoring import evaluate, load_trained
 from saml_rec.models.registry import hyperparameters
 from saml_rec.run_directory import load
-from saml_rec.training import TrainOptions, best_epoch, train
+from saml_rec.training import TrainOptions, best_epoch, is_cut_off, loop, stopped_by, train, train_and_validate
 
 SMALL = TrainOptions(epochs=3, batch_size=64, patience=0, model_options={"hidden_dims": (8, 4), "dropout": 0.2})
 
@@ -135,7 +135,8 @@ def test_run_leaves_its_files(data, schema, model, tmp_path):
     assert metrics["data"]["rows"] == {"train": 320, "valid": 40, "test": 40}
     weights = load(tmp_path / "model.pt", "model")["weights"]
     # Moving statistics are no parameters.
-    parameters = [tensor for name, tensor in weights.items() if "running_" not in name]
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    parameters = [tensor for name, tensor in weights.items() if not name.endswith(statistics)]
     assert metrics["parameters"] == sum(tensor.numel() for tensor in parameters)
     assert set(metrics["backend"].values()) <= {"reference", "cpp", "triton"}
     assert metrics["backend"]
@@ -161,6 +162,22 @@ def test_seed_decides_everything(data, schema, tmp_path):
     assert results(first)[1] != results(other)[1]
 
 
+def test_validation_alone_is_the_training_of_a_run_without_its_test_rows(data, schema, tmp_path, monkeypatch):
+    run = train(data, schema, SMALL, tmp_path / "run")
+    asked = []
+    measure = loop.metrics_of
+
+    def noting(model, table, *rest):
+        asked.append(table)
+        return measure(model, table, *rest)
+
+    monkeypatch.setattr(loop, "metrics_of", noting)
+    history = train_and_validate(data, schema, SMALL)
+    assert [entry["valid"] for entry in history] == [entry["valid"] for entry in run.history]
+    assert len(asked) == 3
+    assert all(table is data.tables["valid"] for table in asked)
+
+
 def test_random_numbers_of_the_caller_are_left_alone(data, schema, tmp_path):
     before = torch.get_rng_state()
     train(data, schema, dataclasses.replace(SMALL, epochs=1), tmp_path)
@@ -176,11 +193,38 @@ def test_stops_after_patience_and_keeps_the_best_weights(data, schema, patience,
     result = train(data, schema, options, tmp_path)
     assert len(result.history) == epochs
     assert result.metrics["best_epoch"] == 1
+    assert result.metrics["stopped_by"] == ("epochs" if epochs == 6 else "patience")
     assert load(tmp_path / "model.pt", "model")["weights"]["number"] == pytest.approx(0.5)
     assert load(tmp_path / "checkpoint.pt", "checkpoint")["weights"]["number"] == pytest.approx(0.5 * epochs)
     assert result.metrics["overall"]["logloss"] == pytest.approx(
         np.mean([math.log1p(math.exp(-0.5 if label else 0.5)) for label in data.tables["test"].label.tolist()])
     )
+
+
+HISTORIES = {
+    "still better at the cap": ([3, 2, 1], "epochs", True),
+    "cap reached after the best": ([3, 1, 2], "epochs", False),
+    "patience and cap at once": ([1, 2, 3], "patience", False),
+    "patience": ([1, 2, 2], "patience", False),
+    "not at its end": ([3, 2], None, False),
+    "no validation rows": ([None, None, None], "epochs", False),
+}
+
+
+@pytest.mark.parametrize(("losses", "stopped", "cut_off"), HISTORIES.values(), ids=HISTORIES)
+def test_what_ends_training(losses, stopped, cut_off):
+    history, options = [{"valid": {"logloss": loss}} for loss in losses], TrainOptions(epochs=3, patience=2)
+    assert stopped_by(history, options) == stopped
+    assert is_cut_off(history, options) == cut_off
+
+
+def test_a_run_that_could_go_on_says_so(small_dataset, saml_rec, tmp_path):
+    command = ["train", "--data", small_dataset.data, "--schema", small_dataset.schema, "--out", tmp_path / "run"]
+    result = saml_rec(*command, "--epochs", 2, "--lr", 0.0001, "--hidden-dims", "8,4")
+    assert "the last of 2 epochs was the best one: more may be better\n" in result.output
+    result = saml_rec(*command, "--overwrite", "--epochs", 20, "--patience", 1, "--lr", 0.5, "--hidden-dims", "8,4")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["stopped_by"] == "patience"
+    assert "more may be better" not in result.output
 
 
 @pytest.mark.parametrize(

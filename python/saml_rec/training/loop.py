@@ -47,6 +47,7 @@ from saml_rec.models.registry import hyperparameters, is_fitted
 from saml_rec.models.tables import FusedTable, TableOptions, resolve_engine, table_options
 from saml_rec.processes import ALONE, Processes
 from saml_rec.run_directory import RunDirectory, differences, load, save, versions
+from saml_rec.training.decay import without_decay
 from saml_rec.training.optimizers import Optimizers
 from saml_rec.training.options import TrainOptions
 
@@ -173,8 +174,7 @@ class _State:
         self.model.load_state_dict(saved["weights"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.history, self.best_weights = saved["history"], saved["best_weights"]
-        # Runs of version 0.1 are saved between epochs only.
-        self.begun = None if saved.get("begun") is None else _Begun.from_dict(saved["begun"])
+        self.begun = None if saved["begun"] is None else _Begun.from_dict(saved["begun"])
 
 
 def train(
@@ -223,7 +223,7 @@ def train(
         console = None
     with own_random_numbers(device):
         state = _State.fresh(options, schema, data.encoder, device, processes)
-        identity = _identity(options, schema, state.tables, data)
+        identity = _identity(options, schema, state, data)
         backends = backends_used(state.model, device)
         with run.held() if processes.is_first else nullcontext():
             saved, finished = None, None
@@ -241,8 +241,36 @@ def train(
             job = _Job(data, options, device, processes, console)
             _run_epochs(run, state, saved, identity, job, checkpoints or CheckpointTimes())
             state.model.load_state_dict(state.best_weights)
+            if is_cut_off(state.history, options):
+                say(console, f"the last of {options.epochs} epochs was the best one: more may be better")
             tested = metrics_of(state.model, data.tables["test"], data.encoder, device, console, processes)
             return _write(run, state, tested, identity, job, backends, data_path)
+
+
+def train_and_validate(
+    data: PreparedData, schema: Schema, options: TrainOptions, *, console: Console | None = None
+) -> list[dict[str, Any]]:
+    """Trains as :func:`train` does, and neither looks at the test rows nor writes anything.
+
+    Args:
+        data, schema, options, console: as of :func:`train`.
+
+    Returns:
+        The history, one entry an epoch.
+
+    Raises:
+        InputError: an option or the data cannot be used; the loss is not finite.
+    """
+    options = options.resolved()
+    options.check_features(schema)
+    device = torch.device(options.device)
+    with own_random_numbers(device):
+        state = _State.fresh(options, schema, data.encoder, device)
+        job = _Job(data, options, device, console=console)
+        while stopped_by(state.history, options) is None:
+            state.add_epoch(_run_epoch(state, job))
+            say(console, epoch_line(state.history, options.epochs, best_epoch(state.history)))
+    return state.history
 
 
 @dataclass(frozen=True)
@@ -256,15 +284,16 @@ class _Job:
     console: Console | None = None
 
 
-def _identity(options: TrainOptions, schema: Schema, tables: TableOptions, data: PreparedData) -> dict[str, Any]:
+def _identity(options: TrainOptions, schema: Schema, state: _State, data: PreparedData) -> dict[str, Any]:
     """What has to be the same for a run to go on. Tables that are not dense may go on in another engine."""
     chosen = options.to_dict()
-    same = {"dense": tables.engine == "dense", **dataclasses.asdict(tables)}
+    same = {"dense": state.tables.engine == "dense", **dataclasses.asdict(state.tables)}
     del same["engine"], chosen["tables"]
     return {
         "options": chosen,
         "schema": schema.to_dict(),
         "tables": same,
+        "without_decay": without_decay(state.model),
         "data": {name: data.tables[name].fingerprint() for name in SPLITS},
     }
 
@@ -304,7 +333,7 @@ def _run_epochs(
         say(console, f"tables: {state.tables.engine}, {_trained_by(state.tables)}")
     if len(job.data.tables["valid"]) == 0:
         say(console, "no validation rows: no early stopping, the last epoch is kept")
-    while not _stops(state.history, job.options):
+    while stopped_by(state.history, job.options) is None:
         entry = _fit(state, job) or _run_epoch(state, job, _Saver(checkpoints, save_state, processes))
         state.add_epoch(entry)
         save_state()
@@ -345,6 +374,7 @@ def _write(
         **tested,
         "best_epoch": best_epoch(history),
         "epochs": len(history),
+        "stopped_by": stopped_by(history, options),
         "valid": history[best_epoch(history) - 1]["valid"],
         "seed": options.seed,
         "options": options.to_dict(),
@@ -605,11 +635,26 @@ def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _stops(history: Sequence[Mapping[str, Any]], options: TrainOptions) -> bool:
-    """All epochs are done, or the last ``patience`` ones brought nothing better."""
-    if history and is_fitted(options.model):
-        return True
-    return len(history) >= options.epochs or 0 < options.patience <= len(history) - best_epoch(history)
+def stopped_by(history: Sequence[Mapping[str, Any]], options: TrainOptions) -> str | None:
+    """What ends training.
+
+    Returns:
+        "patience": as many epochs without a better one; "epochs": all are done; "fit": a fitted model is; None: nothing.
+    """
+    if is_fitted(options.model):
+        return "fit" if history else None
+    if 0 < options.patience <= len(history) - best_epoch(history):
+        return "patience"
+    return "epochs" if len(history) >= options.epochs else None
+
+
+def is_cut_off(history: Sequence[Mapping[str, Any]], options: TrainOptions) -> bool:
+    """Training ended at the last epoch while that was still the best, by validation rows."""
+    return (
+        stopped_by(history, options) == "epochs"
+        and best_epoch(history) == len(history)
+        and history[-1]["valid"]["logloss"] is not None
+    )
 
 
 def _timing(history: Sequence[Mapping[str, Any]], rows: int) -> dict[str, float]:
@@ -626,5 +671,10 @@ def _require_same(out: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -
     for part in ("options", "schema", "tables"):
         if changes := differences(saved.get(part), now[part]):
             raise InputError(f"{out}: cannot resume, {part} changed: {'; '.join(changes)}")
+    if saved.get("without_decay") != now["without_decay"]:
+        raise InputError(
+            f"{out}: cannot resume, in this version weight decay shrinks other parameters than in the one that began "
+            "the run; overwrite it or choose another directory"
+        )
     if changed := [name for name in SPLITS if saved["data"][name] != now["data"][name]]:
         raise InputError(f"{out}: cannot resume, the data changed: {', '.join(changed)} rows are not the same")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from saml_rec.models.tables import FusedTable, RowwiseAdagrad, SparseTable, TableOptions
+from saml_rec.training.decay import without_decay
 
 
 class Optimizers:
@@ -14,18 +15,23 @@ class Optimizers:
 
     Args:
         model: on the device where it is trained.
-        learning_rate, weight_decay: of AdamW. Tables that are not dense have neither.
+        learning_rate, weight_decay: of AdamW; :mod:`saml_rec.training.decay` says which parameters are decayed. Tables
+            that are not dense have neither.
         tables: how the model keeps its tables.
     """
 
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float, tables: TableOptions) -> None:
         sparse = {name: table for name, table in model.named_modules() if isinstance(table, SparseTable)}
         taken = {id(table.weight) for table in sparse.values()}
-        network = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+        named = {name: each for name, each in model.named_parameters() if id(each) not in taken}
+        exempt = set(without_decay(model))
+        decayed: dict[str, Any] = {"params": [named[name] for name in named if name not in exempt]}
+        kept: dict[str, Any] = {"params": [named[name] for name in named if name in exempt], "weight_decay": 0.0}
         # fused: a quarter of the time on embedding tables of millions of numbers.
         self._all: dict[str, torch.optim.Optimizer] = {}
         # A fitted model has none.
-        if network:
+        if named:
+            network = [decayed, kept]
             self._all["network"] = torch.optim.AdamW(network, lr=learning_rate, weight_decay=weight_decay, fused=True)
         groups = [{"params": [table.weight], "lr": table.rate} for table in sparse.values()]
         # Per table, what row-wise Adagrad has summed up: the same in all engines.
@@ -36,7 +42,7 @@ class Optimizers:
             rowwise = RowwiseAdagrad(groups, lr=tables.rate)
             self._squares = {name: (None, rowwise.squares_of(table.weight)) for name, table in sparse.items()}
             self._all["tables"] = rowwise
-        self._parameters = [*network, *(table.weight for table in sparse.values())]
+        self._parameters = [*named.values(), *(table.weight for table in sparse.values())]
         fused = {name: table for name, table in model.named_modules() if isinstance(table, FusedTable)}
         self._squares |= {name: (table, table.squares) for name, table in fused.items()}
 

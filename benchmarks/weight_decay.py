@@ -1,0 +1,139 @@
+"""Weight decay by validation log loss, on two data sets and four models, with embedding tables decayed or not.
+
+    python benchmarks/weight_decay.py              writes results/weight_decay.json and the table of docs/results.md
+    python benchmarks/weight_decay.py --render     the table from the committed result
+
+Early stopping with the command line's epochs and patience; no test row is scored.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import torch
+
+import page
+import records
+from saml_rec import load_schema
+from saml_rec.comparison.compare import Summary
+from saml_rec.data import prepare, write_ml100k
+from saml_rec.datasets.synthetic import write_synthetic
+from saml_rec.models.tables import DenseTable
+from saml_rec.training import TrainOptions, best_epoch, stopped_by, train_and_validate
+from saml_rec.training.decay import WITHOUT_DECAY
+
+RESULT: Final = records.RESULTS / "weight_decay.json"
+PAGE: Final = page.DOCS / "results.md"
+MODELS: Final = ("saml", "shared_bottom", "star", "mmoe")
+DECAYS: Final = (0.0, 1e-5, 0.1, 0.3, 1.0, 3.0)
+EVERYTHING: Final = "network and tables"
+NETWORK: Final = "network"
+SETTINGS: Final = (
+    *((EVERYTHING, decay) for decay in (0.0, 1.0, 3.0)),
+    (NETWORK, 3.0),
+    (EVERYTHING, 0.3),
+    (NETWORK, 1.0),
+    *((EVERYTHING, decay) for decay in (0.1, 1e-5)),
+    (NETWORK, 0.3),
+)
+"""What is decayed, and how much, the most telling first; where it is little, both are nearly the same."""
+EPOCHS: Final = 30
+PATIENCE: Final = 3
+
+
+def written(name: str, folder: Path) -> tuple[Path, Path]:
+    """Table and schema of a data set."""
+    if name == "ml-100k":
+        data_path, schema_path = write_ml100k(folder)
+    else:
+        data_path, schema_path, _ = write_synthetic(folder, smallest_share=0.05)
+    return data_path, schema_path
+
+
+@contextmanager
+def decaying(reach: str) -> Iterator[None]:
+    """Weight decay reaches dense tables inside, or does not."""
+    before = dict(WITHOUT_DECAY)
+    if reach == NETWORK:
+        WITHOUT_DECAY[DenseTable] = ("weight",)
+    else:
+        WITHOUT_DECAY.pop(DenseTable, None)
+    try:
+        yield
+    finally:
+        WITHOUT_DECAY.clear()
+        WITHOUT_DECAY.update(before)
+
+
+def measure(out: Path, record: dict[str, Any], seeds: int) -> None:
+    """Fills ``record["runs"]``; writes after every setting."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = {}
+        for name in ("ml-100k", "synthetic"):
+            data_path, schema_path = written(name, Path(folder) / name)
+            schema = load_schema(schema_path)
+            prepared[name] = schema, prepare(data_path, schema, seed=0)
+        for reach, decay in SETTINGS:
+            for (name, (schema, data)), model in product(prepared.items(), MODELS):
+                row: dict[str, Any] = {"data": name, "model": model, "decayed": reach, "weight_decay": decay}
+                histories = []
+                for seed in range(seeds):
+                    options = TrainOptions(
+                        model=model, seed=seed, weight_decay=decay, epochs=EPOCHS, patience=PATIENCE, device="cpu"
+                    )
+                    with decaying(reach):
+                        histories.append(train_and_validate(data, schema, options))
+                best = [best_epoch(history) for history in histories]
+                row["valid_logloss"] = Summary.of(
+                    [history[epoch - 1]["valid"]["logloss"] for history, epoch in zip(histories, best, strict=True)]
+                ).to_dict()
+                row["best_epochs"] = best
+                row["stopped_by"] = [stopped_by(history, options) for history in histories]
+                record["runs"].append(row)
+                click.echo(json.dumps(row))
+            records.write(out, record)
+
+
+def table(record: dict[str, Any]) -> str:
+    """Data set, model and what is decayed by weight decay: validation log loss, mean over seeds, the best one bold."""
+    found = {(row["data"], row["model"], row["decayed"], row["weight_decay"]): row for row in record["runs"]}
+    head = ["data", "model", "decayed", *(f"{decay:g}" for decay in DECAYS)]
+    rows = []
+    for data, model in dict.fromkeys((row["data"], row["model"]) for row in record["runs"]):
+        means = {
+            setting: found[data, model, *setting]["valid_logloss"]["mean"]
+            for setting in SETTINGS
+            if (data, model, *setting) in found
+        }
+        for reach in (EVERYTHING, NETWORK):
+            shown = [means.get((reach, decay)) for decay in DECAYS]
+            cells = ["" if mean is None else f"{mean:.4f}" for mean in shown]
+            best = min(means.values())
+            rows.append(
+                [data, model, reach]
+                + [f"**{cell}**" if mean == best else cell for cell, mean in zip(cells, shown, strict=True)]
+            )
+    return page.markdown(head, rows)
+
+
+@click.command(help=__doc__)
+@click.option("--seeds", type=click.IntRange(2), default=2, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=RESULT, show_default=True)
+@click.option("--render", is_flag=True, help="Only the table of the page, from --out.")
+def main(seeds: int, out: Path, render: bool) -> None:
+    torch.set_num_threads(1)
+    if not render:
+        record = records.head()
+        del record["columns"]
+        measure(out, record | {"seeds": seeds, "epochs": EPOCHS, "patience": PATIENCE, "runs": []}, seeds)
+    record = json.loads(out.read_text(encoding="utf-8"))
+    PAGE.write_text(page.fill(PAGE.read_text(encoding="utf-8"), {"decay": table(record) + "\n"}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
