@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_kernels import TrunkOutput
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
-from saml_rec.models.base import ScenarioModel
+from saml_rec.models.base import ScenarioModel, binary_cross_entropy
 from saml_rec.models.features import Batch
 from saml_rec.models.hyperparameters import (
     Activation,
@@ -114,8 +113,7 @@ class SAML(ScenarioModel):
         return output
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean over the batch of BCE(logit) + λ BCE(aux_logit)."""
+        """Mean over the batch of BCE(logit) + λ BCE(aux_logit), weighted where its rows have weights."""
         output = self(batch)
-        own_loss = F.binary_cross_entropy_with_logits(output.logit, batch["label"])
-        aux_loss = F.binary_cross_entropy_with_logits(output.aux_logit, batch["label"])
-        return own_loss + self.aux_loss_weight * aux_loss
+        own_loss = binary_cross_entropy(output.logit, batch)
+        return own_loss + self.aux_loss_weight * binary_cross_entropy(output.aux_logit, batch)
