@@ -34,7 +34,7 @@ from saml_rec import load_schema
 from saml_rec.data import EncodedTable, Encoder, PreparedData, prepare, write_ml100k
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
-from saml_rec.evaluation.metrics import Evaluation, evaluate_scores
+from saml_rec.evaluation.metrics import Evaluation, LabelledRows, evaluate_scores
 from saml_rec.files import check_output_file, write_json
 from saml_rec.models import MODELS
 from saml_rec.run_directory import versions
@@ -98,8 +98,8 @@ def fit_logistic_regression(
     labels = {name: _labels(table.whole()) for name, table in data.tables.items()}
 
     def measure(model: LogisticRegression, split: str) -> Evaluation:
-        scenario = data.tables[split].scenario.numpy()
-        return evaluate_scores(labels[split], model.decision_function(x[split]), scenario, data.encoder.scenario_names)
+        rows = LabelledRows(labels[split], data.tables[split].scenario.numpy())
+        return evaluate_scores(rows, model.decision_function(x[split]), data.encoder.scenario_names)
 
     trials = []
     for c in INVERSE_PENALTIES:

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from saml_rec import load_schema
+from saml_rec.console import total_name
 from saml_rec.data import prepare, write_synthetic
 from saml_rec.training import TrainOptions, train
 
@@ -44,7 +45,7 @@ def main() -> None:
     metrics = train(data, schema, options, arguments.out, data_path=data_path).metrics
 
     print(f"{'scenario':12} {'AUC':>7} {'log loss':>9} {'rows':>6}")
-    for name, scores in {**metrics["scenarios"], "overall": metrics["overall"]}.items():
+    for name, scores in [*metrics["scenarios"].items(), (total_name(metrics["scenarios"]), metrics["overall"])]:
         auc = "-" if scores["auc"] is None else f"{scores['auc']:.4f}"  # one class only: no AUC
         loss = "-" if scores["logloss"] is None else f"{scores['logloss']:.4f}"
         print(f"{name:12} {auc:>7} {loss:>9} {scores['rows']:6}")

@@ -1,6 +1,6 @@
 """What commands print: a line an epoch, a progress bar on a terminal, tables of metrics."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,23 +36,45 @@ def table_of(names: str, numbers: Iterable[str], caption: str | None = None) -> 
     return table
 
 
+METRIC_NAMES = {
+    "auc": "AUC",
+    "logloss": "log loss",
+    "gauc": "GAUC",
+    "pr_auc": "PR AUC",
+    "normalised_entropy": "normalised entropy",
+    "predicted_over_observed": "predicted/observed",
+    "ece": "ECE",
+}
+"""What metrics are called for people, by their names in metrics.json."""
+IN_TABLE = ("auc", "logloss", "gauc", "predicted_over_observed")
+
+
+def total_name(scenarios: Collection[str]) -> str:
+    """What stands for all rows beside the names of scenarios: a name that none of them has."""
+    name = "overall"
+    while name in scenarios:
+        name = f"({name})" if name != "overall" else "all rows"
+    return name
+
+
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
-    """AUC, log loss and row count of every scenario and overall.
+    """AUC, log loss, GAUC where rows have groups, predicted/observed and row count, of every scenario and overall.
 
     Args:
         metrics: with ``overall`` and ``scenarios`` as :func:`saml_rec.evaluation.metrics.evaluate_scores` gives them.
     """
-    table = table_of("scenario", ("AUC", "log loss", "rows"))
+    shown = [metric for metric in IN_TABLE if metric in metrics["overall"]]
+    table = table_of("scenario", (*(METRIC_NAMES[metric] for metric in shown), "rows"))
     for name, scores in metrics["scenarios"].items():
         # Names are data: Text keeps brackets in them from being read as markup.
-        table.add_row(Text(name), *_cells(scores))
+        table.add_row(Text(name), *_cells(scores, shown))
     table.add_section()
-    table.add_row("overall", *_cells(metrics["overall"]), style="bold")
+    table.add_row(total_name(metrics["scenarios"]), *_cells(metrics["overall"], shown), style="bold")
     return table
 
 
-def _cells(scores: Mapping[str, Any]) -> tuple[str, str, str]:
-    return decimals(scores["auc"]), decimals(scores["logloss"]), f"{scores['rows']:,}"
+def _cells(scores: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
+    return [*(decimals(scores[metric]) for metric in shown), f"{scores['rows']:,}"]
 
 
 def epoch_line(history: Sequence[Mapping[str, Any]], epochs: int, best: int) -> str:

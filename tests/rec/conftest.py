@@ -39,6 +39,9 @@ max_length = 5
 """
 
 
+WEIGHTED_SCHEMA = 'weight = "importance"\ngroup = "user"\n' + SCHEMA
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A table and its schema on disk."""
@@ -72,6 +75,11 @@ def make_frame(rows: int = 400, seed: int = 0) -> polars.DataFrame:
     )
 
 
+def with_importance(frame: polars.DataFrame) -> polars.DataFrame:
+    """With weights of 0, ½, 1, 1½, 2, for WEIGHTED_SCHEMA."""
+    return frame.with_columns(importance=polars.Series(np.random.default_rng(1).integers(0, 5, len(frame)) / 2))
+
+
 def write_dataset(directory: Path, frame: polars.DataFrame, schema: str = SCHEMA) -> Dataset:
     dataset = Dataset(directory / "clicks.csv", directory / "schema.toml", frame)
     frame.write_csv(dataset.data)
@@ -83,6 +91,19 @@ def write_dataset(directory: Path, frame: polars.DataFrame, schema: str = SCHEMA
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """400 rows in three scenarios. Do not change its files: copy them."""
     return write_dataset(tmp_path_factory.mktemp("data"), make_frame())
+
+
+@pytest.fixture(scope="session")
+def weighted_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The rows of ``small_dataset`` with weights, and users as groups. Do not change its files: copy them."""
+    frame = with_importance(make_frame())
+    return write_dataset(tmp_path_factory.mktemp("data"), frame, WEIGHTED_SCHEMA)
+
+
+@pytest.fixture
+def weighted_rows(dataset_of: Callable[..., Dataset]) -> Callable[[int], Dataset]:
+    """So many rows like those of ``weighted_dataset``."""
+    return lambda rows: dataset_of(with_importance(make_frame(rows)), WEIGHTED_SCHEMA)
 
 
 @pytest.fixture

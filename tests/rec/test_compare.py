@@ -220,16 +220,3 @@ def test_judge(first, second, exceeds):
     if len(first) > 1:
         pooled = math.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2)
         assert verdict["pooled_deviation"] == pytest.approx(pooled)
-
-
-def test_calibration_of_right_probabilities_lies_on_the_diagonal():
-    draw = np.random.default_rng(0)
-    logits = draw.normal(size=50_000)
-    labels = (draw.random(50_000) < 1 / (1 + np.exp(-logits))).astype(float)
-    groups = comparison.calibration(labels, logits)
-    assert [group["rows"] for group in groups] == [5000] * 10
-    for group in groups:
-        assert group["observed"] == pytest.approx(group["predicted"], abs=0.025)
-    shifted = comparison.calibration(labels, logits + 1)
-    assert all(group["predicted"] - group["observed"] > 0.05 for group in shifted)
-    assert len(comparison.calibration(labels[:3], logits[:3])) == 3

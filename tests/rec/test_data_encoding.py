@@ -257,3 +257,31 @@ def test_equals_an_encoding_row_by_row(rows, data):
     deviation = statistics.pstdev(known) if len(set(known)) > 1 else 1.0
     expected = [[0.0, 1.0] if value is None else [(value - mean) / deviation, 0.0] for value in price]
     torch.testing.assert_close(table.dense, torch.tensor(expected).clamp(-1e4, 1e4), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_and_groups_come_with_labels_and_unknown_groups_stay_apart():
+    schema = Schema.from_dict(
+        {
+            "label": "y",
+            "scenario": "land",
+            "weight": "w",
+            "group": "user",
+            "features": {"user": {"kind": "sparse", "min_count": 2}},
+        }
+    )
+    columns = {"y": [0, 1, 1, 0], "land": ["a"] * 4, "w": [0.1, 2.0, 0.0, 1.0], "user": ["u", "u", "v", "w"]}
+    frame = pl.DataFrame(columns).cast({"y": pl.UInt8})
+    encoder = Learner(schema).add(frame).encoder()
+    table = encoder.encode(frame)
+    assert table.weight.dtype == torch.float32
+    assert table.weight.tolist() == pytest.approx(columns["w"])
+    assert table.group.dtype == torch.int64
+    first, second, third, fourth = table.group.tolist()
+    assert first == second
+    assert len({first, third, fourth}) == 3  # "v" and "w" are one unknown value to the model
+    assert table.sparse["user"].tolist() == [2, 2, 1, 1]
+    assert encoder.encode(frame[[3, 2]]).group.tolist() == [fourth, third]  # whatever other rows there are
+    unlabelled = encoder.encode(frame.drop("y"))
+    assert unlabelled.label is unlabelled.weight is unlabelled.group is None
+    # A cell that only scoring sees may be empty.
+    assert encoder.encode(frame.drop("y", "w").with_columns(user=pl.lit(None, pl.String))).group is None

@@ -141,3 +141,25 @@ def test_one_feature_is_enough(write):
     assert batch["dense"].shape == (8, 2)
     assert batch["features"] == {}
     assert data.encoder.vocabulary_sizes == {}
+
+
+WEIGHTED = {"label": "y", "scenario": "land", "weight": "w", "split_column": "part", "features": FEATURES}
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (pl.when(pl.col("part") == "test").then(0).otherwise(1), "weight column 'w': all 100 test rows have weight 0"),
+        (pl.lit(0), "weight column 'w': all 800 train rows have weight 0"),
+        (pl.lit(1e-60), "weight column 'w': all 800 train rows have weight 0"),  # as float32
+        (pl.col("y"), "all 800 training rows of weight above 0 have label 1"),
+    ],
+)
+def test_rows_that_all_count_nothing_are_refused(write, weight, message):
+    part = pl.Series(["train"] * 800 + ["valid"] * 100 + ["test"] * 100)
+    frame = make_frame().with_columns(part=part).with_columns(w=weight)
+    schema = Schema.from_dict(WEIGHTED)
+    with pytest.raises(InputError, match=message):
+        prepare(write(frame), schema, seed=0)
+    with pytest.raises(InputError, match=message):
+        split_rows(read_table(write(frame), schema), schema, seed=0)

@@ -25,6 +25,9 @@ SCHEMA = Schema.from_dict(
         },
     }
 )
+WEIGHTED = Schema.from_dict(
+    {"label": "y", "scenario": "country", "weight": "w", "group": "user", "features": {"item": {"kind": "sparse"}}}
+)
 HEADER = "y,country,ts,item,tags,price,history\n"
 GOOD = HEADER + "1,de,10,007,a|b,1.5,007|8\n0,fr,11,8,,,\n"
 
@@ -486,3 +489,37 @@ def test_times_over_chunks(read, chunks):
     assert read(HEADER + "\n".join(rows) + "\n1,de,8.5,i,,,\n")["ts"].to_list() == [*range(8), 8.5]
     with pytest.raises(InputError, match=r"column 'ts', row 9: expected a number, as in (row|the rows before)"):
         read(HEADER + "\n".join(rows) + "\n1,de,2024-01-01,i,,,\n")
+
+
+def test_weights_are_numbers_and_groups_are_anything(read):
+    frame = read("y,country,w,user,item\n1,de,0.5,007,a\n0,fr,0,7,b\n", schema=WEIGHTED)
+    assert frame["w"].to_list() == [0.5, 0.0]
+    assert frame["user"].to_list() == ["007", "7"]
+    days = [datetime.date(2026, 1, 1), datetime.date(2026, 1, 2)]
+    columns = {"y": [1, 0], "country": ["de", "fr"], "w": [1, 2], "user": days, "item": ["a", "b"]}
+    frame = read(pl.DataFrame(columns), schema=WEIGHTED)
+    assert frame["w"].to_list() == [1.0, 2.0]
+    assert frame["user"].n_unique() == 2
+    assert read(pl.DataFrame(columns | {"user": [3.0, 4.5]}), schema=WEIGHTED)["user"].to_list() == ["3", "4.5"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ("-1,7", r"column 'w', row 2: expected a weight: a finite number of at least 0 .*, got '-1'"),
+        ("nan,7", r"column 'w', row 2: expected a weight: .*, got 'nan'"),
+        ("inf,7", r"column 'w', row 2: expected a weight: .*, got 'inf'"),
+        ("1e39,7", r"column 'w', row 2: expected a weight: .*, got '1e39'"),
+        (",7", r"column 'w', row 2: expected a weight: .*, got an empty cell"),
+        ("much,7", r"column 'w', row 2: expected a weight: .*, got 'much'"),
+        ("1,", r"column 'user', row 2: expected the group of the row, got an empty cell"),
+    ],
+)
+def test_bad_weights_and_groups(read, cells, message):
+    with pytest.raises(InputError, match=message):
+        read(f"y,country,w,user,item\n1,de,1,7,a\n0,fr,{cells},b\n", schema=WEIGHTED)
+
+
+def test_scoring_needs_neither_weight_nor_group(read):
+    frame = read("country,item,w\nde,a,much\n", schema=WEIGHTED, need_label=False)
+    assert frame["w"].to_list() == ["much"]

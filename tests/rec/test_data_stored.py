@@ -304,3 +304,38 @@ def test_rows_survive_being_joined_parted_and_taken(in_memory):
     chosen = torch.tensor([5, 0, 1599, 5])
     assert rows_of([whole.taken(chosen).batch(torch.arange(4))]) == rows_of([whole.batch(chosen)])
     assert tuple(in_memory.tables) == cells.SPLITS
+
+
+def test_weights_and_groups_on_disk_are_those_in_memory(tiny, weighted_rows, tmp_path, monkeypatch):
+    dataset = weighted_rows(ROWS)
+    schema = load_schema(dataset.schema)
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation_module, "MEMORY_ROWS", ROWS)
+        in_memory = prepare(dataset.data, schema, seed=0)
+    on_disk = prepare(dataset.data, schema, seed=0, cache=tmp_path / "cache")
+    for name, expected in in_memory.tables.items():
+        found = on_disk.tables[name]
+        assert isinstance(found, stored.StoredTable)
+        assert found.fingerprint() == expected.fingerprint() == found.whole().fingerprint()
+        assert torch.equal(found.weight, expected.weight)
+        assert torch.equal(found.group, expected.group)
+        assert 0 < float(expected.weight.sum()) < 2 * len(expected)
+    shuffled = on_disk.tables["train"].batches(96, generator=torch.Generator().manual_seed(0))
+    assert sum(float(batch["weight"].sum()) for batch in shuffled) == float(in_memory.tables["train"].weight.sum())
+    # Other columns in the same roles are other data.
+    text = dataset.schema.read_text(encoding="utf-8")
+    dataset.schema.write_text(text.replace('group = "user"', 'group = "item"'), encoding="utf-8")
+    other = prepare(dataset.data, load_schema(dataset.schema), seed=0, cache=tmp_path / "cache")
+    assert other.tables["test"].fingerprint() != on_disk.tables["test"].fingerprint()
+    out = tmp_path / "run"
+    metrics = train(on_disk, schema, SMALL, out, data_path=dataset.data).metrics
+    assert metrics["overall"]["gauc_groups"] > 10
+    assert evaluate(out)["overall"] == metrics["overall"]
+    unlabelled = dataset.frame.drop("click", "importance").head(50)
+    unlabelled.write_csv(tmp_path / "new.csv")
+    assert predict(out, tmp_path / "new.csv")["prediction"].is_between(0, 1).all()
+
+
+def test_a_table_without_weights_has_none(on_disk):
+    assert on_disk.tables["test"].weight is None
+    assert on_disk.tables["test"].group is None

@@ -1,9 +1,11 @@
 """Batches hold every row once and pad to their own longest row."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from saml_rec.data.table import EncodedTable, Ragged
+from saml_rec.data.table import EncodedTable, Ragged, joined
 
 ROWS = [[5, 6, 7], [], [8], [9, 10], []]
 
@@ -23,6 +25,8 @@ def table():
         sparse={"item": torch.arange(n) + 20},
         ragged={"history": ragged(ROWS), "tags": ragged([[]] * n)},
         num_scenarios=4,
+        weight=torch.tensor([0.5, 1.0, 0.0, 2.0, 3.0]),
+        group=torch.tensor([7, 7, -1, 7, -1]),
     )
 
 
@@ -30,6 +34,8 @@ def test_a_batch(table):
     batch = table.batch(torch.tensor([3, 0, 1]))
     assert batch["scenario"].tolist() == [2, 0, 2]
     assert batch["label"].tolist() == [1.0, 0.0, 1.0]
+    assert batch["weight"].tolist() == [2.0, 0.5, 1.0]
+    assert "group" not in batch
     assert batch["dense"].tolist() == [[6.0, 7.0], [0.0, 1.0], [2.0, 3.0]]
     assert batch["features"]["item"].tolist() == [23, 20, 21]
     assert batch["features"]["history"].tolist() == [[9, 10, 0], [5, 6, 7], [0, 0, 0]]
@@ -66,6 +72,16 @@ def test_counts_without_labels_and_bad_size(table):
     assert len(table) == 5
     assert table.scenario_counts().tolist() == [2, 0, 3, 0]
     unlabelled = EncodedTable(table.scenario, None, table.dense, table.sparse, table.ragged, 4)
-    assert "label" not in unlabelled.batch(torch.tensor([0]))
+    assert not {"label", "weight"} & unlabelled.batch(torch.tensor([0])).keys()
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         table.batches(0)
+
+
+def test_parts_and_fingerprints_have_weights_and_groups(table):
+    whole = joined([table.part(0, 2), table.part(2, 5)])
+    assert whole.fingerprint() == table.fingerprint()
+    assert table.taken(torch.tensor([4, 0])).group.tolist() == [-1, 7]
+    assert table.taken(torch.tensor([4, 0])).weight.tolist() == [3.0, 0.5]
+    changed = [{"weight": table.weight + 1}, {"group": table.group.flip(0)}, {"weight": None}, {"group": None}]
+    prints = [table.fingerprint(), *(dataclasses.replace(table, **change).fingerprint() for change in changed)]
+    assert len(set(prints)) == len(prints)

@@ -103,6 +103,23 @@ def test_two_processes_have_the_curve_of_one_and_leave_the_same_run(launch, argu
     )
 
 
+def test_weights_of_two_processes_are_those_of_one(launch, weighted_rows, tmp_path):
+    dataset = weighted_rows(801)
+    # Batches of four rows, so that a process often has a part of weight 0, and sometimes all have.
+    given = ["train", "--data", dataset.data, "--schema", dataset.schema, "--epochs", 1, "--batch-size", 4]
+    given += ["--hidden-dims", "8,4", "--dropout", 0]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert launch(1, *given, "--out", one).returncode == 0
+    done = launch(2, *given, "--out", two)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(two, one)
+    for metric in ("gauc", "pr_auc", "normalised_entropy"):
+        assert metrics(two)["overall"][metric] == pytest.approx(metrics(one)["overall"][metric], abs=2e-4)
+    weights = [torch.load(out / "model.pt")["weights"] for out in (one, two)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
+
+
 def test_sharded_tables_and_shards_of_unequal_size(launch, arguments, tmp_path):
     one, three = tmp_path / "one", tmp_path / "three"
     assert launch(1, *arguments, "--tables", "fbgemm", "--out", one, TINY=1).returncode == 0

@@ -35,7 +35,8 @@ def test_evaluation_of_a_scenario_with_one_class(finished_run, dataset_of, small
     measured = evaluate(finished_run, data_path=dataset_of(frame).data)["scenarios"]
     assert measured["de"]["auc"] is None
     assert measured["de"]["logloss"] > 0
-    assert measured["fr"] == {"auc": None, "logloss": None, "rows": 0}
+    assert measured["fr"].pop("rows") == 0
+    assert set(measured["fr"].values()) == {None}
 
 
 def test_evaluation_refuses_rows_that_training_did_not_have(finished_run, small_dataset, dataset_of):
@@ -117,3 +118,21 @@ def test_unfinished_and_missing_runs_cannot_score(finished_run, tmp_path):
         load_trained(run)
     with pytest.raises(InputError, match="holds no run"):
         load_trained(tmp_path / "nothing")
+
+
+def test_a_scenario_named_overall_is_not_the_total(small_dataset, dataset_of, saml_rec, tmp_path):
+    renamed = small_dataset.frame.with_columns(country=polars.col("country").replace("de", "overall"))
+    dataset, run = dataset_of(renamed), tmp_path / "run"
+    given = ["--data", dataset.data, "--schema", dataset.schema, "--out", run, "--epochs", 1, "--hidden-dims", "8,4"]
+    for command in (["train", *given], ["evaluate", run]):
+        result = saml_rec(*command)
+        assert result.exit_code == 0, result.output
+        # The last number of a line is its rows.
+        rows = {line.split("  ")[0]: line.split()[-1] for line in result.output.splitlines() if line[-1:].isdigit()}
+        assert rows["all rows"] == "40"
+        assert 0 < int(rows["overall"]) < 40
+    for file in ("metrics.json", "evaluation-test.json"):
+        metrics = json.loads((run / file).read_text(encoding="utf-8"))
+        assert list(metrics["scenarios"]) == ["[it]", "fr", "overall"]
+        assert metrics["overall"]["rows"] == 40 > metrics["scenarios"]["overall"]["rows"] > 0
+        assert metrics["overall"]["logloss"] != metrics["scenarios"]["overall"]["logloss"]

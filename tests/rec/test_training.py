@@ -16,7 +16,9 @@ from saml_rec import models
 from saml_rec.data import prepare, read_table, split_rows
 from saml_rec.data.schema import Schema, load_schema
 from saml_rec.errors import InputError
+from saml_rec.evaluation.metrics import LabelledRows, score_rows
 from saml_rec.evaluation.scoring import evaluate, load_trained
+from saml_rec.models.construction import build_model
 from saml_rec.models.registry import hyperparameters
 from saml_rec.run_directory import load
 from saml_rec.training import TrainOptions, best_epoch, is_cut_off, loop, stopped_by, train, train_and_validate
@@ -440,9 +442,80 @@ def test_split_without_rows(dataset_of, split, rows, tmp_path):
     dataset = dataset_of()
     schema = dataclasses.replace(load_schema(dataset.schema), split=tuple(split))
     metrics = train(prepare(dataset.data, schema, seed=0), schema, SMALL, tmp_path / "run").metrics
-    nothing = {"auc": None, "logloss": None, "rows": 0}
+    names = ("auc", "logloss", "pr_auc", "normalised_entropy", "predicted_over_observed", "ece")
+    nothing = {**dict.fromkeys(names), "rows": 0}
     if rows == "valid":
         assert metrics["valid"] == nothing
         assert metrics["best_epoch"] == metrics["epochs"] == 3
     else:
         assert metrics["overall"] == metrics["scenarios"]["de"] == nothing
+
+
+@pytest.fixture(scope="module")
+def weighted(weighted_dataset):
+    schema = load_schema(weighted_dataset.schema)
+    return prepare(weighted_dataset.data, schema, seed=0), schema
+
+
+@pytest.mark.parametrize("model", ["saml", "shared_bottom"])
+def test_the_loss_of_weights_is_that_of_repeated_rows(weighted, model):
+    data, schema = weighted
+    table = data.tables["train"]
+    network = build_model(model, {"hidden_dims": (8, 4)}, schema, data.encoder).double()
+    halves = (2 * table.weight).long()
+    rows = torch.arange(len(table))
+    repeated = table.batch(rows.repeat_interleave(halves))
+    del repeated["weight"]
+    losses = [network.loss(batch) for batch in (table.batch(rows), repeated)]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-6)
+    gradients = [torch.autograd.grad(loss, list(network.parameters()), materialize_grads=True) for loss in losses]
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+    nothing = table.batch(rows) | {"weight": torch.zeros(len(rows))}
+    loss = network.loss(nothing)
+    assert float(loss) == 0
+    assert all(
+        not gradient.any() for gradient in torch.autograd.grad(loss, list(network.parameters()), materialize_grads=True)
+    )
+
+
+def test_the_training_loss_is_the_weighted_mean_of_its_batches(weighted, tmp_path, monkeypatch):
+    from saml_rec.training import loop
+
+    data, schema = weighted
+    monkeypatch.setattr(loop.Optimizers, "step", lambda self: None)  # the weights stay as they are
+    options = dataclasses.replace(SMALL, epochs=1, model="shared_bottom", model_options={"hidden_dims": (8,)})
+    history = train(data, schema, options, tmp_path).history
+    table = data.tables["train"]
+    network = load_trained(tmp_path).model
+    with torch.no_grad():
+        expected = float(network.loss(table.batch(torch.arange(len(table)))))
+    assert history[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
+    unweighted = dataclasses.replace(table, weight=None)
+    with torch.no_grad():
+        assert abs(expected - float(network.loss(unweighted.batch(torch.arange(len(table)))))) > 1e-4
+
+
+def test_metrics_and_resumption_of_a_weighted_run(weighted, weighted_dataset, tmp_path, train_one_epoch):
+    data, schema = weighted
+    whole = train(data, schema, SMALL, tmp_path / "whole", data_path=weighted_dataset.data)
+    again = train_one_epoch(data, schema, SMALL, tmp_path / "again")
+    train(data, schema, SMALL, again, resume=True, data_path=weighted_dataset.data)
+    assert_same_run(tmp_path / "whole", again)
+    overall = whole.metrics["overall"]
+    assert overall["rows"] == 40
+    assert overall["gauc_groups"] <= 20
+    assert evaluate(tmp_path / "whole")["overall"] == overall
+    table = data.tables["test"]
+    rows = LabelledRows(table.label.numpy(), table.scenario.numpy(), table.weight.numpy(), table.group.numpy())
+    assert overall["logloss"] == pytest.approx(
+        score_rows(rows, load_trained(tmp_path / "whole").logits(table))["logloss"]
+    )
+
+
+def test_evaluation_of_rows_that_all_count_nothing(weighted, weighted_dataset, tmp_path):
+    data, schema = weighted
+    train(data, schema, dataclasses.replace(SMALL, epochs=1), tmp_path / "run")
+    weighted_dataset.frame.with_columns(importance=0).write_csv(tmp_path / "nothing.csv")
+    with pytest.raises(InputError, match="weight column 'importance': all 400 rows have weight 0"):
+        evaluate(tmp_path / "run", data_path=tmp_path / "nothing.csv")

@@ -23,7 +23,7 @@ class Checks:
     """Which columns are needed.
 
     Args:
-        label: the label, besides the scenario and the features.
+        label: the label, and the weight and group of a row, besides the scenario and the features.
         split: the time or split column.
         keep_others: whether columns that are not needed stay, as they are.
         only: these columns alone, of those above.
@@ -93,6 +93,11 @@ def _rules(schema: Schema, checks: Checks) -> dict[str, Callable[[pl.Series, _Wh
     rules[schema.scenario] = _scenario
     if checks.label:
         rules[schema.label] = _label
+        if schema.weight is not None:
+            rules[schema.weight] = _weight
+        if schema.group is not None and schema.group != schema.scenario:
+            # A group that is a feature too obeys the stricter rule, as a scenario does.
+            rules[schema.group] = _group
     if checks.split and schema.time is not None:
         rules[schema.time] = _time
     if checks.split and schema.split_column is not None:
@@ -169,6 +174,19 @@ def _label(column: pl.Series, where: _Where) -> pl.Series:
 def _scenario(column: pl.Series, where: _Where) -> pl.Series:
     text = _text(column, where)
     _refuse(text.str.strip_chars() == "", column, where, "the name of a scenario")
+    return text
+
+
+def _weight(column: pl.Series, where: _Where) -> pl.Series:
+    expected = "a weight: a finite number of at least 0 within the range of float32"
+    numbers = _number(column, where, expected)
+    _refuse((numbers < 0) | (numbers > LARGEST_FLOAT32), column, where, expected)
+    return numbers
+
+
+def _group(column: pl.Series, where: _Where) -> pl.Series:
+    text = _text(column, where)
+    _refuse(text.is_null(), column, where, "the group of the row")
     return text
 
 

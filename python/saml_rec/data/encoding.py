@@ -71,9 +71,9 @@ class Encoder:
     def encode(self, frame: pl.DataFrame, *, rows: Rows | None = None) -> EncodedTable:
         """Encode a frame from :func:`saml_rec.data.read_table`, or its rows ``rows`` in that order.
 
-        A frame that was not read with its label gives a table without labels. A missing dense value takes the
-        training mean, which is 0 after normalisation, and its flag is 1. Normalised values are cut to ±10,000. Rows of
-        scenarios that are to be dropped are left out.
+        A frame that was not read with its label gives a table without labels, weights and groups. A missing dense value
+        takes the training mean, which is 0 after normalisation, and its flag is 1. Normalised values are cut to
+        ±10,000. Rows of scenarios that are to be dropped are left out.
 
         Raises:
             InputError: a scenario that training never saw, or a rare one, where those are refused.
@@ -88,9 +88,10 @@ class Encoder:
         if not (kept := scenario != DROPPED).all():
             frame, scenario = frame.filter(kept), scenario[kept]
         schema = self.schema
+        label = _label(frame, schema)
         return EncodedTable(
             scenario=torch.from_numpy(scenario),
-            label=_label(frame, schema),
+            label=label,
             dense=self._dense(frame),
             sparse={
                 feature.name: torch.from_numpy(self._ids(frame[feature.name], feature.name).astype(np.int64))
@@ -101,6 +102,8 @@ class Encoder:
                 for feature in (*schema.of_kind("multi"), *schema.of_kind("sequence"))
             },
             num_scenarios=self.num_scenarios,
+            weight=None if label is None else _weight(frame, schema),
+            group=None if label is None else _group(frame, schema),
         )
 
     def scenario_ids(self, column: pl.Series) -> NDArray[np.int64]:
@@ -209,8 +212,12 @@ def categorical(schema: Schema) -> tuple[FeatureSpec, ...]:
 
 
 def _bucket(value: str, buckets: int) -> int:
-    """Of a hash that is the same on every machine and in every version of its library."""
-    return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little") % buckets
+    return _hash(value) % buckets
+
+
+def _hash(value: str) -> int:
+    """64 bits that are the same on every machine and in every version of their library."""
+    return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little")
 
 
 def flat(column: pl.Series, feature: FeatureSpec) -> pl.Series:
@@ -237,6 +244,25 @@ def _label(frame: pl.DataFrame, schema: Schema) -> torch.Tensor | None:
     if frame.schema.get(schema.label) != pl.UInt8:
         return None
     return torch.from_numpy(frame[schema.label].cast(pl.Float32).to_numpy(writable=True))
+
+
+def _weight(frame: pl.DataFrame, schema: Schema) -> torch.Tensor | None:
+    # As of the label: a checked one is Float64.
+    if schema.weight is None or frame.schema.get(schema.weight) != pl.Float64:
+        return None
+    return torch.from_numpy(frame[schema.weight].cast(pl.Float32).to_numpy(writable=True))
+
+
+def _group(frame: pl.DataFrame, schema: Schema) -> torch.Tensor | None:
+    """A number for every value, seen in training or not: 64 bits, so that two of 10⁷ meet with probability 3e-6."""
+    if schema.group is None or frame.schema.get(schema.group) != pl.String or frame[schema.group].null_count():
+        return None
+    values = frame[schema.group]
+    known = values.unique()
+    numbers = pl.Series([_hash(value) - 2**63 for value in known], dtype=pl.Int64)
+    # Without a default, a column without rows would become one of objects.
+    numbered = values.replace_strict(known, numbers, default=0, return_dtype=pl.Int64)
+    return torch.from_numpy(numbered.to_numpy(writable=True))
 
 
 def natural_order(names: list[str]) -> tuple[str, ...]:

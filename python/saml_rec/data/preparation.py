@@ -26,7 +26,7 @@ from saml_rec.data.order import WINDOW_ROWS
 from saml_rec.data.readers import TableFiles
 from saml_rec.data.schema import Schema
 from saml_rec.data.sources import Paths
-from saml_rec.data.splits import SPLITS, Split, check_split, needs_a_pass, split_of
+from saml_rec.data.splits import SPLITS, Split, check_split, check_weights, needs_a_pass, split_of, weighted_labels
 from saml_rec.data.stored import StoredTable, TableWriter, fingerprint_of
 from saml_rec.data.table import EncodedTable, joined
 from saml_rec.errors import InputError
@@ -139,13 +139,18 @@ class _Preparation:
         """What the training rows teach, and how many rows there are in all."""
         learner = Learner(self.schema)
         sizes = np.zeros(len(SPLITS), np.int64)
+        weights = np.zeros(len(SPLITS))
         labels: set[int] = set()
         for frame, codes in with_codes(self.split, self._rows()):
             sizes += np.bincount(codes, minlength=len(SPLITS))
             training = frame.filter(codes == SPLITS.index("train"))
-            labels.update(training[self.schema.label].unique().to_list())
+            labels.update(weighted_labels(self.schema, training))
             learner.add(training)
+            if self.schema.weight is not None:
+                counted = frame[self.schema.weight].cast(pl.Float32).to_numpy()
+                weights += np.bincount(codes, weights=counted, minlength=len(SPLITS))
         check_split(self.schema, dict(zip(SPLITS, sizes.tolist(), strict=True)), labels)
+        check_weights(self.schema, dict(zip(SPLITS, zip(sizes.tolist(), weights.tolist(), strict=True), strict=True)))
         return learner.encoder(), int(sizes.sum())
 
     def _encoded(self, encoder: Encoder, unseen: Counter[str]) -> Iterator[tuple[str | None, EncodedTable]]:

@@ -6,6 +6,8 @@ A schema is a TOML file::
     scenario = "country"
     time = "ts"                       # split by time; without it a seeded random split
     split = [0.8, 0.1, 0.1]           # train, valid, test; or: split_column = "split"
+    weight = "importance"             # what a row counts, in training and in metrics
+    group = "user_id"                 # whose rows are ranked among themselves in GAUC
 
     [features.item_id]
     kind = "sparse"                   # sparse | multi | dense | sequence
@@ -39,6 +41,7 @@ DEFAULT_SPLIT = (0.8, 0.1, 0.1)
 MAX_BUCKETS = 2**30  # ids are 32-bit integers
 MAX_SIZE = 65536  # bound on dim, heads and max_length: beyond it a value is a slip of the keyboard
 
+_OPTIONAL_COLUMNS = ("time", "split_column", "weight", "group")
 # The keys a feature of each kind may have besides "kind".
 _KEYS: dict[str, tuple[str, ...]] = {
     "sparse": ("scenario_aware", "dim", "min_count", "buckets"),
@@ -156,13 +159,16 @@ class Schema:
         split: fractions of the rows for training, validation and test; the last two may be 0.
         split_column: column with ``train``, ``valid`` or ``test`` in every row, in place of ``time`` and ``split``.
         scenarios: what becomes of scenarios with few training rows or none.
+        weight: column with what each row counts in the loss and in metrics; 1 without it.
+        group: column whose equal values make the groups of GAUC and of resampling; it may be a sparse feature, or the
+            scenario.
 
     A sequence among ``features`` takes ``dim`` and ``scenario_aware`` from its item on construction.
 
     Raises:
-        InputError: two roles share a column, the label, time or split column is a feature, the scenario column is a
-            feature that is not sparse, a sequence's item is not a sparse feature, heads do not divide the width, or
-            the fractions do not sum to 1.
+        InputError: two roles share a column, the label, time, split or weight column is a feature, the scenario or
+            group column is a feature that is not sparse, a sequence's item is not a sparse feature, heads do not divide
+            the width, or the fractions do not sum to 1.
     """
 
     label: str
@@ -172,6 +178,8 @@ class Schema:
     split: tuple[float, float, float] = DEFAULT_SPLIT
     split_column: str | None = None
     scenarios: ScenarioRule = ScenarioRule()
+    weight: str | None = None
+    group: str | None = None
 
     def __post_init__(self) -> None:
         self._check_roles()
@@ -191,14 +199,12 @@ class Schema:
 
     def _check_roles(self) -> None:
         roles = {"label": self.label, "scenario": self.scenario}
-        roles |= {
-            key: value for key, value in (("time", self.time), ("split_column", self.split_column)) if value is not None
-        }
+        roles |= {key: getattr(self, key) for key in _OPTIONAL_COLUMNS if getattr(self, key) is not None}
         column_of: dict[str, str] = {}
         for role, column in roles.items():
             if not isinstance(column, str) or not column:
                 raise InputError(f"{role} must be the name of a column, not {column!r}")
-            if column in column_of:
+            if column in column_of and (role, column_of[column]) != ("group", "scenario"):
                 raise InputError(f"{role} and {column_of[column]} are both column {column!r}; they must differ")
             column_of[column] = role
 
@@ -207,12 +213,15 @@ class Schema:
             self.label: "it is the label, so the model would read what it has to predict",
             self.time: "it is the time column, which separates the splits, so it would tell training from test rows",
             self.split_column: "it is the split column, so it would tell training from test rows",
+            self.weight: "it is the weight column, which may depend on the label and is not known in prediction",
         }
         for feature in self.features:
             if feature.name in leaks:
                 raise InputError(f"features.{feature.name} would leak: {leaks[feature.name]}")
             if feature.name == self.scenario and feature.kind != "sparse":
                 raise InputError(f"features.{feature.name}.kind must be sparse: it is the scenario column")
+            if feature.name == self.group and feature.kind != "sparse":
+                raise InputError(f"features.{feature.name}.kind must be sparse: it is the group column")
 
     def of_kind(self, kind: Kind) -> tuple[FeatureSpec, ...]:
         """The features of one kind, in schema order."""
@@ -237,6 +246,7 @@ class Schema:
         else:
             result |= {"time": self.time} if self.time is not None else {}
             result["split"] = list(self.split)
+        result |= {key: getattr(self, key) for key in ("weight", "group") if getattr(self, key) is not None}
         if self.scenarios != ScenarioRule():
             result["scenarios"] = dataclasses.asdict(self.scenarios)
         result["features"] = {
@@ -304,7 +314,7 @@ def _parse(mapping: Mapping[str, Any]) -> Schema:
     given = {key: value for key, value in mapping.items() if key != "features"}
     if "scenarios" in given:
         given["scenarios"] = _parse_scenarios(given["scenarios"])
-    for key in ("label", "scenario", "time", "split_column"):
+    for key in ("label", "scenario", *_OPTIONAL_COLUMNS):
         if key in given and not isinstance(given[key], str):
             raise InputError(f"{key} must be the name of a column, not {given[key]!r}")
     return Schema(**given, features=tuple(_parse_feature(name, table) for name, table in features.items()))

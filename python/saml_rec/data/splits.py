@@ -105,13 +105,43 @@ def split_rows(frame: pl.DataFrame, schema: Schema, seed: int) -> dict[str, Rows
         split column never names, is empty.
 
     Raises:
-        InputError: a split that was asked for has no rows, or the training rows do not have both labels.
+        InputError: a split that was asked for has no rows, the training rows do not have both labels, or all rows of
+            a split have weight 0.
     """
     codes = split_of(schema, iter([frame]), seed).codes(frame, 0)
     rows = {name: np.flatnonzero(codes == code).astype(np.int64) for code, name in enumerate(SPLITS)}
-    labels = frame[schema.label].gather(rows["train"])
-    check_split(schema, {name: len(places) for name, places in rows.items()}, set(labels.unique().to_list()))
+    labels = weighted_labels(schema, frame[rows["train"]])
+    check_split(schema, {name: len(places) for name, places in rows.items()}, labels)
+    if schema.weight is not None:
+        weights = frame[schema.weight].cast(pl.Float32).to_numpy()
+        check_weights(schema, {name: (len(places), float(weights[places].sum())) for name, places in rows.items()})
     return rows
+
+
+def weighted_labels(schema: Schema, training: pl.DataFrame) -> set[int]:
+    """The labels of training rows that count anything."""
+    if schema.weight is not None:
+        training = training.filter(pl.col(schema.weight).cast(pl.Float32) > 0)
+    return set(training[schema.label].unique().to_list())
+
+
+def check_weights(schema: Schema, sums: Mapping[str, tuple[int, float]]) -> None:
+    """Refuses a split whose rows count nothing.
+
+    Args:
+        schema: names the weight column, if there is one.
+        sums: per split its rows and the sum of their weights.
+
+    Raises:
+        InputError: a split has rows, and all of them have weight 0.
+    """
+    if schema.weight is None:
+        return
+    for name, (rows, weight) in sums.items():
+        if rows and not weight:
+            raise InputError(
+                f"weight column {schema.weight!r}: all {rows} {name} rows have weight 0; expected one above 0 at least"
+            )
 
 
 def check_split(schema: Schema, sizes: Mapping[str, int], labels: set[int]) -> None:
@@ -120,7 +150,7 @@ def check_split(schema: Schema, sizes: Mapping[str, int], labels: set[int]) -> N
     Args:
         schema: says how the rows were split.
         sizes: rows of each split.
-        labels: those of the training rows.
+        labels: those of the training rows, of weight above 0 where rows have weights.
 
     Raises:
         InputError: a split that was asked for has no rows, or the training rows do not have both labels.
@@ -138,8 +168,9 @@ def check_split(schema: Schema, sizes: Mapping[str, int], labels: set[int]) -> N
                     f"split {list(schema.split)}{ties} leaves no {name} rows: {sum(sizes.values())} rows become "
                     f"{' / '.join(str(sizes[each]) for each in SPLITS)} (train / valid / test)"
                 )
-    if len(labels) < 2:
+    if len(labels) == 1:
         raise InputError(
-            f"all {sizes['train']} training rows have label {next(iter(labels))} in column {schema.label!r}; "
+            f"all {sizes['train']} training rows{' of weight above 0' if schema.weight else ''} have label "
+            f"{next(iter(labels))} in column {schema.label!r}; "
             "training needs rows with 0 and rows with 1"
         )

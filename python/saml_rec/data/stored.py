@@ -1,6 +1,6 @@
 """Encoded tables on disk, as Arrow IPC shards: written a chunk at a time, read in blocks, never whole.
 
-    NAME-00000.arrow             SHARD_ROWS rows: scenario, label, dense, ids, and the lengths of ragged features
+    NAME-00000.arrow             SHARD_ROWS rows: scenario, label, weight, group, dense, ids, lengths of ragged features
     NAME-00000.FEATURE.arrow     the values of one ragged feature, those of all rows one after the other
 
 The files hold the narrowest types; :class:`StoredTable` gives back what :class:`saml_rec.data.table.EncodedTable` has.
@@ -30,7 +30,7 @@ from saml_rec.data.table import (
 )
 
 SHARD_ROWS = 2**18
-SCENARIO, LABEL, DENSE = "scenario", "label", "dense"
+SCENARIO, LABEL, WEIGHT, GROUP, DENSE = "scenario", "label", "weight", "group", "dense"
 IDS, LENGTH = "id:", "length:"  # before a feature's name
 
 
@@ -77,6 +77,10 @@ class TableWriter:
         columns: dict[str, Any] = {SCENARIO: rows.scenario.int().numpy()}
         if rows.label is not None:
             columns[LABEL] = rows.label.to(torch.uint8).numpy()
+        if rows.weight is not None:
+            columns[WEIGHT] = rows.weight.numpy()
+        if rows.group is not None:
+            columns[GROUP] = rows.group.numpy()
         if rows.dense.shape[1]:
             columns[DENSE] = pl.Series(rows.dense.numpy(), dtype=pl.Array(pl.Float32, rows.dense.shape[1]))
         columns |= {IDS + name: ids.int().numpy() for name, ids in rows.sparse.items()}
@@ -146,6 +150,8 @@ class StoredTable:
             sparse={column.removeprefix(IDS): _tensor(frame[column]).long() for column in sparse},
             ragged=ragged,
             num_scenarios=self.num_scenarios,
+            weight=_tensor(frame[WEIGHT]) if WEIGHT in frame.columns else None,
+            group=_tensor(frame[GROUP]) if GROUP in frame.columns else None,
         )
 
     def first(self) -> Batch:
@@ -168,15 +174,32 @@ class StoredTable:
     @cached_property
     def scenario(self) -> Tensor:
         """(N,) int64."""
-        return self._column(SCENARIO).long()
+        return self._required(SCENARIO).long()
 
     @cached_property
     def label(self) -> Tensor:
         """(N,) float32."""
-        return self._column(LABEL).float()
+        return self._required(LABEL).float()
 
-    def _column(self, column: str) -> Tensor:
+    @cached_property
+    def weight(self) -> Tensor | None:
+        """(N,) float32, or None."""
+        return self._column(WEIGHT)
+
+    @cached_property
+    def group(self) -> Tensor | None:
+        """(N,) int64, or None."""
+        return self._column(GROUP)
+
+    def _required(self, column: str) -> Tensor:
+        found = self._column(column)
+        assert found is not None
+        return found
+
+    def _column(self, column: str) -> Tensor | None:
         stems = [self.directory / f"{self.name}-{shard:05d}.arrow" for shard in range(len(self.content["shards"]))]
+        if column not in pl.scan_ipc(stems[0]).collect_schema():
+            return None
         return _tensor(pl.concat([pl.scan_ipc(stem).select(column) for stem in stems]).collect().to_series())
 
     def scenario_counts(self) -> Tensor:

@@ -19,14 +19,16 @@ ROWS_PER_BLOCK = 65536
 
 class _Labelled(TypedDict, total=False):
     label: Tensor
+    weight: Tensor
 
 
 class Batch(_Labelled):
     """B rows as tensors, all on the CPU.
 
-    ``scenario`` (B,) int64; ``label`` (B,) float32, absent when the table has none; ``dense`` (B, 2·n_dense) float32,
-    per dense feature the normalised value and 1.0 where it was missing, width 0 without dense features;
-    ``features`` name -> int64 ids: sparse (B,), multi and sequence (B, K) with K ≥ 1, padded with 0 at the end.
+    ``scenario`` (B,) int64; ``label`` and ``weight`` (B,) float32, absent when the table has none; ``dense``
+    (B, 2·n_dense) float32, per dense feature the normalised value and 1.0 where it was missing, width 0 without dense
+    features; ``features`` name -> int64 ids: sparse (B,), multi and sequence (B, K) with K ≥ 1, padded with 0 at the
+    end.
     """
 
     scenario: Tensor
@@ -79,6 +81,8 @@ class EncodedTable:
         sparse: name -> (N,) int64.
         ragged: name -> multi and sequence features.
         num_scenarios: M.
+        weight: (N,) float32 of what the rows count, or None.
+        group: (N,) int64, equal in rows of one group, or None.
     """
 
     scenario: Tensor
@@ -87,6 +91,8 @@ class EncodedTable:
     sparse: dict[str, Tensor]
     ragged: dict[str, Ragged]
     num_scenarios: int
+    weight: Tensor | None = None
+    group: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scenario)
@@ -102,6 +108,8 @@ class EncodedTable:
         }
         if self.label is not None:
             result["label"] = self.label.index_select(0, indices)
+        if self.weight is not None:
+            result["weight"] = self.weight.index_select(0, indices)
         return result
 
     def batches(
@@ -140,6 +148,8 @@ class EncodedTable:
             sparse={name: ids[start:stop] for name, ids in self.sparse.items()},
             ragged={name: ragged.part(start, stop) for name, ragged in self.ragged.items()},
             num_scenarios=self.num_scenarios,
+            weight=None if self.weight is None else self.weight[start:stop],
+            group=None if self.group is None else self.group[start:stop],
         )
 
     def taken(self, rows: Tensor) -> "EncodedTable":
@@ -151,6 +161,8 @@ class EncodedTable:
             sparse={name: ids[rows] for name, ids in self.sparse.items()},
             ragged={name: ragged.taken(rows) for name, ragged in self.ragged.items()},
             num_scenarios=self.num_scenarios,
+            weight=None if self.weight is None else self.weight[rows],
+            group=None if self.group is None else self.group[rows],
         )
 
     def whole(self) -> "EncodedTable":
@@ -179,7 +191,7 @@ def check_batch_size(batch_size: int) -> None:
 
 
 class Fingerprint:
-    """SHA-256 of what a model sees of a table: scenarios, labels and encoded features, in order of rows.
+    """SHA-256 of what a model and its metrics see of a table, in order of rows: all that it holds, encoded.
 
     Files with the same rows have the same fingerprint, whether they are CSV or Parquet, one or several.
 
@@ -193,8 +205,11 @@ class Fingerprint:
     def add(self, rows: "EncodedTable") -> None:
         """More rows of the table; ROWS_PER_BLOCK or a multiple of them, but for the last."""
         for start in range(0, len(rows), ROWS_PER_BLOCK):
-            batch = rows.batch(torch.arange(start, min(start + ROWS_PER_BLOCK, len(rows))))
-            for name, tensor in _tensors(batch):
+            stop = min(start + ROWS_PER_BLOCK, len(rows))
+            seen: dict[str, Any] = {**rows.batch(torch.arange(start, stop))}
+            if rows.group is not None:
+                seen["group"] = rows.group[start:stop]
+            for name, tensor in _tensors(seen):
                 self._digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 self._digest.update(tensor.contiguous().numpy().data)
 
@@ -207,15 +222,21 @@ def joined(tables: Sequence[EncodedTable]) -> EncodedTable:
     first = tables[0]
     if len(tables) == 1:
         return first
-    labels = [table.label for table in tables if table.label is not None]
     return EncodedTable(
         scenario=torch.cat([table.scenario for table in tables]),
-        label=torch.cat(labels) if labels else None,
+        label=_joined_if_any([table.label for table in tables]),
         dense=torch.cat([table.dense for table in tables]),
         sparse={name: torch.cat([table.sparse[name] for table in tables]) for name in first.sparse},
         ragged={name: _joined_ragged([table.ragged[name] for table in tables]) for name in first.ragged},
         num_scenarios=first.num_scenarios,
+        weight=_joined_if_any([table.weight for table in tables]),
+        group=_joined_if_any([table.group for table in tables]),
     )
+
+
+def _joined_if_any(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None
 
 
 def reblocked(tables: Iterable[EncodedTable], rows: int) -> Iterator[EncodedTable]:

@@ -26,7 +26,7 @@ from saml_rec.data.sources import Paths, table_files
 from saml_rec.data.splits import SPLITS, split_of
 from saml_rec.data.table import ROWS_PER_BLOCK, Batch, Fingerprint, reblocked
 from saml_rec.errors import InputError
-from saml_rec.evaluation.metrics import evaluate_scores
+from saml_rec.evaluation.metrics import LabelledRows, evaluate_scores
 from saml_rec.files import replacing
 from saml_rec.models.construction import backends_used, build_model, own_random_numbers, parameter_count, resolve_device
 from saml_rec.models.registry import hyperparameters
@@ -125,8 +125,8 @@ def evaluate(
         split = split or "test"
         data_path = _training_file(run, trained.content)
     start = time.perf_counter()
-    labels, logits, scenarios = _scored(trained, TableFiles(data_path, trained.schema), split, run, console)
-    metrics = evaluate_scores(labels, logits, scenarios, trained.encoder.scenario_names)
+    rows, logits = _scored(trained, TableFiles(data_path, trained.schema), split, run, console)
+    metrics = evaluate_scores(rows, logits, trained.encoder.scenario_names)
     seconds = time.perf_counter() - start
     return {
         "model": trained.content["options"]["model"],
@@ -145,28 +145,45 @@ def evaluate(
 
 def _scored(
     trained: TrainedModel, files: TableFiles, split: str | None, run: Path, console: Console | None
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Labels, logits and scenario ids of all rows, or of those of a split; a chunk at a time."""
-    divided, rows = None, 0
+) -> tuple[LabelledRows, NDArray[np.float64]]:
+    """All rows, or those of a split, and their logits; a chunk at a time."""
+    divided, expected = None, 0
     if split is not None:
         divided = split_of(trained.schema, files.checked(for_split(trained.schema)), trained.content["options"]["seed"])
         chosen = with_codes(divided, files.checked(for_split(trained.schema)))
-        rows = sum(int((codes == SPLITS.index(split)).sum()) for _, codes in chosen)
-    digest = Fingerprint(rows)
+        expected = sum(int((codes == SPLITS.index(split)).sum()) for _, codes in chosen)
+    digest = Fingerprint(expected)
     tables = encoded_rows(trained.encoder, files.checked(Checks(split=split is not None)), divided)
     chosen_tables = (table for name, table in tables if split in (None, name))
-    parts: list[tuple[Any, Any, Any]] = []
+    parts: list[tuple[LabelledRows, NDArray[np.float64]]] = []
     for table in reblocked(chosen_tables, ROWS_PER_BLOCK):
-        assert table.label is not None
         if split is not None:
             digest.add(table)
-        parts.append((table.label.numpy(), trained.logits(table, console=console), table.scenario.numpy()))
+        parts.append((labelled_rows(table), trained.logits(table, console=console)))
     if not parts:
         raise InputError(f"{files.name}: has no rows to evaluate" + (f" in split {split}" if split else ""))
     if split is not None and digest.hexdigest() != trained.content["data"][split]:
         raise InputError(f"{files.name}: its {split} rows are not those that {run} was trained with")
-    labels, logits, scenarios = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return labels, logits, scenarios
+    rows = LabelledRows.joined([part for part, _ in parts])
+    if rows.weights is not None and not rows.weights.any():
+        raise InputError(f"{files.name}: weight column {trained.schema.weight!r}: all {len(rows)} rows have weight 0")
+    return rows, np.concatenate([logits for _, logits in parts])
+
+
+def labelled_rows(table: Table) -> LabelledRows:
+    """What the rows of a table are measured against.
+
+    Raises:
+        InputError: the table has no labels.
+    """
+    if table.label is None:
+        raise InputError("the table has no labels to measure against")
+    return LabelledRows(
+        table.label.numpy(),
+        table.scenario.numpy(),
+        None if table.weight is None else table.weight.numpy(),
+        None if table.group is None else table.group.numpy(),
+    )
 
 
 @dataclass(frozen=True)
@@ -323,10 +340,9 @@ def metrics_of(
     Raises:
         InputError: the table has no labels, or a score is not finite.
     """
-    if table.label is None:
-        raise InputError("the table has no labels to measure against")
+    rows = labelled_rows(table)
     logits = score(model, table, device, console=console, processes=processes)
-    return dict(evaluate_scores(table.label.numpy(), logits, table.scenario.numpy(), encoder.scenario_names))
+    return dict(evaluate_scores(rows, logits, encoder.scenario_names))
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:

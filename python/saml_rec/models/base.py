@@ -20,6 +20,21 @@ class Logits(NamedTuple):
     logit: Tensor
 
 
+def binary_cross_entropy(logit: Tensor, batch: Batch) -> Tensor:
+    """Mean over the rows of a batch, weighted where they have weights; 0 where all weights are 0.
+
+    Args:
+        logit: (B,).
+        batch: with ``label`` (B,) and, where rows have weights, ``weight`` (B,).
+    """
+    if "weight" not in batch:
+        return F.binary_cross_entropy_with_logits(logit, batch["label"])
+    weight = batch["weight"]
+    total = weight.sum()
+    losses = F.binary_cross_entropy_with_logits(logit, batch["label"], weight=weight, reduction="sum")
+    return losses / total.where(total > 0, 1)
+
+
 class ScenarioModel(nn.Module, ABC):
     """A recommender for several scenarios. A subclass builds its network after this and gives :meth:`forward`.
 
@@ -75,18 +90,8 @@ class ScenarioModel(nn.Module, ABC):
         """A batch as EncodedTable makes it → a NamedTuple whose ``logit`` is (B,)."""
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean binary cross entropy over the batch."""
+        """Mean binary cross entropy over the batch, weighted where its rows have weights."""
         return binary_cross_entropy(self(batch).logit, batch)
-
-
-def binary_cross_entropy(logit: Tensor, batch: Batch) -> Tensor:
-    """Mean over the batch's rows, by their weights if they have some; zero where all of these are."""
-    weight = batch.get("weight")
-    if weight is None:
-        return F.binary_cross_entropy_with_logits(logit, batch["label"])
-    losses = F.binary_cross_entropy_with_logits(logit, batch["label"], weight=weight, reduction="sum")
-    total = weight.sum()
-    return losses / torch.where(total > 0, total, 1)
 
 
 def check_widths(**widths: Sequence[int]) -> None:

@@ -7,13 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_rec.data.preparation import Table
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
-from saml_rec.models.base import Logits
+from saml_rec.models.base import Logits, binary_cross_entropy
 from saml_rec.models.features import Batch, check_scenario_ids
 
 
@@ -53,8 +52,8 @@ class FittedModel(nn.Module, ABC):
         """A batch as EncodedTable makes it → logits (B,) float64."""
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean binary cross entropy over the batch."""
-        return F.binary_cross_entropy_with_logits(self(batch).logit, batch["label"].double())
+        """Mean binary cross entropy over the batch, weighted where its rows have weights."""
+        return binary_cross_entropy(self(batch).logit, {**batch, "label": batch["label"].double()})
 
     def check(self, batch: Batch) -> None:
         """InputError for scenario ids that do not fit."""

@@ -124,11 +124,11 @@ class LogisticRegression(FittedModel):
             columns, shares = block.columns(batch), block.shares(batch)
             kept = shares > 0
             parts.append((rows.unsqueeze(1).expand_as(columns)[kept], columns[kept], shares[kept]))
-        at, columns, values = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
+        at, places, values = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
         width = len(self.weight) - 1
         dense = sp.csr_matrix(batch["dense"].double().numpy())
         dense.resize(len(rows), width)
-        return sp.csr_matrix((values, (at, columns)), shape=(len(rows), width)) + dense
+        return sp.csr_matrix((values, (at, places)), shape=(len(rows), width)) + dense
 
     def fit(self, train: Table, valid: Table, seed: int) -> dict[str, Any]:
         from sklearn.exceptions import ConvergenceWarning

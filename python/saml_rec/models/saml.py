@@ -134,8 +134,7 @@ class SAML(ScenarioModel):
         return output
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean over the batch of BCE(logit) + λ BCE(aux_logit)."""
+        """Mean over the batch of BCE(logit) + λ BCE(aux_logit), weighted where its rows have weights."""
         output = self(batch)
         own_loss = binary_cross_entropy(output.logit, batch)
-        aux_loss = binary_cross_entropy(output.aux_logit, batch)
-        return own_loss + self.aux_loss_weight * aux_loss
+        return own_loss + self.aux_loss_weight * binary_cross_entropy(output.aux_logit, batch)

@@ -99,9 +99,10 @@ class CheckpointTimes:
 
 @dataclass
 class _Begun:
-    """An epoch that was begun."""
+    """An epoch that was begun: losses of its steps and what each of them counts, seconds, random numbers."""
 
     losses: list[Tensor]
+    weights: list[float]
     seconds: float
     random: Mapping[str, Tensor]
 
@@ -110,11 +111,16 @@ class _Begun:
         return len(self.losses)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"losses": _stacked(self.losses), "seconds": self.seconds, "random": dict(self.random)}
+        return {
+            "losses": _stacked(self.losses),
+            "weights": self.weights,
+            "seconds": self.seconds,
+            "random": dict(self.random),
+        }
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "_Begun":
-        return cls(list(saved["losses"]), saved["seconds"], saved["random"])
+        return cls(list(saved["losses"]), list(saved["weights"]), saved["seconds"], saved["random"])
 
 
 @dataclass
@@ -482,19 +488,26 @@ class _Losses:
     They stay on the device, and in this process, until they are looked at.
 
     Args:
-        known: of the steps before.
+        known, weights: of the steps before.
         epoch: for messages.
         processes: of the job.
     """
 
-    def __init__(self, known: Sequence[Tensor], epoch: int, processes: Processes) -> None:
-        self.known = list(known)
+    def __init__(self, known: Sequence[Tensor], weights: Sequence[float], epoch: int, processes: Processes) -> None:
+        self.known, self.weights = list(known), list(weights)
         self._epoch, self._processes = epoch, processes
         self.own: list[Tensor] = []
 
-    def add(self, own_share: Tensor) -> None:
-        """What this process's rows add to the mean of a step."""
+    def add(self, own_share: Tensor, weight: float) -> None:
+        """What this process's rows add to the mean of a step, and what the step's rows count in all processes."""
         self.own.append(own_share.detach())
+        self.weights.append(weight)
+
+    def mean(self) -> float:
+        """Over the rows of all steps; 0 where none counts anything, as the loss of such a batch is."""
+        total = sum(self.weights)
+        losses = _stacked(self.known).double().numpy()
+        return float(np.average(losses, weights=self.weights)) if total else 0.0
 
     def look(self) -> None:
         """Adds up the shares of all processes.
@@ -522,8 +535,9 @@ def _run_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[st
     generator = torch.Generator().manual_seed(stream_seed(options.seed, SHUFFLING, epoch))
     torch.manual_seed(stream_seed(options.seed, DROPOUT, epoch))
     before = 0.0
-    losses = _Losses([] if state.begun is None else state.begun.losses, epoch, processes)
+    losses = _Losses([], [], epoch, processes)
     if state.begun is not None:
+        losses = _Losses(state.begun.losses, state.begun.weights, epoch, processes)
         before = state.begun.seconds
         _set_random_state(state.begun.random, job.device)
     share = Share(processes.rank, processes.count)
@@ -540,20 +554,20 @@ def _run_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[st
                 # Their rows differ, and how many processes there are may change: a stream for every step and process.
                 position = len(losses.known) + len(losses.own)
                 torch.manual_seed(stream_seed(options.seed, DROPOUT, epoch, position, processes.rank))
-            losses.add(step(batch, size))
+            losses.add(*step(batch, size))
             advance()
             is_due = saver is not None and saver.is_due(len(losses.own))
             if is_due or len(losses.own) == STEPS_PER_LOSS_CHECK:
                 losses.look()
             if is_due and saver is not None:
                 seconds = before + time.perf_counter() - start
-                saver.save(state, _Begun(losses.known, seconds, _random_state(job.device)))
+                saver.save(state, _Begun(losses.known, losses.weights, seconds, _random_state(job.device)))
         losses.look()
     seconds = before + time.perf_counter() - start
     valid = metrics_of(state.model, job.data.tables["valid"], job.data.encoder, job.device, job.console, processes)
     return {
         "epoch": epoch,
-        "train_loss": float(np.average(_stacked(losses.known).double().numpy(), weights=sizes)),
+        "train_loss": losses.mean(),
         "valid": valid["overall"],
         "seconds": seconds,
         "rows_per_second": len(table) / seconds,
@@ -594,18 +608,21 @@ class _Loss(nn.Module):
         return loss
 
 
-def _step_of(state: _State, job: _Job) -> Callable[[Batch, int], Tensor]:
-    """One optimizer step: this process's rows of a batch, and how many the batch has → their share of the mean loss."""
+def _step_of(state: _State, job: _Job) -> Callable[[Batch, int], tuple[Tensor, float]]:
+    """One optimizer step.
+
+    This process's rows of a batch, and how many the batch has → their share of the mean loss, what the batch counts.
+    """
     count = job.processes.count
     first = job.data.tables["train"].first() if job.processes.are_several else None
 
-    def step(batch: Batch, size: int) -> Tensor:
-        rows = len(batch["scenario"])
-        if rows == 0:
+    def step(batch: Batch, size: int) -> tuple[Tensor, float]:
+        own, whole = _weights_of(batch, size, job.processes)
+        if len(batch["scenario"]) == 0:
             # The others wait for its gradients, which are zero.
             assert first is not None
             batch = first
-        share = rows / size
+        share = own / whole if whole else 0.0
         loss: Tensor = state.loss_of(to_device(batch, job.device))
         state.optimizer.zero_grad()
         if job.processes.are_several:
@@ -615,9 +632,17 @@ def _step_of(state: _State, job: _Job) -> Callable[[Batch, int], Tensor]:
         else:
             loss.backward()
         state.optimizer.step()
-        return loss
+        return loss, whole
 
     return step
+
+
+def _weights_of(batch: Batch, size: int, processes: Processes) -> tuple[float, float]:
+    """What this process's rows of a batch count, and all ``size`` rows of the batch: rows, or sums of their weights."""
+    if "weight" not in batch:
+        return float(len(batch["scenario"])), float(size)
+    own = batch["weight"].sum(dtype=torch.float64)
+    return float(own), float(processes.sum(own))
 
 
 def _stacked(losses: Sequence[Tensor]) -> Tensor:
