@@ -16,7 +16,7 @@ from saml_rec.models.hyperparameters import HYPERPARAMETERS
 from saml_rec.models.registry import hyperparameters
 from saml_rec.training import loop as training
 
-SMALL = ("--epochs", 1, "--batch-size", 64, "--hidden-dims", "8,4")
+SMALL = ("--epochs", 1, "--batch-size", 64)
 
 
 @pytest.fixture
@@ -25,6 +25,8 @@ def train(saml_rec, small_dataset, tmp_path):
 
     def run(*flags, **options):
         options = {"data": small_dataset.data, "schema": small_dataset.schema, "out": tmp_path / "run"} | options
+        if "hidden_dims" in hyperparameters(options.get("model", "saml")):
+            options = {"hidden_dims": "8,4"} | options
         pairs = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
         return saml_rec("train", *SMALL, *pairs, *flags)
 
@@ -76,7 +78,9 @@ def data_console(monkeypatch):
 
 @pytest.mark.parametrize("model", models.MODELS)
 def test_every_model_trains_evaluates_and_predicts(train, saml_rec, small_dataset, tmp_path, model):
-    assert train(model=model, dropout=0.1, backend="reference").exit_code == 0
+    wanted = {"dropout": 0.1, "backend": "reference", "num_trees": 3}
+    result = train(model=model, **{name: value for name, value in wanted.items() if name in hyperparameters(model)})
+    assert result.exit_code == 0, result.output
     assert saml_rec("evaluate", tmp_path / "run").exit_code == 0
     out = tmp_path / "predictions.csv"
     assert saml_rec("predict", tmp_path / "run", "--data", small_dataset.data, "--out", out).exit_code == 0
@@ -94,6 +98,10 @@ def test_options_reach_the_model(train, tmp_path):
         activation="tanh",
         stop_gradient="false",
         aux_loss_weight=0.5,
+        branch_views="each",
+        branch_init="shared",
+        local_features="false",
+        id_dropout=0.1,
         backend="reference",
         lr=0.01,
         weight_decay=0.1,
@@ -130,7 +138,11 @@ def test_options_reach_the_model(train, tmp_path):
         "activation": "tanh",
         "stop_gradient": False,
         "aux_loss_weight": 0.5,
+        "branch_views": "each",
+        "branch_init": "shared",
+        "local_features": False,
         "dropout": 0.0,
+        "id_dropout": 0.1,
         "backend": "reference",
     }
 

@@ -14,6 +14,7 @@ from torch import nn
 from saml_rec.data.schema import FeatureSpec, Schema
 from saml_rec.errors import InputError
 from saml_rec.models import MODELS, ScenarioModel
+from saml_rec.models.registry import hyperparameters, is_fitted
 
 M, V, B = 3, 9, 8
 SCHEMA = Schema(
@@ -28,7 +29,8 @@ SCHEMA = Schema(
     ),
 )
 SIZES = {"user": V, "item": V, "tags": V}
-every_model = pytest.mark.parametrize("name", MODELS)
+NETWORKS = [name for name in MODELS if not is_fitted(name)]
+every_network = pytest.mark.parametrize("name", NETWORKS)
 every_scenario = pytest.mark.parametrize("own", range(M))
 
 
@@ -260,7 +262,7 @@ COPIES = {
 }
 
 
-@every_model
+@every_network
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES.keys())
 def test_copies_are_equal_and_independent(name, duplicate):
     model, batch = build(name, dropout=0.3).eval(), make_batch()
@@ -275,7 +277,7 @@ def test_copies_are_equal_and_independent(name, duplicate):
     assert not other(batch).logit.any()
 
 
-@every_model
+@every_network
 def test_state_dict_round_trip(name):
     model, other, batch = build(name), build(name, seed=1), make_batch()
     assert not torch.equal(other(batch).logit, model(batch).logit)
@@ -285,7 +287,7 @@ def test_state_dict_round_trip(name):
     assert torch.equal(other(batch).logit, model(batch).logit)
 
 
-@every_model
+@every_network
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.03)], ids=str)
 def test_other_types_agree_with_float64(name, dtype, tolerance):
     """A batch is float32 whatever the model's type is."""
@@ -306,7 +308,7 @@ NEVER_ALONE = {("star", True)}
 
 
 @pytest.mark.parametrize(
-    ("name", "training"), [pair for pair in itertools.product(MODELS, (True, False)) if pair not in NEVER_ALONE]
+    ("name", "training"), [pair for pair in itertools.product(NETWORKS, (True, False)) if pair not in NEVER_ALONE]
 )
 def test_score_does_not_depend_on_the_rest_of_the_batch(name, training):
     model, batch = build(name).train(training), make_batch(size=11)
@@ -319,14 +321,14 @@ def test_score_does_not_depend_on_the_rest_of_the_batch(name, training):
         torch.testing.assert_close(alone, logits, rtol=0, atol=1e-12)
 
 
-@every_model
+@every_network
 def test_loss_is_the_mean_over_samples(name):
     model, batch = build(name).eval(), make_batch()
     alone = [model.loss(rows_of(batch, [n])).item() for n in range(B)]
     assert model.loss(batch).item() == pytest.approx(sum(alone) / B, rel=1e-12)
 
 
-@every_model
+@every_network
 def test_scoring_needs_no_label(name):
     model, batch = build(name), make_batch()
     expected = model(batch).logit
@@ -334,7 +336,7 @@ def test_scoring_needs_no_label(name):
     assert torch.equal(model(batch).logit, expected)
 
 
-@every_model
+@every_network
 def test_seed_decides_the_start(name):
     first, again, other = (build(name, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -345,7 +347,7 @@ def test_seed_decides_the_start(name):
     assert not any(torch.equal(first[key], other[key]) for key in drawn)
 
 
-@every_model
+@every_network
 def test_dropout_acts_in_training_only(name):
     model, batch = build(name, dropout=0.5), make_batch()
     assert not torch.equal(model(batch).logit, model(batch).logit)
@@ -356,14 +358,16 @@ def test_dropout_acts_in_training_only(name):
     assert torch.equal(model(batch).logit, without(batch).logit)
 
 
-@every_model
+@every_network
 def test_training_learns_a_rule_that_differs_between_scenarios(name):
     """Even items are liked in scenario 0, odd ones in scenario 1; in scenario 2 the age decides."""
     batch = make_batch(size=240, dtype=torch.float32)
     item, age = batch["features"]["item"], batch["dense"][:, 0]
     rules = torch.stack([item % 2 == 0, item % 2 == 1, age > 0])
     batch["label"] = rules[batch["scenario"], torch.arange(240)].float()
-    model = build(name, torch.float32, hidden_dims=(16, 8) if name == "saml" else (16,))
+    # A network that is not told the scenario learns such a rule from tables of the scenario.
+    options = {"local_features": True} if name == "mlp" else {}
+    model = build(name, torch.float32, hidden_dims=(16, 8) if name == "saml" else (16,), **options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     before = model.loss(batch).item()
     for _ in range(60):
@@ -391,14 +395,26 @@ def test_training_learns_a_rule_that_differs_between_scenarios(name):
         ("shared_bottom", {"hidden_dims": (6, -1)}, "every width in hidden_dims must be at least 1, got -1"),
         ("shared_bottom", {"hidden_dims": (0,)}, "every width in hidden_dims must be at least 1, got 0"),
         ("shared_bottom", {"tower_dims": (0,)}, "every width in tower_dims must be at least 1, got 0"),
+        ("saml", {"branch_views": "all"}, "branch_views must be one of own, each, got 'all'"),
+        ("saml", {"branch_init": "equal"}, "branch_init must be one of .*, got 'equal'"),
+        ("pepnet", {"gate_dim": 0}, "gate_dim must be at least 1, got 0"),
+        ("pepnet", {"hidden_dims": ()}, "hidden_dims must name at least one layer of the towers, got none"),
+        ("pepnet", {"prior_features": ("usr",)}, "prior_features: 'usr' is no sparse feature; did you mean 'user'"),
+        ("pepnet", {"prior_features": ("tags",)}, "prior_features: 'tags' is no sparse feature; these are user, item"),
+        ("ple", {"hidden_dims": ()}, "hidden_dims must name at least one level of experts, got none"),
+        ("ple", {"own_experts": 0}, "own_experts must be at least 1, got 0"),
+        ("mlp", {"hidden_dims": (0,)}, "every width in hidden_dims must be at least 1, got 0"),
+        ("mlp_scenario", {"scenario_dim": 0}, "scenario_dim must be at least 1, got 0"),
         *(
             (name, options, message)
-            for name in MODELS
+            for name in NETWORKS
             for options, message in (
                 ({"activation": "swish"}, "activation must be one of .*, got 'swish'"),
                 ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+                ({"id_dropout": -0.1}, r"id_dropout must lie in \[0, 1\), got -0.1"),
                 ({"backend": "cuda"}, "backend must be one of .*, got 'cuda'"),
             )
+            if options.keys() <= hyperparameters(name).keys()
         ),
     ],
 )
@@ -407,14 +423,14 @@ def test_bad_options(name, options, message):
         build(name, **options)
 
 
-@every_model
+@every_network
 def test_bad_scenario_ids(name):
     batch = make_batch(scenario=torch.full((B,), M))
     with pytest.raises(InputError, match=r"^scenario ids must lie in \[0, 3\), got 3$"):
         build(name)(batch)
 
 
-@every_model
+@every_network
 def test_one_scenario(name):
     torch.manual_seed(0)
     model = MODELS[name](SCHEMA, 1, vocabulary_sizes=SIZES)
@@ -440,12 +456,210 @@ def test_star_is_its_parts():
         assert (model(batch).logit.sign() == sign).all()
 
 
-def test_hmoe_is_its_parts():
+def test_hmoe_is_the_formula_sample_by_sample():
     model, batch = build("hmoe"), make_batch()
-    x, scenario = model.features(batch)[0], batch["scenario"]
-    predictions = torch.sigmoid(model.mixture.logits(model.bottom.views(x, scenario), scenario))
-    weights = torch.softmax(model.mixture.weight_networks(x, scenario), 1)
-    torch.testing.assert_close(model(batch).logit, torch.logit((weights * predictions).sum(1)))
+    x = model.features(batch)[0]
+    bottom, networks, weighing = model.bottom, model.mixture.networks, model.mixture.weight_networks
+
+    def layers(stack, k, row, activation):
+        for number, (weight, bias) in enumerate(zip(stack.weights, stack.biases, strict=True), start=1):
+            row = row @ weight[k] + bias[k].squeeze()
+            row = activation(row) if number < len(stack.weights) or stack is bottom else row
+        return row
+
+    for n, own in enumerate(batch["scenario"].tolist()):
+        experts = torch.stack([layers(bottom, e, x[n], torch.relu) for e in range(bottom.num_experts)])
+        gates = [torch.softmax(layers(bottom.gate, j, x[n], torch.relu), 0) for j in range(M)]
+        scores = torch.stack([torch.sigmoid(layers(networks, j, gates[j] @ experts, torch.relu)[0]) for j in range(M)])
+        probability = torch.softmax(layers(weighing, own, x[n], torch.relu), 0) @ scores
+        torch.testing.assert_close(model(batch).logit[n], torch.logit(probability))
+
+
+def test_pepnet_is_the_formula_sample_by_sample():
+    model, batch = build("pepnet", prior_features=("item",)), make_batch()
+    x = model.features(batch)[0]
+    item = model.features.embeddings["feature_item"](batch["features"]["item"], batch["scenario"])[0]
+
+    def gate(unit, k, prior):
+        (first, second), (shift, last) = unit.network.weights, unit.network.biases
+        return 2 * torch.sigmoid(torch.relu(prior @ first[k] + shift[k]) @ second[k] + last[k])
+
+    for n, own in enumerate(batch["scenario"].tolist()):
+        embedded = x[n] * gate(model.embedding_gate, 0, torch.cat([model.scenario_embedding.weight[own], x[n]]))
+        row, prior = embedded, torch.cat([item[n], embedded])
+        towers = model.towers.towers
+        for unit, weight, bias in zip(model.towers.gates, towers.weights, towers.biases, strict=True):
+            row = torch.relu((gate(unit, own, prior) * row) @ weight[own] + bias[own])
+        logit = row @ model.head.weights[0][own] + model.head.biases[0][own]
+        torch.testing.assert_close(model(batch).logit[n], logit[0])
+
+
+@pytest.mark.parametrize("local_features", [False, True])
+def test_plain_networks_are_what_their_names_say(local_features):
+    batch = make_batch()
+
+    def dense(x, layers):
+        for number, (weight, bias) in enumerate(layers, start=1):
+            x = x @ weight + bias
+            x = torch.relu(x) if number < len(layers) else x
+        return x
+
+    models = {name: build(name, local_features=local_features) for name in ("mlp", "mlp_scenario", "per_scenario")}
+    inputs = {name: torch.cat(model.features(batch), 1) for name, model in models.items()}
+    shared = {
+        name: [(layer.weight.T, layer.bias) for layer in models[name].network.layers]
+        for name in ("mlp", "mlp_scenario")
+    }
+    embedded = models["mlp_scenario"].scenario_embedding.weight[batch["scenario"]]
+    networks = models["per_scenario"].networks
+    expected = {
+        "mlp": dense(inputs["mlp"], shared["mlp"]),
+        "mlp_scenario": dense(torch.cat([embedded, inputs["mlp_scenario"]], 1), shared["mlp_scenario"]),
+        "per_scenario": torch.stack(
+            [
+                dense(row, [(w[own], b[own]) for w, b in zip(networks.weights, networks.biases, strict=True)])
+                for row, own in zip(inputs["per_scenario"], batch["scenario"].tolist(), strict=True)
+            ]
+        ),
+    }
+    for name, model in models.items():
+        assert model.features.local_dim == (4 + 2 + 4 if local_features else 0)
+        torch.testing.assert_close(model(batch).logit, expected[name].squeeze(1))
+
+
+@every_network
+def test_local_features_are_the_tables_every_model_may_read(name):
+    with_tables, without = build(name, local_features=True), build(name, local_features=False)
+    assert with_tables.features.local_dim == 10
+    assert without.features.local_dim == 0
+    batch = make_batch()
+    tables = with_tables.features.embeddings["feature_item"].local_tables
+    before = with_tables(batch).logit
+    with torch.no_grad():
+        tables[:] += 0.5 * torch.randn_like(tables)
+    assert (with_tables(batch).logit != before).all()
+    assert without(batch).logit.isfinite().all()
+
+
+# --- which scenario a row is of -------------------------------------------------------------------------------------
+
+
+@every_network
+def test_scores_follow_the_scenario(name):
+    """Other ids, other scores; a network without scenario keeps its own."""
+    model = build(name).eval()
+    batch = make_batch(size=30)
+    moved = {**batch, "scenario": (batch["scenario"] + 1) % M}
+    changed = (model(moved).logit != model(batch).logit).double().mean()
+    assert changed == 0 if name == "mlp" else changed > 0.7
+
+
+M_MANY = 7
+"""A size that nothing else has: a dimension of this size is one of scenarios."""
+
+
+def relabelled(model, order):
+    """The model whose scenario order[k] is the given one's k: every dimension of scenarios permuted."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in (*other.parameters(), *other.buffers()):
+            for dimension, size in enumerate(tensor.shape):
+                if size == M_MANY:
+                    tensor.copy_(tensor.clone().index_select(dimension, torch.argsort(order)))
+        for tables in other.features.embeddings.values():
+            if tables.num_local:
+                tables.local_tables.copy_(tables.local_tables.clone()[torch.argsort(order)])
+    return other
+
+
+@every_network
+@pytest.mark.parametrize("options", [{}, {"local_features": True}], ids=str)
+def test_relabelled_scenarios_score_alike(name, options):
+    if name == "saml" and options:
+        options = {"branch_views": "each", "score": "softmax", "mutual_layers": (1, 2)}
+    torch.manual_seed(0)
+    model = MODELS[name](SCHEMA, M_MANY, vocabulary_sizes=SIZES, **{"hidden_dims": (6, 4)} | options).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    batch = make_batch(size=4 * M_MANY, scenario=torch.arange(4 * M_MANY) % M_MANY)
+    order = torch.randperm(M_MANY, generator=torch.Generator().manual_seed(1))
+    other = relabelled(model, order)
+    moved = {**batch, "scenario": order[batch["scenario"]]}
+    torch.testing.assert_close(other(moved).logit, model(batch).logit, rtol=1e-9, atol=1e-10)
+    assert (name == "mlp" and not options) or not torch.allclose(model(moved).logit, model(batch).logit)
+
+
+# --- views by branch, equal starts, unknown ids ---------------------------------------------------------------------
+
+
+def test_each_branch_reads_its_own_scenarios_tables():
+    model, batch = build("saml", branch_views="each"), make_batch()
+    _, views = model.features(batch)
+    assert views.shape == (B, M, model.features.local_dim)
+    own = build("saml")
+    for k in range(M):
+        _, expected = own.features({**batch, "scenario": torch.full((B,), k)})
+        torch.testing.assert_close(views[:, k], expected)
+
+
+@every_scenario
+def test_views_of_foreign_branches_train_nothing(own):
+    model = build("saml", branch_views="each", activation="tanh", mutual_layers=(1, 2))
+    model.loss(make_batch(scenario=torch.full((B,), own))).backward()
+    for name, gradient in scenario_parameters(model).items():
+        assert gradient[own].any(), name
+        assert not gradient[[k for k in range(M) if k != own]].any(), name
+
+
+def test_views_change_what_foreign_branches_say_and_nothing_without_them():
+    batch = make_batch()
+    for mutual_layers, alike in (((), True), ((1,), False)):
+        own, each = (build("saml", branch_views=views, mutual_layers=mutual_layers) for views in ("own", "each"))
+        assert torch.allclose(own(batch).logit, each(batch).logit) is alike
+
+
+def test_dropout_takes_the_same_features_from_all_views():
+    model = build("saml", branch_views="each", dropout=0.5)
+    with torch.no_grad():
+        for tables in model.features.embeddings.values():
+            tables.table.weight.add_(1)
+    lost = model.features(make_batch(size=50))[1] == 0
+    assert 0.3 < lost.double().mean() < 0.7
+    assert (lost == lost[:, :1]).all()
+
+
+def test_scenarios_that_start_alike():
+    model, batch = build("saml", branch_init="shared", branch_views="each", mutual_layers=(1, 2)), make_batch()
+    for name, parameter in model.named_parameters():
+        if name.startswith(("trunk.branch", "trunk.gate", "head.")):
+            assert (parameter == parameter[:1]).all(), name
+    for tables in model.features.embeddings.values():
+        if tables.num_local:
+            assert (tables.local_tables == tables.local_tables[:1]).all()
+            assert tables.local_tables.any()
+    scores = [model({**batch, "scenario": torch.full((B,), k)}).logit for k in range(M)]
+    torch.testing.assert_close(scores[0], scores[1])
+    # All foreign streams are alike, so they weigh alike.
+    for weights in model.mutual_weights(batch).values():
+        torch.testing.assert_close(weights[weights > 0], torch.full((B * (M - 1),), 1 / (M - 1)).double())
+
+
+@every_network
+def test_some_ids_become_unknown_in_training(name):
+    model, batch = build(name, id_dropout=0.5), make_batch(size=200)
+    torch.manual_seed(0)
+    drawn = model.features._known_ids(batch["features"])
+    for feature, ids in batch["features"].items():
+        changed = drawn[feature] != ids
+        known = ids > 1
+        assert (drawn[feature][changed] == 1).all()
+        assert not changed[~known].any(), "an empty cell stays empty"
+        assert changed[known].double().mean() == pytest.approx(0.5, abs=0.1)
+    model.eval()
+    assert all(
+        torch.equal(ids, batch["features"][f]) for f, ids in model.features._known_ids(batch["features"]).items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -454,6 +668,9 @@ def test_hmoe_is_its_parts():
         ("star", ("network.weights", "network.biases", "norm.weight", "norm.bias", "scenario_embedding")),
         ("hmoe", ("mixture.networks", "mixture.weight_networks", "bottom.gate")),
         ("mmoe", ("towers", "bottom.gate")),
+        ("pepnet", ("towers", "head", "scenario_embedding")),
+        ("per_scenario", ("networks",)),
+        ("mlp_scenario", ("scenario_embedding",)),
     ],
 )
 @every_scenario
@@ -474,13 +691,17 @@ def mlp_parameters(*widths):
     return sum((before + 1) * after for before, after in itertools.pairwise(widths))
 
 
-@every_model
+@every_network
 def test_parameter_counts(name):
     """What the papers' formulas need besides the features; x has 3 + 4 + 2 + 2 + attention's 4 numbers."""
     x, hidden, tower, experts = 15, 6, 4, 4
     model = {
         "saml": lambda: build("saml", hidden_dims=(6, 5)),
         "star": lambda: build("star", hidden_dims=(hidden,), scenario_dim=3, aux_dims=(7,)),
+        "pepnet": lambda: build("pepnet", hidden_dims=(hidden,), scenario_dim=3, gate_dim=5),
+        "mlp": lambda: build("mlp", hidden_dims=(hidden,)),
+        "mlp_scenario": lambda: build("mlp_scenario", hidden_dims=(hidden,), scenario_dim=3),
+        "per_scenario": lambda: build("per_scenario", hidden_dims=(hidden,)),
     }.get(name, lambda: build(name, hidden_dims=(hidden,), tower_dims=(tower,)))()
     assert model.features.global_dim == x
     local = model.features.local_dim

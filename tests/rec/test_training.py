@@ -19,7 +19,7 @@ from saml_rec.errors import InputError
 from saml_rec.evaluation.metrics import LabelledRows, score_rows
 from saml_rec.evaluation.scoring import evaluate, load_trained
 from saml_rec.models.construction import build_model
-from saml_rec.models.registry import hyperparameters
+from saml_rec.models.registry import hyperparameters, is_fitted
 from saml_rec.run_directory import load
 from saml_rec.training import TrainOptions, best_epoch, is_cut_off, loop, stopped_by, train, train_and_validate
 
@@ -124,7 +124,8 @@ def assert_same_run(first, second):
 
 @pytest.mark.parametrize("model", models.MODELS)
 def test_run_leaves_its_files(data, schema, model, tmp_path):
-    options = dataclasses.replace(SMALL, model=model)
+    fitted = is_fitted(model)
+    options = dataclasses.replace(SMALL, model=model, model_options={} if fitted else SMALL.model_options)
     result = train(data, schema, options, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"checkpoint.pt", "model.pt", "history.json", "metrics.json"}
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
@@ -139,10 +140,13 @@ def test_run_leaves_its_files(data, schema, model, tmp_path):
     # Moving statistics are no parameters.
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     parameters = [tensor for name, tensor in weights.items() if not name.endswith(statistics)]
-    assert metrics["parameters"] == sum(tensor.numel() for tensor in parameters)
+    assert model == "lightgbm" or metrics["parameters"] == sum(tensor.numel() for tensor in parameters)
+    assert metrics["parameters"] > 0
     assert set(metrics["backend"].values()) <= {"reference", "cpp", "triton"}
-    assert metrics["backend"]
-    assert [entry["epoch"] for entry in result.history] == [1, 2, 3]
+    assert bool(metrics["backend"]) == ("backend" in hyperparameters(model))
+    assert [entry["epoch"] for entry in result.history] == ([1] if fitted else [1, 2, 3])
+    assert metrics["stopped_by"] == ("fit" if fitted else "epochs")
+    assert (metrics["tables"] is None) == (metrics["fitted"] is not None) == fitted
     assert metrics["valid"] == result.history[metrics["best_epoch"] - 1]["valid"]
     assert metrics["timing"]["rows_per_second"] * metrics["timing"]["seconds_per_epoch"] == pytest.approx(320)
 

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 @click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
 @click.option("--out", type=FILE, required=True, help="Run directory; made if missing.")
 @click.option(
-    "--model", default="saml", show_default=True, help="Architecture: saml, star, hmoe, mmoe or shared_bottom."
+    "--model",
+    default="saml",
+    show_default=True,
+    help="saml, star, hmoe, mmoe, ple, pepnet, shared_bottom, mlp, mlp_scenario, per_scenario, logistic_regression or "
+    "lightgbm.",
 )
 @optimizer_options
 @click.option(

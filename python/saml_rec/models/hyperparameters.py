@@ -89,7 +89,7 @@ AuxDims = Annotated[
 NumExperts = Annotated[int, Hyperparameter("num_experts", click.IntRange(1), "Experts of the mixture.")]
 ScenarioDim = Annotated[
     int,
-    Hyperparameter("scenario_dim", click.IntRange(1), "Width of the scenario's embedding in the auxiliary network."),
+    Hyperparameter("scenario_dim", click.IntRange(1), "Width of the scenario's embedding, where one is read."),
 ]
 TowerDims = Annotated[
     Sequence[int],

@@ -75,7 +75,7 @@ class LightGBM(FittedModel):
 
     def forward(self, batch: Batch) -> Logits:
         self.check(batch)
-        found = self._trees().predict(self.columns(batch), raw_score=True)
+        found = self._trees().predict(self.columns(batch), raw_score=True, num_threads=torch.get_num_threads())
         return Logits(torch.from_numpy(np.asarray(found, dtype=np.float64)).to(batch["scenario"].device))
 
     def columns(self, batch: Batch) -> NDArray[np.float32]:
@@ -146,7 +146,7 @@ class LightGBM(FittedModel):
             raise InputError("model lightgbm has not been fitted")
         if self._loaded is None:
             text = self.booster.cpu().numpy().tobytes().decode()
-            self._loaded = lightgbm.Booster(params={"num_threads": torch.get_num_threads()}, model_str=text)
+            self._loaded = lightgbm.Booster(model_str=text)
         return self._loaded
 
     def _set(self, booster: Tensor) -> None:

@@ -664,7 +664,7 @@ def stopped_by(history: Sequence[Mapping[str, Any]], options: TrainOptions) -> s
     """What ends training.
 
     Returns:
-        "patience": as many epochs without a better one; "epochs": all are done; "fit": a fitted model is; None: nothing.
+        "patience": as many epochs without a better one; "epochs": all are done; "fit": a fitted model is done; or None.
     """
     if is_fitted(options.model):
         return "fit" if history else None
