@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,25 +14,29 @@ from click.testing import CliRunner
 
 pytest.importorskip("matplotlib", reason="the extra saml-kernels[bench] is not installed")
 
+import model_kinds
 import models
 import records
-from saml_kernels.layers import ScoreMixture
+from saml_kernels.activations import ACTIVATIONS
+
+M = 3
+CELLS = sum(len(kind.scenarios) for kind in models.KINDS.values())
 
 
 def test_layers_against_plain_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every formulation is within the gate's bound, and the table has a line a layer, M and pass."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(models, "SHAPES", ((5, (9, 4)),))
+    monkeypatch.setattr(models, "SHAPES", ((5, (9, 6, 4)),))
     out = tmp_path / "models.json"
     arguments = ["--rows", "70", "--budget", "0.001", "--out", str(out)]
     assert CliRunner().invoke(models.main, arguments, catch_exceptions=False).exit_code == 0
     record = json.loads(out.read_text())
-    assert len(record["cells"]) == 2 * len(models.KINDS)
+    assert len(record["cells"]) == CELLS
     for cell in records.cells(record):
         assert set(cell.contenders) == {"grouped", "grouped, compiled", "all_towers", "cpp"}
         assert all(entry["error"] <= 1e-5 for entry in cell.contenders.values())
     table = models.table(record)
-    assert table.count("| forward") == table.count("| step") == 2 * len(models.KINDS)
+    assert table.count("| forward") == table.count("| step") == CELLS
 
     # Again measures what is missing and what was disturbed, and keeps the rest.
     quiet, disturbed, *_ = record["cells"]
@@ -41,7 +46,7 @@ def test_layers_against_plain_pytorch(tmp_path: Path, monkeypatch: pytest.Monkey
     measured = []
     monkeypatch.setattr(models, "measure", lambda cell, *_: measured.append(cell) or record["cells"][2])
     assert CliRunner().invoke(models.main, [*arguments, "--again"], catch_exceptions=False).exit_code == 0
-    assert len(measured) == 2 * len(models.KINDS) - 1
+    assert len(measured) == CELLS - 1
     assert json.loads(out.read_text())["cells"][0] == quiet
 
 
@@ -54,23 +59,60 @@ def test_a_layer_without_a_correct_contender_is_an_error() -> None:
         models.admitted(cell, {"grouped": 1e-6, "cpp": math.nan})
 
 
-@pytest.mark.parametrize("name", models.KINDS)
-def test_rows_at_a_kink_are_found(name: str) -> None:
-    kind = models.KINDS[name]
+def made(name: str, rows: int, backend: str) -> tuple[torch.nn.Module, list[torch.Tensor], torch.Tensor]:
+    """A layer, moved away from its start, its inputs and ids."""
     torch.manual_seed(0)
-    layer = kind.make(models.Cell(name, 50, 2, 3, (5, 4)), "reference").double()
-    x, scenario = torch.randn(50, 3, dtype=torch.float64), torch.randint(2, (50,))
+    kind = models.KINDS[name]
+    layer = kind.make(models.Cell(name, rows, M, 3, (6, 5, 4)), backend).double()
     with torch.no_grad():
-        weights, biases = kind.parameters(layer)
-        # Row 7 has a ReLU input of exactly 0 in the second layer.
-        k = int(scenario[7])
-        first = (x[7] @ weights[0][k] + biases[0][k]).relu()
-        shift = first @ weights[1][k, :, 2] + biases[1][k, 2]
-        own = layer.networks if isinstance(layer, ScoreMixture) else layer
-        own.biases[1][k, 2] -= shift
-        near = models.near_kink(layer, kind, x, scenario)
-    assert near[7]
-    assert near.sum() < 5
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    inputs = [torch.randn(rows, width, dtype=torch.float64) for width in (3, *kind.more_inputs)]
+    return layer, [x.requires_grad_() for x in inputs], torch.randint(M, (rows,))
+
+
+@pytest.mark.parametrize("name", models.KINDS)
+def test_rows_at_a_kink_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the arguments of every relu that the reference calls with a graph, one row at a time."""
+    layer, inputs, scenario = made(name, 12, "reference")
+    way = model_kinds.Margins(scenario, M)
+    models.KINDS[name].plain(layer, inputs, way)
+
+    arguments: list[float] = []
+
+    def relu(z: torch.Tensor) -> torch.Tensor:
+        if z.requires_grad and z.numel() > 0:
+            arguments.append(float(z.detach().abs().min()))
+        return torch.relu(z)
+
+    monkeypatch.setitem(ACTIVATIONS, "relu", dataclasses.replace(ACTIVATIONS["relu"], function=relu))
+    for row in range(12):
+        arguments.clear()
+        layer(*(x[row : row + 1] for x in inputs), scenario[row : row + 1])
+        assert way.smallest[row] == pytest.approx(min(arguments), rel=1e-9)
+
+    threshold = float(way.smallest.sort().values[3])
+    monkeypatch.setattr(models, "KINK_MARGIN", threshold)
+    assert models.near_kink(layer, models.KINDS[name], inputs, scenario, M).sum() == 3
+
+
+@pytest.mark.parametrize("name", models.KINDS)
+def test_operations(name: str) -> None:
+    """What public code runs is what all M scenarios' towers, gates and own experts cost."""
+    layer, inputs, scenario = made(name, 12, "reference")
+    ways = {way.__name__: way(scenario, M) for way in (model_kinds.Grouped, model_kinds.EveryTower)}
+    counts = models.multiply_adds(models.KINDS[name], layer, inputs, ways)
+    needed, public = counts["Grouped"], counts["EveryTower"]
+    tower = 2 * 12 * (3 * 6 + 6 * 5 + 5 * 4 + 4)
+    if name.startswith(("towers", "STAR")):
+        assert needed == {"forward": tower, "step": 3 * tower}
+        assert public == {"forward": M * tower, "step": 3 * M * tower}
+    for measured in ("forward", "step"):
+        assert needed[measured] <= public[measured] <= M * needed[measured]
+    if name == "HMoE":
+        # Every scenario scores every row, so that forward has M weights and gates less to gain only.
+        assert needed["forward"] > 0.6 * public["forward"]
+        assert needed["step"] < 0.8 * public["step"]
 
 
 def test_layers_page_shows_the_results() -> None:
