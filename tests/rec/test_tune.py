@@ -163,6 +163,12 @@ def test_a_killed_search_goes_on_to_the_same_trials(small_dataset, python, saml_
     assert trials_of(read(out)) == trials_of(read(tuned[0]))
 
 
+def test_what_a_kill_left_half_written_is_no_obstacle(data, schema, tmp_path):
+    (tmp_path / ".tune.json.123.tmp").write_text('{"models": {"sa')
+    tuning.tune(data, schema, ("shared_bottom",), 1, OPTIONS, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["tune.json"]
+
+
 def test_an_interrupt_keeps_what_was_finished(data, schema, saml_rec, small_dataset, tmp_path, monkeypatch):
     out, calls = tmp_path / "out", []
 

@@ -95,7 +95,7 @@ def budget_options(command: Command) -> Command:
     for option in reversed(
         (
             click.option(
-                "--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data at most."
+                "--epochs", type=click.IntRange(1), default=30, show_default=True, help="Passes over the data at most."
             ),
             click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows a step."),
             click.option(
@@ -135,7 +135,7 @@ def optimizer_options(command: Command) -> Command:
 
 def patience_option(command: Command) -> Command:
     text = "Stop after this many epochs without a better validation log loss; 0 never stops early."
-    return click.option("--patience", type=click.IntRange(0), default=2, show_default=True, help=text)(command)
+    return click.option("--patience", type=click.IntRange(0), default=3, show_default=True, help=text)(command)
 
 
 def device_option(command: Command) -> Command:

@@ -68,7 +68,7 @@ def check_tuning_directory(out: Path, models: Sequence[str], trials: int) -> Non
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is not a directory")
     if not (out / FILE).exists():
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and set(out.iterdir()) - _leftovers(out):
             raise InputError(f"{out}: is not empty and holds no tuning; choose another directory")
         return
     for model, found in read_tuning(out / FILE)["models"].items():
@@ -76,6 +76,11 @@ def check_tuning_directory(out: Path, models: Sequence[str], trials: int) -> Non
             raise InputError(f"{out}: holds trials of {model}; name it too, so that all models have as many")
         if len(found["trials"]) > trials:
             raise InputError(f"{out}: holds {len(found['trials'])} trials of {model}, more than {trials}")
+
+
+def _leftovers(out: Path) -> set[Path]:
+    """Temporary files that a killed search left behind."""
+    return set(out.glob(f".{FILE}.*.tmp"))
 
 
 def read_tuning(path: Path) -> Record:
@@ -128,6 +133,8 @@ def tune(
     if len(data.tables["valid"]) == 0:
         raise InputError("tuning chooses by validation rows, and the schema's split leaves none")
     with RunDirectory(out).held():
+        for file in _leftovers(out):
+            file.unlink()
         record = _begun(data, schema, options, out / FILE)
         record |= {
             "trials": trials,
