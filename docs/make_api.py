@@ -29,6 +29,7 @@ PACKAGES = (
     "saml_rec.training",
     "saml_rec.evaluation",
     "saml_rec.comparison",
+    "saml_rec.tuning",
 )
 """Those that do not exist or have nothing public are left out."""
 HEAD = """\

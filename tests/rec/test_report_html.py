@@ -61,6 +61,8 @@ def make_record(scenarios=21, seeds=3, models=("saml", "star", "hmoe", "shared_b
                 "device": "cpu",
                 "options": {"seed": seed},
                 "best_epoch": 2,
+                "epochs": 3,
+                "stopped_by": "epochs",
             }
             bins = [{"predicted": (b + 0.5) / 10, "observed": (b + 0.4) / 10, "rows": 10} for b in range(10)]
             runs[model].append(
@@ -73,6 +75,7 @@ def make_record(scenarios=21, seeds=3, models=("saml", "star", "hmoe", "shared_b
                 }
             )
     return comparison.summarize(runs, names) | {
+        "tuned": None,
         "seeds": list(range(seeds)),
         "data": {"path": None, "rows": {"train": 800, "valid": 100, "test": 100}},
         "threads": 2,

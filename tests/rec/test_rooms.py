@@ -12,7 +12,7 @@ ROOMS = (
     ("datasets", "models"),
     ("evaluation",),
     ("training",),
-    ("comparison", "bench"),
+    ("comparison", "tuning", "bench"),
     ("cli",),
     ("__main__",),
 )

@@ -16,6 +16,7 @@ from saml_rec.cli.evaluate import evaluate
 from saml_rec.cli.group import Commands
 from saml_rec.cli.predict import predict
 from saml_rec.cli.train import train
+from saml_rec.cli.tune import tune
 from saml_rec.errors import InputError
 
 
@@ -46,5 +47,5 @@ def main(ctx: click.Context) -> None:
         raise InputError(f"{ctx.invoked_subcommand} runs in one process; start it without torchrun")
 
 
-for command in (train, compare, evaluate, predict, data, bench, doctor):
+for command in (train, tune, compare, evaluate, predict, data, bench, doctor):
     main.add_command(command)

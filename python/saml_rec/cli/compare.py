@@ -13,6 +13,7 @@ from saml_rec.cli.options import (
     data_option,
     device_option,
     optimizer_options,
+    patience_option,
     table_rates,
 )
 from saml_rec.errors import InputError
@@ -26,7 +27,7 @@ from saml_rec.errors import InputError
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each model.")
 @click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of a random split.")
 @optimizer_options
-@click.option("--patience", type=click.IntRange(0), default=2, show_default=True, help="As in train.")
+@patience_option
 @click.option(
     "--set",
     "settings",
@@ -34,6 +35,7 @@ from saml_rec.errors import InputError
     multiple=True,
     help="An option for one of the models only; may be repeated. E.g. saml.dropout=0.1, star.lr=0.002.",
 )
+@click.option("--tuned", type=FILE, help="tune.json of saml-rec tune: each model's best options; --set wins.")
 @click.option("--reference-epoch", is_flag=True, help="Also time an epoch of each model on the reference backend.")
 @device_option
 @cache_option
@@ -53,6 +55,7 @@ def compare(
     table_lr: TableRates,
     patience: int,
     settings: tuple[tuple[str, str, Any], ...],
+    tuned: Path | None,
     reference_epoch: bool,
     device: str,
     cache: Path | None,
@@ -61,7 +64,7 @@ def compare(
 
     Repeat the command after an interruption: finished runs are not trained again.
     """
-    from saml_rec import comparison
+    from saml_rec import comparison, tuning
     from saml_rec.console import backend_seconds, say, stdout
     from saml_rec.data.preparation import prepare
     from saml_rec.data.schema import load_schema
@@ -83,7 +86,8 @@ def compare(
         patience=patience,
         device=device,
     )
-    changes: dict[str, dict[str, Any]] = {name: {} for name in names}
+    found = None if tuned is None else tuning.load_tuned(tuned, names)
+    changes: dict[str, dict[str, Any]] = {name: found.best_options(name) if found else {} for name in names}
     for name, keyword, value in settings:
         if name not in changes:
             raise InputError(f"--set {name}.{keyword.replace('_', '-')}: {name} is not among --models")
@@ -94,10 +98,23 @@ def compare(
         check_model(name, own[name].model_options, loaded_schema, resolve_device(device))
     console = stdout()
     prepared = prepare(data, loaded_schema, seed=split_seed, cache=cache, console=console)
+    if found is not None:
+        found.require_same_data(prepared)
     record = comparison.compare(
-        prepared, loaded_schema, names, seeds, options, out, changes=changes, data_path=data, console=console
+        prepared,
+        loaded_schema,
+        names,
+        seeds,
+        options,
+        out,
+        changes=changes,
+        tuned=None if found is None else found.to_dict(),
+        data_path=data,
+        console=console,
     )
     console.print(comparison.comparison_table(record))
+    if late := [name for name, model in record["models"].items() if model["cut_off"]]:
+        say(console, f"the last epoch was still the best one in runs of {', '.join(late)}: more may be better")
     if reference_epoch:
         for name in names:
             timed = time_backends(prepared, loaded_schema, own[name])

@@ -90,16 +90,14 @@ def hyperparameter_options(command: Command) -> Command:
     return command
 
 
-def optimizer_options(command: Command) -> Command:
-    """How a model is trained, the same in every command that trains."""
+def budget_options(command: Command) -> Command:
+    """How a model is trained, the same in every command that trains, without what tuning looks for."""
     for option in reversed(
         (
             click.option(
-                "--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data at most."
+                "--epochs", type=click.IntRange(1), default=30, show_default=True, help="Passes over the data at most."
             ),
             click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows a step."),
-            click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW."),
-            click.option("--weight-decay", type=float, default=1e-5, show_default=True, help="Weight decay of AdamW."),
             click.option(
                 "--tables",
                 type=click.Choice(("auto", "dense", "sparse", "fbgemm", "torchrec")),
@@ -126,6 +124,18 @@ def optimizer_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def optimizer_options(command: Command) -> Command:
+    """How a model is trained, the same in every command that trains with options as given."""
+    rate = click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW.")
+    decay = click.option("--weight-decay", type=float, default=1e-5, show_default=True, help="Weight decay of AdamW.")
+    return rate(decay(budget_options(command)))
+
+
+def patience_option(command: Command) -> Command:
+    text = "Stop after this many epochs without a better validation log loss; 0 never stops early."
+    return click.option("--patience", type=click.IntRange(0), default=3, show_default=True, help=text)(command)
 
 
 def device_option(command: Command) -> Command:

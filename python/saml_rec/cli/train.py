@@ -14,6 +14,7 @@ from saml_rec.cli.options import (
     device_option,
     hyperparameter_options,
     optimizer_options,
+    patience_option,
     table_rates,
 )
 
@@ -34,13 +35,7 @@ if TYPE_CHECKING:
     "lightgbm.",
 )
 @optimizer_options
-@click.option(
-    "--patience",
-    type=click.IntRange(0),
-    default=2,
-    show_default=True,
-    help="Stop after this many epochs without a better validation log loss; 0 never stops early.",
-)
+@patience_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, shuffling and split.")
 @device_option
 @cache_option

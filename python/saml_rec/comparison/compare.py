@@ -69,6 +69,7 @@ def compare(
     out: Path,
     *,
     changes: Mapping[str, Changes] | None = None,
+    tuned: Mapping[str, Any] | None = None,
     data_path: Paths | None = None,
     console: Console | None = None,
 ) -> Record:
@@ -82,6 +83,7 @@ def compare(
         options: how to train; ``model``, ``seed`` and ``model_options`` of each run are replaced by its own.
         out: made if missing.
         changes: per model what is not as in ``options`` or the model's defaults, see :func:`options_of`.
+        tuned: the search that the changes came from, kept in the record.
         data_path: where the data came from, kept in the runs.
         console: where to print progress; None prints nothing.
 
@@ -106,6 +108,7 @@ def compare(
             directory = run_directory(out, model, seed)
             runs[model].append(_run(data, schema, replace(own, seed=seed), directory, data_path, console))
     record = summarize(runs, list(data.encoder.scenario_names), changes) | {
+        "tuned": None if tuned is None else dict(tuned),
         "seeds": list(range(seeds)),
         "data": {
             "path": None if data_path is None else named(data_path),
@@ -251,12 +254,19 @@ def _summary_of_model(runs: Sequence[Record], scenarios: Sequence[str]) -> Recor
         "device": runs[0]["metrics"]["device"],
         "options": {key: value for key, value in runs[0]["metrics"]["options"].items() if key != "seed"},
         "best_epochs": [run["metrics"]["best_epoch"] for run in runs],
+        "stopped_by": [run["metrics"]["stopped_by"] for run in runs],
+        "cut_off": sum(_was_cut_off(run["metrics"]) for run in runs),
         "history": [
             [{"train_loss": entry["train_loss"], "valid": entry["valid"]} for entry in run["history"]] for run in runs
         ],
         "calibration": [run["calibration"] for run in runs],
         "mutual_weights": _mean_weights([run["mutual_weights"] for run in runs]),
     }
+
+
+def _was_cut_off(metrics: Record) -> bool:
+    """Its last epoch was still the best one: with more it may be better."""
+    return metrics["stopped_by"] == "epochs" and metrics["best_epoch"] == metrics["epochs"]
 
 
 def _mean_weights(weights: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:

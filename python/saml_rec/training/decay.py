@@ -7,7 +7,8 @@ scales of a normalisation   start at 1, where they change nothing; at 0 nothing 
 STAR's factors              W_t in W_t ∘ W_shared: the same. The shared weights are decayed
 gates of mutual units       at 0 the gate stands half open, whatever the row
 
-A gate that mixes experts is a softmax over linear layers, and 0 is the plain mean: those weights are decayed.
+Gates at which 0 is neutral are decayed: those over experts, a softmax, whose 0 is the plain mean, and PEPNet's, whose
+0 is 2 sigmoid(0) = 1.
 """
 
 from torch import nn

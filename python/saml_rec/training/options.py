@@ -39,11 +39,11 @@ class TrainOptions:
     """
 
     model: str = "saml"
-    epochs: int = 10
+    epochs: int = 30
     batch_size: int = 1024
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
-    patience: int = 2
+    patience: int = 3
     seed: int = 0
     device: str = "auto"
     tables: str = "auto"

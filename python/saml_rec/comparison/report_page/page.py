@@ -66,6 +66,22 @@ def _notes(record: Record) -> list[str]:
         if model["changes"]
     ]
     notes = [f"Options of one model only: {'; '.join(changed)}."] if changed else []
+    if (tuned := record["tuned"]) is not None:
+        losses = [
+            f"{name} {decimals(entry['default_valid_logloss'])} to {decimals(entry['best_valid_logloss'])}"
+            for name, entry in tuned["models"].items()
+        ]
+        notes.append(
+            f"Options tuned on the validation rows, {tuned['trials']} trials a model ({tuned['path']}); validation log "
+            f"loss from the defaults to the best: {', '.join(losses)}."
+        )
+    cut_off = [
+        f"{name} in {model['cut_off']} of {len(model['best_epochs'])} runs"
+        for name, model in models.items()
+        if model["cut_off"]
+    ]
+    if cut_off:
+        notes.append(f"The last epoch was still the best one, so that more may be better: {', '.join(cut_off)}.")
     if any(model["device"] == "cpu" and model["peak_bytes"] is not None for model in models.values()):
         notes.append("Peak memory on the CPU is that of the whole process, data and libraries included.")
     return notes
