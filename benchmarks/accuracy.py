@@ -1,0 +1,116 @@
+"""Which model serves the scenarios best: all of them on four data sets, with equal budgets.
+
+Every model has its default options, the same epochs and patience, and the same seeds; the best epoch is chosen on the
+validation rows. Each data set is compared twice: as the models are by default, and with local tables for every model
+that may read them, so that a difference from SAML can be told from one of tables.
+
+    python benchmarks/accuracy.py                  # writes benchmarks/results/accuracy_*.json and docs/results.md
+    python benchmarks/accuracy.py --data-set age   # one of them
+    python benchmarks/accuracy.py --render         # makes the tables of docs/results.md from the results again
+
+A training that is finished under --runs is not repeated.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+
+import page as pages
+import records
+from records import Record
+from saml_rec import load_schema
+from saml_rec.comparison import compare
+from saml_rec.data import PreparedData, prepare, write_ml100k, write_synthetic
+from saml_rec.files import check_output_file, write_json
+from saml_rec.models.registry import hyperparameters, installed_models
+from saml_rec.training import TrainOptions
+
+PAGE: Final = pages.DOCS / "results.md"
+TABLES_OF: Final[Mapping[str, bool | None]] = {"default": None, "local": True}
+"""Tables of the models in the two comparisons: whether they are local; None for each model's own default."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Rows to compare models on.
+
+    Args:
+        title: in the page.
+        write: writes the table and its schema into a directory, and gives their paths first.
+    """
+
+    title: str
+    write: Callable[[Path], Sequence[Path]]
+
+
+DATA_SETS: Final[Mapping[str, DataSet]] = {
+    "age": DataSet("MovieLens-100k by age group", lambda out: write_ml100k(out, scenario="age")),
+    "occupation": DataSet("MovieLens-100k by occupation", lambda out: write_ml100k(out, scenario="occupation")),
+    "synthetic": DataSet(
+        "synthetic, tastes shared to drawn degrees",
+        lambda out: write_synthetic(out, scenarios=6, rows=40_000, smallest_share=0.02),
+    ),
+    "twin": DataSet(
+        "synthetic, one planted twin",
+        lambda out: write_synthetic(out, scenarios=6, rows=40_000, smallest_share=0.02, relation="twin"),
+    ),
+}
+
+
+def results_of(name: str) -> Path:
+    """Where a data set's results are committed."""
+    return records.RESULTS / f"accuracy_{name}.json"
+
+
+def measure(name: str, seeds: int, runs: Path, console: Console) -> Record:
+    """Both comparisons on one data set; the content of its results file."""
+    folder = runs / name
+    data_path, schema_path, *_ = DATA_SETS[name].write(folder / "data")
+    schema = load_schema(schema_path)
+    data = prepare(data_path, schema, seed=0)
+    comparisons = {}
+    for tables, local in TABLES_OF.items():
+        models = [model for model in installed_models() if local is None or "local_features" in hyperparameters(model)]
+        changes: dict[str, dict[str, Any]] = {
+            model: {"local_features": local}
+            for model in models
+            if local is not None and hyperparameters(model)["local_features"] != local
+        }
+        out = folder / tables
+        record = compare(data, schema, models, seeds, TrainOptions(), out, changes=changes, console=console)
+        comparisons[tables] = condense(record)
+    return {**records.training_head(), "seeds": seeds, "rows": rows_of(data), "comparisons": comparisons}
+
+
+def rows_of(data: PreparedData) -> Record:
+    """Rows of every split, by scenario, and how many of a split's users the training rows know."""
+    names = data.encoder.scenario_names
+    return {
+        split: {"rows": len(table), "scenarios": dict(zip(names, table.scenario_counts().tolist(), strict=True))}
+        for split, table in data.tables.items()
+    }
+
+
+def condense(record: Record) -> Record:
+    """Of compare.json what the page shows."""
+    return record
+
+
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--data-set", "names", type=click.Choice(list(DATA_SETS)), multiple=True, help="Only these")
+@click.option("--seeds", type=click.IntRange(2), default=5)
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/accuracy"))
+@click.option("--render", "only_render", is_flag=True, help="Only the page, from the results")
+def main(names: Sequence[str], seeds: int, runs: Path, only_render: bool) -> None:
+    for name in () if only_render else names or DATA_SETS:
+        check_output_file(results_of(name))
+        write_json(results_of(name), measure(name, seeds, runs, Console()))
+
+
+if __name__ == "__main__":
+    main()
