@@ -267,7 +267,7 @@ def test_the_page_recommends_the_logistic_regression_that_is_better():
     models = ("saml", "star", "lightgbm", "logistic_regression")
     text = render_page(make_record(scenarios=2, models=models))
     assert "By AUC, star is the best network; saml is worse." in text
-    assert "logistic_regression is better than the best network, star (difference +0.0400" in text
+    assert "logistic_regression is better than the best network, star (AUC difference +0.0400" in text
     assert ": take logistic_regression.</li>" in text
     level = render_page(make_record(scenarios=2, models=models, error=0.03))
     assert "logistic_regression is level with the best network, star" in level

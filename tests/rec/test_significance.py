@@ -336,13 +336,17 @@ def test_the_best_network_and_who_is_level_with_it():
     [
         (
             0.76,
-            "is better than the best network, saml (difference +0.0100, 95 % interval over rows +0.0061 to +0.0139)",
+            "is better than the best network, saml (AUC difference +0.0100, 95 % interval over rows "
+            "+0.0061 to +0.0139)",
         ),
         (
             0.751,
-            "is level with the best network, saml (difference +0.0010, 95 % interval over rows -0.0029 to +0.0049)",
+            "is level with the best network, saml (AUC difference +0.0010, 95 % interval over rows -0.0029 to +0.0049)",
         ),
-        (0.74, "is worse than the best network, saml (difference -0.0100, 95 % interval over rows -0.0139 to -0.0061)"),
+        (
+            0.74,
+            "is worse than the best network, saml (AUC difference -0.0100, 95 % interval over rows -0.0139 to -0.0061)",
+        ),
     ],
 )
 @pytest.mark.parametrize("order", [1, -1])

@@ -358,12 +358,12 @@ def _defined(
 def comparison_table(record: Record) -> Table:
     """What is printed: a row per model, means ± deviation over seeds and below them the interval over test rows."""
     shown = [metric for metric in ("auc", "logloss", "gauc") if metric in record["metrics"]]
-    # With a third metric there is no room for the last of these in 80 columns.
     figures = {
         "parameters": lambda entry: f"{entry['parameters']:,}",
         "rows/s": lambda entry: f"{entry['rows_per_second']['mean']:,.0f}",
     }
-    names = list(figures)[: 4 - len(shown)]
+    # With a third metric there is no room for these in 80 columns.
+    names = list(figures) if len(shown) < 3 else []
     table = table_of("model", (*(METRIC_NAMES[metric] for metric in shown), *names))
     for model, entry in record["models"].items():
         cells = [f"{spread(entry[OVERALL][metric])}\n{interval(entry[OVERALL][metric])}" for metric in shown]

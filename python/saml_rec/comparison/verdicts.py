@@ -111,16 +111,16 @@ def sentences(record: Record, metric: str) -> list[str]:
         lines[0] += f"; {_listed(verdict['worse'])} {'is' if len(verdict['worse']) == 1 else 'are'} worse"
     lines[0] += "."
     pairs = differences_of(record, metric, None)
-    lines += [_of_fitted(name, relation, best, pairs) for name, relation in verdict["fitted"].items()]
+    lines += [_of_fitted(name, relation, best, title, pairs) for name, relation in verdict["fitted"].items()]
     return lines
 
 
-def _of_fitted(name: str, relation: str, best: str, pairs: Mapping[tuple[str, str], Record]) -> str:
+def _of_fitted(name: str, relation: str, best: str, title: str, pairs: Mapping[tuple[str, str], Record]) -> str:
     entry, order = difference_of(pairs, name, best)
     if entry is None or entry["interval"] is None:
         return f"Nothing can be said about {name} and {best}: these rows do not show how much they vary."
     low, high = sorted(order * end for end in entry["interval"])
-    by = f"(difference {order * entry['mean']:+.4f}, 95 % interval over rows {low:+.4f} to {high:+.4f})"
+    by = f"({title} difference {order * entry['mean']:+.4f}, 95 % interval over rows {low:+.4f} to {high:+.4f})"
     told = {
         BETTER: f"{name} is better than the best network, {best} {by}: take {name}.",
         LEVEL: f"{name} is level with the best network, {best} {by}: these rows do not show that a network pays.",
