@@ -17,17 +17,28 @@ from saml_rec.console import spread
 
 RESULTS: Final = records.RESULTS / "ml100k_occupation.json"
 PAGE: Final = pages.DOCS / "results.md"
+MEASURES: Final = ("auc", "logloss")
 BULKY: Final = ("calibration", "history", "mutual_weights")
 
 
+def exceeds_spread(entry: Record) -> bool:
+    """Whether a mean is above the pooled deviation and above two standard errors of the differences seed by seed."""
+    return bool(abs(entry["mean"]) > max(entry["pooled_deviation"], 2 * entry["seed_standard_error"]))
+
+
 def condense(record: Record) -> Record:
-    """Without what only the pictures need; of the differences within scenarios, how many exceed the spread."""
+    """Without what only the pictures need; of the AUCs and losses within scenarios, how many exceed the spread."""
     models = {
         name: {key: value for key, value in model.items() if key not in BULKY}
         for name, model in record["models"].items()
     }
-    single = [entry["exceeds_spread"] for entry in record["differences"] if entry["scenario"] is not None]
-    overall = [entry for entry in record["differences"] if entry["scenario"] is None]
+    differences = [
+        entry | {"exceeds_spread": exceeds_spread(entry)}
+        for entry in record["differences"]
+        if entry["measure"] in MEASURES
+    ]
+    single = [entry["exceeds_spread"] for entry in differences if entry["scenario"] is not None]
+    overall = [entry for entry in differences if entry["scenario"] is None]
     counted = {"differences": len(single), "exceeding": sum(single)}
     return record | {"models": models, "differences": overall, "within_scenarios": counted}
 

@@ -25,6 +25,14 @@ def spread(summary: Mapping[str, float | None] | None) -> str:
     return decimals(summary["mean"]) + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
+def interval(summary: Mapping[str, Any] | None) -> str:
+    """``low – high`` of a summary's interval with four decimals, or nothing where it has none."""
+    if summary is None or summary["interval"] is None:
+        return ""
+    low, high = summary["interval"]
+    return f"{low:.4f} – {high:.4f}"
+
+
 def table_of(names: str, numbers: Iterable[str], caption: str | None = None) -> Table:
     """An empty table: a column of names, which fold if they are too long for the terminal, and columns of numbers."""
     table = Table(

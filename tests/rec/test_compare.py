@@ -1,5 +1,6 @@
 """saml-rec compare: what it writes, what it repeats, what it refuses, and when it calls a difference one."""
 
+import importlib
 import io
 import json
 import math
@@ -14,7 +15,7 @@ from saml_rec import comparison
 from saml_rec.data import prepare
 from saml_rec.data.schema import load_schema
 from saml_rec.evaluation.mutual_weights import mean_mutual_weights
-from saml_rec.evaluation.scoring import load_trained
+from saml_rec.evaluation.scoring import TrainedModel, load_trained
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +41,32 @@ def read(out):
     return json.loads((out / "compare.json").read_text(encoding="utf-8"))
 
 
-def test_the_table_fits_80_columns_with_every_word_whole():
-    summary = {"mean": 0.7153, "deviation": 0.0024}
-    entry = {"overall": {"auc": summary, "logloss": summary}, "parameters": 99_999_999}
-    entry |= {"rows_per_second": {"mean": 1_234_567}, "peak_bytes": 99_999 * 2**20}
+def table_lines(entries, metrics=("auc", "logloss")):
     console = Console(width=80, file=io.StringIO())
-    console.print(comparison.comparison_table({"models": {"shared_bottom": entry}}))
-    lines = console.file.getvalue().splitlines()
-    assert len(lines) == 3
-    assert lines[2].split("  ")[0] == "shared_bottom"
-    assert lines[2].split()[1:] == [
+    console.print(comparison.comparison_table({"models": entries, "metrics": list(metrics)}))
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("name", ["shared_bottom", "logistic_regression"])
+def test_the_table_fits_80_columns_with_every_word_whole(name):
+    summary = {"mean": 0.7153, "deviation": 0.0024, "interval": [0.70004, 0.73126]}
+    entry = {"overall": dict.fromkeys(("auc", "logloss", "gauc"), summary), "parameters": 99_999_999}
+    entry |= {"rows_per_second": {"mean": 1_234_567}}
+    lines = table_lines({name: entry})
+    assert len(lines) == 4
+    assert lines[2].split() == [name, "0.7153", "±", "0.0024", "0.7153", "±", "0.0024", "99,999,999", "1,234,567"]
+    assert lines[3].split() == ["0.7000", "–", "0.7313"] * 2
+    lines = table_lines({name: entry}, ("auc", "logloss", "gauc"))
+    assert lines[0].split() == ["model", "AUC", "log", "loss", "GAUC"]
+    assert lines[2].split() == [name, *["0.7153", "±", "0.0024"] * 3]
+    assert lines[3].split() == ["0.7000", "–", "0.7313"] * 3
+    alone = {"mean": 0.7153, "deviation": None, "interval": None}
+    assert table_lines({name: entry | {"overall": {"auc": alone, "logloss": alone}}})[2].split() == [
+        name,
         "0.7153",
-        "±",
-        "0.0024",
         "0.7153",
-        "±",
-        "0.0024",
         "99,999,999",
         "1,234,567",
-        "99,999",
     ]
 
 
@@ -115,6 +123,143 @@ def test_a_finished_run_is_not_trained_again_and_a_missing_one_is(compared, smal
     after = read(out)
     for name in before["models"]:
         assert after["models"][name]["overall"] == before["models"][name]["overall"]
+    assert after["differences"] == before["differences"]
+
+
+def test_scores_are_kept_and_not_made_again_unless_they_are_gone_or_of_another_model(
+    compared, small_dataset, saml_rec, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    kept = [out / "runs" / name / "seed-0" / "test-logits.npy" for name in ("saml", "shared_bottom")]
+    expected = [np.load(path) for path in kept]
+    assert all(scores.shape == (40,) for scores in expected)
+    table = prepare(small_dataset.data, load_schema(small_dataset.schema), seed=0).tables["test"]
+    np.testing.assert_array_equal(expected[0], load_trained(kept[0].parent).logits(table))
+    kept[0].unlink()
+    np.save(kept[1], expected[1][::-1])  # as those of another model would be
+    scored = []
+    logits = TrainedModel.logits
+    monkeypatch.setattr(TrainedModel, "logits", lambda self, table: scored.append(self) or logits(self, table))
+    assert saml_rec(*arguments(small_dataset, out)).exit_code == 0
+    assert len(scored) == 2
+    for path, scores in zip(kept, expected, strict=True):
+        np.testing.assert_array_equal(np.load(path), scores)
+    assert read(out) == read(compared)
+    kept[0].write_bytes(kept[0].read_bytes()[:-9])
+    assert saml_rec(*arguments(small_dataset, out)).exit_code == 0
+    assert len(scored) == 3
+    assert saml_rec(*arguments(small_dataset, out)).exit_code == 0
+    assert len(scored) == 3
+
+
+def test_differences_are_those_of_the_runs_with_errors_of_rows_and_seeds(compared):
+    record = read(compared)
+    aucs = {}
+    for name in record["models"]:
+        paths = [compared / "runs" / name / f"seed-{seed}" / "metrics.json" for seed in (0, 1)]
+        aucs[name] = [json.loads(path.read_text())["overall"]["auc"] for path in paths]
+    (entry,) = [e for e in record["differences"] if e["measure"] == "auc" and e["scenario"] is None]
+    assert (entry["first"], entry["second"]) == ("saml", "shared_bottom")
+    differences = np.subtract(aucs["saml"], aucs["shared_bottom"])
+    assert entry["mean"] == pytest.approx(differences.mean())
+    assert entry["seed_standard_error"] == pytest.approx(differences.std(ddof=1) / math.sqrt(2))
+    rows, total = entry["row_standard_error"], entry["total_standard_error"]
+    assert entry["method"] == "DeLong"
+    assert total == pytest.approx(math.hypot(rows, entry["seed_standard_error"]))
+    assert entry["interval"] == pytest.approx([entry["mean"] - 1.96 * rows, entry["mean"] + 1.96 * rows], abs=1e-5)
+    assert entry["verdict"] == entry["adjusted_verdict"]  # the only pair
+    assert (entry["p_value"] < 0.05) == (entry["verdict"] == "differs")
+    measures = {(e["measure"], e["scenario"] is None) for e in record["differences"]}
+    overall = {"auc", "logloss", "pr_auc", "normalised_entropy", "predicted_over_observed", "ece"}
+    assert measures == {(name, True) for name in overall} | {("auc", False), ("logloss", False)}
+    losses = [e for e in record["differences"] if e["measure"] == "logloss"]
+    assert {e["method"] for e in losses} == {"bootstrap"}
+    assert {e["replicates"] for e in losses} == {1000}
+    for model in record["models"].values():
+        for metric in ("auc", "logloss"):
+            low, high = model["overall"][metric]["interval"]
+            assert low < model["overall"][metric]["mean"] < high
+
+
+def test_the_terminal_says_who_is_best(compared, small_dataset, saml_rec, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    lines = saml_rec(*arguments(small_dataset, out)).output.splitlines()
+    (best,) = [line for line in lines if line.startswith("By AUC, ")]
+    record = read(out)
+    aucs = {name: model["overall"]["auc"]["mean"] for name, model in record["models"].items()}
+    assert best.startswith(f"By AUC, {max(aucs, key=aucs.get)} is the best network; ")
+    assert any(line.startswith("By log loss, ") for line in lines)
+    assert any(line.startswith("1 pair of models was tested at 95 %") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def weighted_comparison(weighted_dataset, tmp_path_factory):
+    """One seed on rows with weights and groups, whose first scenario is named overall."""
+    import polars
+    from click.testing import CliRunner
+
+    from saml_rec.cli import main
+
+    folder = tmp_path_factory.mktemp("weighted")
+    frame = weighted_dataset.frame.with_columns(country=polars.col("country").replace("de", "overall"))
+    frame.write_csv(folder / "data.csv")
+    given = ["compare", "--data", folder / "data.csv", "--schema", weighted_dataset.schema, "--out", folder / "out"]
+    given += ["--models", "saml,shared_bottom", "--seeds", 1, "--epochs", 1, "--batch-size", 64]
+    result = CliRunner().invoke(main, [str(part) for part in given])
+    assert result.exit_code == 0, result.output
+    return folder / "out", result.output
+
+
+def test_weights_and_groups_of_a_comparison(weighted_comparison):
+    out, printed = weighted_comparison
+    record = read(out)
+    assert "gauc" in record["metrics"]
+    table = printed.splitlines()[-10:]
+    assert "GAUC" in printed
+    assert "One seed: this rests on the test rows alone; another seed may turn it round." in table
+    methods = {(e["measure"], e["method"]) for e in record["differences"] if e["scenario"] is None}
+    assert {("auc", "bootstrap"), ("gauc", "bootstrap")} <= methods
+    for entry in record["differences"]:
+        assert entry["seed_standard_error"] is None
+        assert entry["total_standard_error"] == entry["row_standard_error"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "GAUC is of the" in page
+
+
+def test_a_scenario_named_overall_is_not_the_total(weighted_comparison):
+    out, _ = weighted_comparison
+    record = read(out)
+    names = [scenario["name"] for scenario in record["scenarios"]]
+    assert names == ["[it]", "fr", "overall"]
+    metrics = json.loads((out / "runs/saml/seed-0/metrics.json").read_text(encoding="utf-8"))
+    saml = record["models"]["saml"]
+    assert saml["overall"]["logloss"]["mean"] == pytest.approx(metrics["overall"]["logloss"])
+    assert saml["scenarios"][2]["logloss"]["mean"] == pytest.approx(metrics["scenarios"]["overall"]["logloss"])
+    losses = {e["scenario"]: e["mean"] for e in record["differences"] if e["measure"] == "logloss"}
+    assert set(losses) == {None, *names}
+    assert losses[None] != losses["overall"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"<title>all rows, saml: {saml['overall']['auc']['mean']:.4f}</title>" in page
+    assert f"<title>overall, saml: {saml['scenarios'][2]['auc']['mean']:.4f}</title>" in page
+
+
+def test_all_models_are_those_whose_packages_are_here(monkeypatch, small_dataset, saml_rec, tmp_path):
+    from saml_rec.models import MODELS
+
+    # The package gives the function of that name.
+    compare = importlib.import_module("saml_rec.comparison.compare")
+    assert set(comparison.all_models()) <= set(MODELS)
+    monkeypatch.setitem(compare.MODELS, "lightgbm", MODELS["shared_bottom"])
+    monkeypatch.setitem(compare.MODELS, "other", MODELS["shared_bottom"])
+    monkeypatch.setitem(compare.PACKAGES, "other", "no_such_package")
+    monkeypatch.setitem(compare.PACKAGES, "lightgbm", "json")
+    assert {"saml", "shared_bottom", "lightgbm"} <= set(comparison.all_models())
+    assert "other" not in comparison.all_models()
+    given = arguments(small_dataset, tmp_path / "out", models="all")
+    result = saml_rec(*given, "--set", "other.dropout=0.1")
+    assert "--set other.dropout: other is not among --models" in result.output
 
 
 def test_more_seeds_and_models_add_to_what_is_there(compared, small_dataset, saml_rec, tmp_path):
@@ -201,22 +346,3 @@ def test_the_reference_epoch_is_printed(small_dataset, saml_rec, tmp_path):
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.output.splitlines() if line.startswith("saml, one epoch: ")]
     assert "reference" in line
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "exceeds"),
-    [
-        ([0.70, 0.71, 0.72], [0.60, 0.61, 0.62], True),
-        ([0.70, 0.71, 0.72], [0.70, 0.71, 0.72], False),
-        ([0.70, 0.71, 0.72], [0.695, 0.705, 0.715], False),  # as seeds, but less than they spread
-        ([0.60, 0.80, 0.90], [0.70, 0.60, 0.65], False),
-        ([0.7], [0.6], None),
-    ],
-)
-def test_judge(first, second, exceeds):
-    verdict = comparison.judge(first, second)
-    assert verdict["exceeds_spread"] is exceeds
-    assert verdict["mean"] == pytest.approx(np.mean(first) - np.mean(second))
-    if len(first) > 1:
-        pooled = math.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2)
-        assert verdict["pooled_deviation"] == pytest.approx(pooled)

@@ -19,6 +19,7 @@ import pytest
 
 from saml_rec import comparison
 from saml_rec.comparison.report_page import charts, render_page, write_page
+from saml_rec.comparison.significance import RowError
 
 FLAGS = (
     "--headless",
@@ -35,12 +36,24 @@ SCHEMES = ("light", "dark")
 HOSTILE = '<img src=x onerror=alert(1)> & "scenario with a long name"'
 
 
-def make_record(scenarios=21, seeds=3, models=("saml", "star", "hmoe", "shared_bottom")):
+class SameErrors:
+    """As of rows on which every metric and difference varies as much."""
+
+    def __init__(self, error=0.004):
+        self.error = RowError(error, "DeLong")
+
+    def of(self, measure, scenario, first, second=None):
+        return self.error
+
+
+def make_record(scenarios=21, seeds=3, models=("saml", "star", "hmoe", "shared_bottom"), groups=False, error=0.004):
     """A comparison of plausible numbers; the last scenario has one class only and an unfriendly name."""
     names = [f"scenario {index}" for index in range(scenarios - 1)] + [HOSTILE]
 
     def scores(value, defined=True):
-        return {"auc": value if defined else None, "logloss": 1 - value, "rows": 100}
+        found = {"auc": value if defined else None, "logloss": 1 - value, "rows": 100, "ece": value / 50}
+        found |= {"pr_auc": value, "normalised_entropy": value, "predicted_over_observed": 2 * value}
+        return found | ({"gauc": value - 0.1, "gauc_groups": 1234, "gauc_rows": 5678} if groups else {})
 
     runs = {}
     for m, model in enumerate(models):
@@ -64,7 +77,7 @@ def make_record(scenarios=21, seeds=3, models=("saml", "star", "hmoe", "shared_b
                 "epochs": 3,
                 "stopped_by": "epochs",
             }
-            bins = [{"predicted": (b + 0.5) / 10, "observed": (b + 0.4) / 10, "rows": 10} for b in range(10)]
+            bins = [{"predicted": (b + 0.5) / 10, "observed": (b + 0.4) / 10, "weight": 10} for b in range(10)]
             runs[model].append(
                 {
                     "metrics": metrics,
@@ -74,7 +87,7 @@ def make_record(scenarios=21, seeds=3, models=("saml", "star", "hmoe", "shared_b
                     "mutual_weights": {"1": weights} if model == "saml" else None,
                 }
             )
-    return comparison.summarize(runs, names) | {
+    return comparison.summarize(runs, names, SameErrors(error)) | {
         "tuned": None,
         "seeds": list(range(seeds)),
         "data": {"path": None, "rows": {"train": 800, "valid": 100, "test": 100}},
@@ -172,7 +185,12 @@ def test_nothing_overflows_every_figure_shows_and_nothing_is_reported(browser, p
 
 @pytest.mark.parametrize(
     ("scenarios", "seeds", "models"),
-    [(1, 1, ["saml"]), (9, 2, [f"model number {index}" for index in range(5)]), (30, 2, ["WWWWWWWWWWWWWWWW", "saml"])],
+    [
+        (1, 1, ["saml"]),
+        (4, 2, [f"model number {index}" for index in range(12)]),
+        (9, 2, [f"model number {index}" for index in range(5)]),
+        (30, 2, ["WWWWWWWWWWWWWWWW", "saml"]),
+    ],
 )
 @pytest.mark.parametrize(("speed", "auc"), [(999.0, 1e-4), (96_000.0, 0.25), (12_345_678.0, 1e-3)])
 def test_texts_fit_for_few_and_many_for_small_and_large_numbers(
@@ -182,7 +200,7 @@ def test_texts_fit_for_few_and_many_for_small_and_large_numbers(
     for index, model in enumerate(record["models"].values()):
         model["rows_per_second"] = {"mean": speed, "deviation": speed / 50}
         for entry in [model["overall"], *model["scenarios"][:-1]]:
-            entry["auc"] = {"mean": 0.70021 + auc * index, "deviation": auc / 2}
+            entry["auc"] = entry["auc"] | {"mean": 0.70021 + auc * index, "deviation": auc / 2}
         for run in model["history"]:
             for epoch, entry in enumerate(run):
                 entry["valid"]["logloss"] = 0.70021 + auc * epoch
@@ -197,7 +215,7 @@ def test_tables_wider_than_a_phone_scroll_by_themselves_and_by_keyboard(browser,
         "return [...document.querySelectorAll('.scroll')].map(t => { t.scrollLeft = 1e6;"
         "return [t.tabIndex, t.getAttribute('aria-label'), t.scrollLeft, t.scrollWidth - t.clientWidth] })"
     )
-    assert len(tables) == 4
+    assert len(tables) == 3 + 6 + 2 + 6
     for tab_index, label, scrolled, hidden in tables:
         assert tab_index == 0
         assert label
@@ -235,14 +253,33 @@ def test_names_are_text_and_nothing_is_loaded(browser, page):
     assert HOSTILE in browser.find_element("tag name", "body").text
 
 
-def test_the_page_says_what_exceeds_the_spread():
+def test_the_page_says_what_differs():
     record = make_record(scenarios=2)
     text = render_page(record)
-    assert "overall: saml below star by 0.0200 AUC (spread between seeds 0.0010)" in text
+    assert "By AUC, shared_bottom is the best network; hmoe, star and saml are worse." in text
+    assert "6 pairs of models were tested at 95 %" in text
     assert "Peak memory on the CPU is that of the whole process" in text
+    alike = render_page(make_record(scenarios=2, error=0.05))
+    assert "shared_bottom is the best network; it cannot be told apart from hmoe, star and saml." in alike
     same = make_record(scenarios=2, models=("saml",))
     assert "There is nothing to compare" in render_page(same)
-    assert "One seed shows no spread" in render_page(make_record(scenarios=2, seeds=1))
+    assert "One seed: this rests on the test rows alone" in render_page(make_record(scenarios=2, seeds=1))
+
+
+def test_the_page_recommends_the_logistic_regression_that_is_better():
+    models = ("saml", "star", "lightgbm", "logistic_regression")
+    text = render_page(make_record(scenarios=2, models=models))
+    assert "By AUC, star is the best network; saml is worse." in text
+    assert "logistic_regression is better than the best network, star (AUC difference +0.0400" in text
+    assert ": take logistic_regression.</li>" in text
+    level = render_page(make_record(scenarios=2, models=models, error=0.03))
+    assert "logistic_regression is level with the best network, star" in level
+
+
+def test_a_model_without_epochs_and_without_scores_in_validation():
+    record = make_record(scenarios=2, models=("saml", "logistic_regression"))
+    record["models"]["logistic_regression"]["history"] = [[], [], []]
+    assert "logistic_regression" in render_page(record)
 
 
 class Page(HTMLParser):
@@ -251,6 +288,7 @@ class Page(HTMLParser):
     def __init__(self, source):
         super().__init__()
         self.tags, self.text, self.charts, self.tables, self.urls, self.open = [], [], [], [], [], []
+        self.plain = ""
         self.feed(source)
         self.close()
 
@@ -274,7 +312,13 @@ class Page(HTMLParser):
         elif tag == "tr":
             self.tables[-1].append([])
 
+    @property
+    def tables_by_label(self):
+        labels = [attributes["aria-label"] for _, attributes in self.tags if attributes.get("role") == "region"]
+        return dict(zip(labels, self.tables, strict=True))
+
     def handle_data(self, data):
+        self.plain += data
         if self.text and self.open and self.open[-1] in ("text", "title", "th", "td"):
             self.text[-1] += data
 
@@ -313,12 +357,92 @@ def test_charts_and_tables_say_what_they_show():
     assert not any(title.startswith(f"{HOSTILE}, ") for title in dots["title"])  # its AUC is not defined
     assert "scenario 0 ← scenario 1: 0.017" in weights["title"]
     assert len([title for title in weights["title"] if "←" in title]) == 6
-    labels = [attributes["aria-label"] for tag, attributes in page.tags if attributes.get("role") == "region"]
-    assert labels == ["overall metrics", "AUC by scenario", "log loss by scenario", "differences"]
-    assert page.tables[1][0] == ["AUC by scenario", "rows", "saml", "star", "hmoe", "shared_bottom"]
-    assert page.tables[1][1][:3] == ["scenario 0", "100", "0.7110 ± 0.0010"]
-    assert page.tables[1][3] == [HOSTILE, "100", "-", "-", "-", "-"]
-    assert page.tables[3][1] == ["overall", "AUC", "saml − star", "-0.0200", "0.0010", "yes"]
+    tables = page.tables_by_label
+    metrics = ["AUC", "log loss", "PR AUC", "normalised entropy", "predicted/observed", "ECE"]
+    assert list(tables) == [
+        "overall metrics",
+        "other metrics",
+        *(f"{metric}, row minus column" for metric in metrics),
+        "AUC verdicts by scenario",
+        "log loss verdicts by scenario",
+        *(f"{metric} by scenario" for metric in metrics),
+        "differences",
+    ]
+    assert tables["overall metrics"][1][:5] == [
+        "saml",
+        "0.7010 ± 0.0010",
+        "0.6932 – 0.7088",
+        "0.2990 ± 0.0010",
+        "0.2912 – 0.3068",
+    ]
+    assert tables["other metrics"][1] == [
+        "saml",
+        "0.7010 ± 0.0010",
+        "0.7010 ± 0.0010",
+        "1.4020 ± 0.0020",
+        "0.0140 ± 0.0000",
+    ]
+    assert tables["AUC by scenario"][0] == ["AUC by scenario", "rows", "saml", "star", "hmoe", "shared_bottom"]
+    assert tables["AUC by scenario"][1][:3] == ["scenario 0", "100", "0.7110 ± 0.0010"]
+    assert tables["AUC by scenario"][3] == [HOSTILE, "100", "-", "-", "-", "-"]
+    assert tables["predicted/observed by scenario"][3][2] == "1.4220 ± 0.0020"
+    assert tables["AUC, row minus column"][1] == ["saml", "", "-0.0200 ●", "-0.0400 ●", "-0.0600 ●"]
+    assert tables["AUC, row minus column"][2] == ["star", "+0.0200 ●", "", "-0.0200 ●", "-0.0400 ●"]
+    assert tables["AUC verdicts by scenario"][1] == ["scenario 0", "shared_bottom", "-", "hmoe, star, saml"]
+    assert len(tables["AUC verdicts by scenario"]) == 3  # one class: no AUC, no verdict
+    assert tables["differences"][1] == [
+        "overall",
+        "AUC",
+        "saml − star",
+        "-0.0200",
+        "-0.0278 – -0.0122",
+        "0.0010",
+        "0.0040",
+        "0.0000",
+        "differs",
+        "differs",
+    ]
+
+
+def test_groups_have_their_column():
+    page = Page(render_page(make_record(scenarios=3, groups=True)))
+    heads = page.tables_by_label["overall metrics"][0]
+    assert heads[:7] == ["model", "AUC", "interval", "log loss", "interval", "GAUC", "interval"]
+    assert "GAUC verdicts by scenario" in page.tables_by_label
+    assert "GAUC is of the 1,234 groups that have both labels, with 5,678 rows." in page.plain
+
+
+def test_a_scenario_named_overall_is_not_the_total():
+    record = make_record(scenarios=3)
+    for entry in record["differences"]:
+        if entry["scenario"] == "scenario 0":
+            entry["scenario"] = "overall"
+    record["scenarios"][0]["name"] = "overall"
+    page = Page(render_page(record))
+    dots = next(figure for figure in page.charts if figure["label"] == "test AUC of every scenario and model")
+    assert {"all rows, saml: 0.7010 ± 0.0010", "overall, saml: 0.7110 ± 0.0010"} <= set(dots["title"])
+    named = [row[0] for row in page.tables_by_label["differences"][1:]]
+    assert named.count("all rows") == 6 * 6
+    assert named.count("overall") == 2 * 6
+    assert page.tables_by_label["AUC verdicts by scenario"][1][0] == "overall"
+    assert page.tables_by_label["AUC by scenario"][1][0] == "overall"
+
+
+def test_twelve_models_are_told_apart():
+    models = [f"model {index}" for index in range(12)]
+    looks = [charts._look(index) for index in range(12)]
+    assert len({tuple(look.values()) for look in looks}) == 12
+    record = make_record(scenarios=30, seeds=5, models=models)
+    page = Page(render_page(record))
+    assert len(page.tables_by_label["AUC, row minus column"][0]) == 13
+    assert "66 pairs of models were tested" in page.plain
+    # Of all rows only: thousands of rows would make the page slow.
+    assert len(page.tables_by_label["differences"]) == 1 + 6 * 66
+    lines = [figure for figure in page.charts if figure["label"] == "log loss against epoch"]
+    assert len(lines) == 1
+    assert "Validation log loss after every epoch, mean over seeds" in page.plain
+    few = Page(render_page(make_record(scenarios=3)))
+    assert "Validation log loss after every epoch, one line a seed" in few.plain
 
 
 def test_the_page_is_the_same_for_the_same_record_whatever_matplotlib_is_set_to():
@@ -349,8 +473,8 @@ def test_names_are_text_in_tables_and_charts(name):
         warnings.simplefilter("error")
         page = Page(render_page(record))
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
-    assert page.tables[0][2][0].replace("\ufffd", "\0") == name
-    assert page.tables[1][1][0].replace("\ufffd", "\0") == name
+    assert page.tables_by_label["overall metrics"][2][0].replace("\ufffd", "\0") == name
+    assert page.tables_by_label["AUC by scenario"][1][0].replace("\ufffd", "\0") == name
     shown = name.replace("\n", " ").replace("\0", " ")
     assert shown in page.charts[2]["title"]
     assert charts.short(name) in page.charts[2]["text"]

@@ -23,7 +23,12 @@ from saml_rec.errors import InputError
 @data_option("Table of labelled rows, CSV (also .gz, .zst) or Parquet.")
 @click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
 @click.option("--out", type=FILE, required=True, help="Directory; made if missing. Runs finished there are kept.")
-@click.option("--models", default="saml,shared_bottom", show_default=True, help="Architectures, separated by commas.")
+@click.option(
+    "--models",
+    default="saml,shared_bottom",
+    show_default=True,
+    help="Separated by commas; all: every model whose packages are installed.",
+)
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each model.")
 @click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of a random split.")
 @optimizer_options
@@ -73,6 +78,8 @@ def compare(
     from saml_rec.training.options import TrainOptions
 
     names = [name.strip() for name in models.split(",") if name.strip()]
+    if names == [comparison.ALL_MODELS]:
+        names = comparison.all_models()
     comparison.check_models(names)
     comparison.check_directory(out)
     options = TrainOptions(
@@ -115,6 +122,8 @@ def compare(
     console.print(comparison.comparison_table(record))
     if late := [name for name, model in record["models"].items() if model["cut_off"]]:
         say(console, f"the last epoch was still the best one in runs of {', '.join(late)}: more may be better")
+    for line in comparison.all_sentences(record):
+        say(console, line)
     if reference_epoch:
         for name in names:
             timed = time_backends(prepared, loaded_schema, own[name])

@@ -1,12 +1,14 @@
-"""Several models on one split and several seeds: metrics with their spread, and which differences exceed it.
+"""Several models on one split and several seeds: metrics, how sure they are, and which models differ.
 
-    OUT/runs/MODEL/seed-S/       the training runs, as saml-rec train leaves them, and run.json with what comparing adds
+    OUT/runs/MODEL/seed-S/       the training runs, as saml-rec train leaves them, with what comparing adds: run.json,
+                                 and test-logits.npy with the scores of the test rows
     OUT/compare.json             all metrics
     OUT/report.html              the same as one page without any other file
 
-A finished run is not trained again; a run of other options or data is refused.
+A finished run is not trained or scored again; a run of other options or data is refused.
 """
 
+import importlib.util
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,23 +25,30 @@ from rich.text import Text
 
 from saml_rec.comparison.memory import PeakMemory
 from saml_rec.comparison.report_page import write_page
-from saml_rec.console import say, spread, table_of
+from saml_rec.comparison.significance import Errors, RowError, holm, judge, row_errors, verdict_of
+from saml_rec.comparison.verdicts import verdicts
+from saml_rec.console import METRIC_NAMES, interval, say, spread, table_of
 from saml_rec.data.preparation import PreparedData
 from saml_rec.data.schema import Schema
 from saml_rec.data.sources import Paths, named
 from saml_rec.errors import InputError
+from saml_rec.evaluation.metrics import LabelledRows, calibration, evaluate_scores, score_rows
 from saml_rec.evaluation.mutual_weights import mean_mutual_weights
-from saml_rec.evaluation.scoring import load_trained
-from saml_rec.files import write_json
-from saml_rec.models.registry import hyperparameters
+from saml_rec.evaluation.scoring import labelled_rows, load_trained
+from saml_rec.files import replacing, write_json
+from saml_rec.models.registry import MODELS, hyperparameters
 from saml_rec.run_directory import RunDirectory, read_json, versions
 from saml_rec.training import TrainOptions, train
 
 OVERALL = "overall"
-METRICS = ("auc", "logloss")
-CALIBRATION_BINS = 10
-STANDARD_ERRORS = 2.0
+ALL_MODELS = "all"
+PACKAGES = {"lightgbm": "lightgbm"}
+"""What a model needs beyond the package's own requirements."""
+WITHIN_SCENARIOS = ("auc", "logloss", "gauc")
+"""Metrics whose differences are judged in every scenario too; the others only for all rows."""
 TRAINING_CHANGES = ("learning_rate", "weight_decay")
+SAME_LOSS = 1e-5
+"""How much the log loss of kept scores may differ from that of the run, relatively: devices sum in another order."""
 
 Record = dict[str, Any]
 Changes = Mapping[str, Any]
@@ -99,15 +108,19 @@ def compare(
         raise InputError(f"seeds must be at least 1, got {seeds}")
     check_directory(out)
     changes = changes or {}
+    rows, names = labelled_rows(data.tables["test"]), list(data.encoder.scenario_names)
     runs: dict[str, list[Record]] = {}
+    logits: dict[str, list[NDArray[np.floating]]] = {}
     for model in models:
-        runs[model] = []
+        runs[model], logits[model] = [], []
         own = options_of(model, options, changes.get(model, {}))
         for seed in range(seeds):
             say(console, f"{model}, seed {seed}")
             directory = run_directory(out, model, seed)
-            runs[model].append(_run(data, schema, replace(own, seed=seed), directory, data_path, console))
-    record = summarize(runs, list(data.encoder.scenario_names), changes) | {
+            entry, scores = _run(data, schema, replace(own, seed=seed), directory, rows, data_path, console)
+            runs[model].append(entry)
+            logits[model].append(scores)
+    record = summarize(runs, names, row_errors(rows, logits, len(names)), changes) | {
         "tuned": None if tuned is None else dict(tuned),
         "seeds": list(range(seeds)),
         "data": {
@@ -130,6 +143,11 @@ def check_models(models: Sequence[str]) -> None:
         raise InputError(f"models named more than once: {', '.join(repeated)}")
     for model in models:
         hyperparameters(model)
+
+
+def all_models() -> list[str]:
+    """Every model whose packages are installed."""
+    return [model for model in MODELS if model not in PACKAGES or importlib.util.find_spec(PACKAGES[model])]
 
 
 def options_of(model: str, options: TrainOptions, changes: Changes) -> TrainOptions:
@@ -157,29 +175,61 @@ def _run(
     schema: Schema,
     options: TrainOptions,
     directory: Path,
+    rows: LabelledRows,
     data_path: Paths | None,
     console: Console | None,
-) -> Record:
-    """One run, trained unless it is finished; what the comparison needs of it."""
-    extra = directory / "run.json"
+) -> tuple[Record, NDArray[np.floating]]:
+    """One run, trained unless it is finished; what the comparison needs of it, and its scores of the test rows."""
+    extra, kept = directory / "run.json", directory / "test-logits.npy"
     resume = RunDirectory(directory).started
     with PeakMemory(options.resolved().device) as memory:
         result = train(data, schema, options, directory, resume=resume, data_path=data_path, console=console)
-    if result.already_finished and extra.exists():
+    known = result.already_finished
+    logits = _kept_logits(kept, rows, result.metrics) if known else None
+    if known and extra.exists() and logits is not None:
         added: Record = read_json(extra)
     else:
         trained = load_trained(directory, device=options.device)
         table = data.tables["test"]
+        if logits is None:
+            logits = _as_small_as_exact(trained.logits(table))
+            with replacing(kept) as file:
+                np.save(file, logits)
         weights = mean_mutual_weights(trained.model, table, trained.device)
-        assert table.label is not None
         added = {
             # A run that was interrupted or finished elsewhere was not watched as a whole.
             "peak_bytes": None if resume else memory.peak_bytes,
-            "calibration": calibration(table.label.numpy(), trained.logits(table)),
             "mutual_weights": None if weights is None else {str(k): _plain(matrix) for k, matrix in weights.items()},
         }
+        if known and extra.exists():
+            added["peak_bytes"] = read_json(extra)["peak_bytes"]
         write_json(extra, added)
-    return {"metrics": result.metrics, "history": result.history, **added}
+    # Of the scores whose differences are judged, and with every metric of this version.
+    metrics = result.metrics | evaluate_scores(rows, logits, data.encoder.scenario_names)
+    return {
+        "metrics": metrics,
+        "history": result.history,
+        "calibration": calibration(rows, logits) if len(rows) else [],
+        **added,
+    }, logits
+
+
+def _as_small_as_exact(logits: NDArray[np.float64]) -> NDArray[np.floating]:
+    small = logits.astype(np.float32)
+    return small if (small == logits).all() else logits
+
+
+def _kept_logits(path: Path, rows: LabelledRows, metrics: Mapping[str, Any]) -> NDArray[np.floating] | None:
+    """The scores that a command before this one kept; None where they are missing, damaged or of another model."""
+    try:
+        logits: NDArray[np.floating] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if logits.shape != (len(rows),) or logits.dtype.kind != "f" or not np.isfinite(logits).all():
+        return None
+    before, now = metrics[OVERALL]["logloss"], score_rows(rows, logits)["logloss"]
+    is_same = before == now or (None not in (before, now) and abs(before - now) <= SAME_LOSS * before)
+    return logits if is_same else None
 
 
 def _plain(matrix: NDArray[np.float64]) -> list[list[float | None]]:
@@ -187,48 +237,33 @@ def _plain(matrix: NDArray[np.float64]) -> list[list[float | None]]:
     return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]
 
 
-def calibration(labels: NDArray[np.floating], logits: NDArray[np.floating]) -> list[dict[str, float]]:
-    """Rows sorted by score in up to ten groups of equal size: mean prediction, share of label 1, and rows of each."""
-    probabilities = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
-    groups = np.array_split(np.argsort(logits, kind="stable"), CALIBRATION_BINS)
-    return [
-        {
-            "predicted": float(probabilities[rows].mean()),
-            "observed": float(labels[rows].mean()),
-            "rows": len(rows),
-        }
-        for rows in groups
-        if len(rows)
-    ]
-
-
 def summarize(
-    runs: Mapping[str, Sequence[Record]], scenarios: Sequence[str], changes: Mapping[str, Changes] | None = None
+    runs: Mapping[str, Sequence[Record]],
+    scenarios: Sequence[str],
+    errors: Errors,
+    changes: Mapping[str, Changes] | None = None,
 ) -> Record:
-    """Measures over seeds and differences between models.
+    """Measures over seeds, differences between models, and what they come to.
 
     Args:
         runs: per model its runs in order of seeds.
         scenarios: names, by id.
+        errors: of the metrics, over test rows.
         changes: per model the options that were its own, if any.
     """
-    return {
-        "scenarios": [
-            {"name": name, "rows": _scores(next(iter(runs.values()))[0], index)["rows"]}
-            for index, name in enumerate(scenarios)
-        ],
+    first = next(iter(runs.values()))[0]
+    metrics = [metric for metric in METRIC_NAMES if metric in first["metrics"][OVERALL]]
+    record: Record = {
+        "metrics": metrics,
+        "scenarios": [{"name": name, "rows": _scores(first, index)["rows"]} for index, name in enumerate(scenarios)],
         "models": {
-            model: _summary_of_model(entries, scenarios) | {"changes": dict((changes or {}).get(model, {}))}
+            model: _summary_of_model(model, entries, scenarios, metrics, errors)
+            | {"changes": dict((changes or {}).get(model, {}))}
             for model, entries in runs.items()
         },
-        "differences": [
-            difference
-            for first, second in combinations(runs, 2)
-            for index, name in [(None, OVERALL), *enumerate(scenarios)]
-            for metric in METRICS
-            if (difference := _difference(runs, first, second, index, name, metric)) is not None
-        ],
+        "differences": _differences(runs, scenarios, metrics, errors),
     }
+    return record | {"verdicts": verdicts(record)}
 
 
 def _scores(run: Record, index: int | None) -> Record:
@@ -238,15 +273,21 @@ def _scores(run: Record, index: int | None) -> Record:
     return scores
 
 
-def _summary_of_model(runs: Sequence[Record], scenarios: Sequence[str]) -> Record:
-    def over_seeds(index: int | None, metric: str) -> dict[str, float | None] | None:
+def _summary_of_model(
+    model: str, runs: Sequence[Record], scenarios: Sequence[str], metrics: Sequence[str], errors: Errors
+) -> Record:
+    def over_seeds(index: int | None, metric: str) -> Record | None:
         values = [_scores(run, index)[metric] for run in runs]
-        return None if None in values else Summary.of(values).to_dict()
+        if None in values:
+            return None
+        summary = Summary.of(values)
+        return summary.to_dict() | _own_interval(summary.mean, errors.of(metric, index, model))
 
     peaks = [run["peak_bytes"] for run in runs if run["peak_bytes"] is not None]
+    groups = {name: _scores(runs[0], None)[name] for name in ("gauc_groups", "gauc_rows") if "gauc" in metrics}
     return {
-        OVERALL: {metric: over_seeds(None, metric) for metric in METRICS},
-        "scenarios": [{metric: over_seeds(index, metric) for metric in METRICS} for index in range(len(scenarios))],
+        OVERALL: {metric: over_seeds(None, metric) for metric in metrics} | groups,
+        "scenarios": [{metric: over_seeds(index, metric) for metric in metrics} for index in range(len(scenarios))],
         "parameters": runs[0]["metrics"]["parameters"],
         "rows_per_second": Summary.of([run["metrics"]["timing"]["rows_per_second"] for run in runs]).to_dict(),
         "peak_bytes": max(peaks) if peaks else None,
@@ -269,6 +310,15 @@ def _was_cut_off(metrics: Record) -> bool:
     return metrics["stopped_by"] == "epochs" and metrics["best_epoch"] == metrics["epochs"]
 
 
+def _own_interval(mean: float, error: RowError | None) -> Record:
+    if error is None:
+        return {"row_standard_error": None, "interval": None}
+    return {
+        "row_standard_error": error.standard_error,
+        "interval": [mean - error.half_width, mean + error.half_width],
+    }
+
+
 def _mean_weights(weights: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     """Per mutual layer the mean over seeds."""
     known = [entry for entry in weights if entry is not None]
@@ -280,57 +330,52 @@ def _mean_weights(weights: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]
     }
 
 
-def _difference(
-    runs: Mapping[str, Sequence[Record]], first: str, second: str, index: int | None, name: str, metric: str
-) -> Record | None:
-    """First minus second; None where a metric is not defined."""
+def _differences(
+    runs: Mapping[str, Sequence[Record]], scenarios: Sequence[str], metrics: Sequence[str], errors: Errors
+) -> list[Record]:
+    """First minus second of every pair; those of a metric, for all rows or in scenarios, are tested together."""
+    found: list[Record] = []
+    for metric in metrics:
+        families: list[list[tuple[int | None, str | None]]] = [[(None, None)]]
+        if metric in WITHIN_SCENARIOS:
+            families.append(list(enumerate(scenarios)))
+        for family in families:
+            entries = [
+                {"first": first, "second": second, "scenario": name, "measure": metric}
+                | judge(*values, errors.of(metric, index, first, second))
+                for index, name in family
+                for first, second in combinations(runs, 2)
+                if (values := _defined(runs, first, second, index, metric)) is not None
+            ]
+            tested = [entry for entry in entries if entry["p_value"] is not None]
+            adjusted = holm([entry["p_value"] for entry in tested])
+            for entry in entries:
+                entry |= {"adjusted_p_value": None, "adjusted_verdict": None}
+            for entry, p_value in zip(tested, adjusted, strict=True):
+                entry |= {"adjusted_p_value": p_value, "adjusted_verdict": verdict_of(p_value)}
+            found += entries
+    return found
+
+
+def _defined(
+    runs: Mapping[str, Sequence[Record]], first: str, second: str, index: int | None, metric: str
+) -> tuple[list[float], list[float]] | None:
+    """A metric of two models by seed; None where it is not defined."""
     a, b = ([_scores(run, index)[metric] for run in runs[model]] for model in (first, second))
-    if None in a or None in b:
-        return None
-    return {
-        "first": first,
-        "second": second,
-        "scenario": None if index is None else name,
-        "measure": metric,
-        **judge(a, b),
-    }
-
-
-def judge(first: Sequence[float], second: Sequence[float]) -> dict[str, float | bool | None]:
-    """Whether two models differ by more than seeds make them differ.
-
-    Args:
-        first, second: a metric by seed, the same seeds in both.
-
-    Returns:
-        ``mean``, of first − second; ``pooled_deviation``, √((s₁² + s₂²) / 2); ``standard_error`` of the differences
-        seed by seed; ``exceeds_spread``: the mean is above the pooled deviation and above two standard errors. All
-        but the mean are None for one seed.
-    """
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    mean = statistics.mean(differences)
-    if len(differences) == 1:
-        return {"mean": mean, "pooled_deviation": None, "standard_error": None, "exceeds_spread": None}
-    pooled = ((statistics.variance(first) + statistics.variance(second)) / 2) ** 0.5
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    return {
-        "mean": mean,
-        "pooled_deviation": pooled,
-        "standard_error": error,
-        "exceeds_spread": abs(mean) > max(pooled, STANDARD_ERRORS * error),
-    }
+    return None if None in a or None in b else (a, b)
 
 
 def comparison_table(record: Record) -> Table:
-    """What is printed: a row per model."""
-    table = table_of("model", ("AUC", "log loss", "parameters", "rows/s", "peak MiB"))
+    """What is printed: a row per model, means ± deviation over seeds and below them the interval over test rows."""
+    shown = [metric for metric in ("auc", "logloss", "gauc") if metric in record["metrics"]]
+    figures = {
+        "parameters": lambda entry: f"{entry['parameters']:,}",
+        "rows/s": lambda entry: f"{entry['rows_per_second']['mean']:,.0f}",
+    }
+    # With a third metric there is no room for these in 80 columns.
+    names = list(figures) if len(shown) < 3 else []
+    table = table_of("model", (*(METRIC_NAMES[metric] for metric in shown), *names))
     for model, entry in record["models"].items():
-        peak = entry["peak_bytes"]
-        table.add_row(
-            Text(model),
-            *(spread(entry[OVERALL][metric]) for metric in METRICS),
-            f"{entry['parameters']:,}",
-            f"{entry['rows_per_second']['mean']:,.0f}",
-            "-" if peak is None else f"{peak / 2**20:,.0f}",
-        )
+        cells = [f"{spread(entry[OVERALL][metric])}\n{interval(entry[OVERALL][metric])}" for metric in shown]
+        table.add_row(Text(model), *cells, *(figures[name](entry) for name in names))
     return table

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 CALIBRATION_BINS = 10
+LARGEST_LOSS = float(-np.log(np.finfo(np.float64).eps))
+"""Of a row, in nats: what scikit-learn's clipping of probabilities leaves."""
 
 Array = NDArray[np.float64]
 
@@ -120,7 +122,7 @@ def score_rows(rows: LabelledRows, logits: NDArray[np.floating]) -> Scores:
         logloss=loss,
         rows=count,
         pr_auc=float(average_precision_score(labels, logits, sample_weight=weights)) if has_both else None,
-        normalised_entropy=loss / entropy(positive / weights.sum()) if has_both and loss is not None else None,
+        normalised_entropy=loss / float(entropy(positive / weights.sum())) if has_both and loss is not None else None,
         predicted_over_observed=float(weights @ probabilities) / positive if positive else None,
         ece=_calibration_error(rows, logits) if len(rows) else None,
     )
@@ -178,9 +180,9 @@ def sigmoid(logits: NDArray[np.floating]) -> Array:
     return np.asarray(np.exp(-np.logaddexp(0, -logits.astype(np.float64))))
 
 
-def entropy(rate: float) -> float:
-    """Of a share of label 1, in nats: the log loss of that share as the prediction of every row."""
-    return float(-(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
+def entropy(rate: Array) -> Array:
+    """Of shares of label 1, in nats: the log loss of such a share as the prediction of every row."""
+    return np.asarray(-(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
 
 
 @dataclass(frozen=True)

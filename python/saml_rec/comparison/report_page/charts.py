@@ -25,6 +25,7 @@ UNITS_PER_INCH = 72
 LONGEST_NAME = 14
 TICKS: dict[str, Any] = {"nbins": 5, "steps": [1, 2, 5, 10]}
 BAR_OPACITY = 0.55
+MANY_LINES = 10
 # Marks and cells carry this and their text as the name of their group, which becomes the group's <title>.
 TITLE = "title:"
 
@@ -128,8 +129,9 @@ def _nothing(text: str, label: str) -> tuple[Figure, str]:
 
 
 def _look(index: int) -> dict[str, Any]:
-    """Colour and marker of a series."""
-    return {"color": COLOURS[f"s{index % len(MARKERS)}"], "marker": MARKERS[index % len(MARKERS)]}
+    """Colour and marker of a series; no two of up to 64 have both in common."""
+    round_of_colours, colour = divmod(index, len(MARKERS))
+    return {"color": COLOURS[f"s{colour}"], "marker": MARKERS[(colour + round_of_colours) % len(MARKERS)]}
 
 
 def _defined(summary: Summary | None) -> bool:
@@ -215,9 +217,12 @@ def lines(
     if not points:
         return _nothing("no validation rows", y_unit)
     figure, axes = _axes(274, left=72)
+    lines_drawn = sum(len(runs) for runs in series)
+    # Many lines are thinner, or they hide one another.
+    thin: dict[str, Any] = {"linewidth": 0.9, "markersize": 4} if lines_drawn > MANY_LINES else {}
     for index, runs in enumerate(series):
         for run in runs:
-            axes.plot(*zip(*run, strict=True), **_look(index))
+            axes.plot(*zip(*run, strict=True), **_look(index), **thin)
     if diagonal:
         low, high = min(map(min, points)), max(map(max, points))
         axes.axline((low, low), slope=1, color=LINE, linewidth=0.7)

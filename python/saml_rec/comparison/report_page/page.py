@@ -1,18 +1,26 @@
 """A comparison's record as a page: what report.html.jinja is filled with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from saml_rec.console import decimals, spread
+from saml_rec.comparison.significance import DIFFERS
+from saml_rec.comparison.verdicts import SIGNS, by_scenario, difference_of, differences_of, how_tested, sentences
+from saml_rec.console import METRIC_NAMES, decimals, interval, spread, total_name
 from saml_rec.files import replacing
 
-METRIC_NAMES = {"auc": "AUC", "logloss": "log loss"}
+MANY_MODELS = 4
+"""Above it a chart of lines shows the mean over seeds alone."""
+MANY_DIFFERENCES = 1000
+"""Above it the page lists the differences over all rows alone."""
+ALONE, ADJUSTED = "○", "●"
+"""Beside a difference that counts: before adjustment for the number of pairs only, and after it too."""
 
 Record = Mapping[str, Any]
+Line = list[tuple[float, float]]
 
 environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -22,7 +30,12 @@ environment = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-environment.filters |= {"metric": decimals, "spread": spread, "count": lambda value: f"{value:,.0f}"}
+environment.filters |= {
+    "metric": decimals,
+    "spread": spread,
+    "interval": interval,
+    "count": lambda value: f"{value:,.0f}",
+}
 
 
 def write_page(record: Record, path: Path) -> None:
@@ -47,14 +60,45 @@ def render_page(record: Record) -> str:
     # matplotlib takes about a second to import, and only the page needs it.
     from saml_rec.comparison.report_page import charts
 
+    total = total_name([scenario["name"] for scenario in record["scenarios"]])
+    shown = record["differences"]
+    if len(shown) > MANY_DIFFERENCES:
+        shown = [entry for entry in shown if entry["scenario"] is None]
     return environment.get_template("report.html.jinja").render(
         record=record,
-        metric_names=METRIC_NAMES,
+        total=total,
+        metric_names={metric: METRIC_NAMES[metric] for metric in record["metrics"]},
+        overall=_overall(record),
         notes=_notes(record),
-        verdict=_verdict(record),
+        verdicts=[line for metric in SIGNS for line in sentences(record, metric)],
+        how_tested=how_tested(record),
+        matrices={
+            METRIC_NAMES[metric]: _matrix(record, metric) for metric in record["metrics"] if _is_tested(record, metric)
+        },
+        by_scenario={METRIC_NAMES[metric]: list(by_scenario(record, metric)) for metric in record["verdicts"]},
+        differences=shown,
         marks=[charts.mark(index) for index in range(len(record["models"]))],
-        figures=_figures(record),
+        figures=_figures(record, total),
     )
+
+
+def _overall(record: Record) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Tables of the metrics over all rows, a row per model: of those that models are ranked by, and of the others."""
+    ranked = [metric for metric in record["metrics"] if metric in SIGNS]
+    others = [metric for metric in record["metrics"] if metric not in SIGNS]
+    heads = [head for metric in ranked for head in (METRIC_NAMES[metric], "interval")]
+    first, second = [], []
+    for name, model in record["models"].items():
+        summaries, speed, peak = model["overall"], model["rows_per_second"], model["peak_bytes"]
+        cells = [text(summaries[metric]) for metric in ranked for text in (spread, interval)]
+        speeds = [f"{speed[part]:,.0f}" for part in ("mean", "deviation") if speed[part] is not None]
+        memory = "-" if peak is None else f"{peak / 2**20:,.0f}"
+        first.append([name, *cells, f"{model['parameters']:,}", " ± ".join(speeds), memory])
+        second.append([name, *(spread(summaries[metric]) for metric in others)])
+    return [
+        ("overall metrics", ["model", *heads, "parameters", "training rows/s", "peak memory, MiB"], first),
+        ("other metrics", ["model", *(METRIC_NAMES[metric] for metric in others)], second),
+    ]
 
 
 def _notes(record: Record) -> list[str]:
@@ -87,43 +131,61 @@ def _notes(record: Record) -> list[str]:
     return notes
 
 
-def _verdict(record: Record) -> dict[str, Any]:
-    """A sentence for every difference that exceeds the spread between seeds, and the number of those that do not."""
-    sentences: dict[str, list[str]] = {"overall": [], "scenarios": []}
-    found = [entry for entry in record["differences"] if entry["exceeds_spread"]]
-    for entry in found:
-        everywhere = entry["scenario"] is None
-        sentences["overall" if everywhere else "scenarios"].append(
-            f"{'overall' if everywhere else entry['scenario']}: {entry['first']} "
-            f"{'above' if entry['mean'] > 0 else 'below'} {entry['second']} "
-            f"by {abs(entry['mean']):.4f} {METRIC_NAMES[entry['measure']]} "
-            f"(spread between seeds {entry['pooled_deviation']:.4f})"
-        )
-    return {**sentences, "within": len(record["differences"]) - len(found)}
+def _is_tested(record: Record, metric: str) -> bool:
+    return any(entry["p_value"] is not None for entry in differences_of(record, metric, None).values())
 
 
-def _figures(record: Record) -> list[tuple[str, Markup]]:
+def _matrix(record: Record, metric: str) -> list[list[str]]:
+    """Row minus column over all rows, with a mark where they differ."""
+    pairs = differences_of(record, metric, None)
+    models = list(record["models"])
+    return [[_cell(*difference_of(pairs, row, column)) for column in models] for row in models]
+
+
+def _cell(entry: Record | None, sign: int) -> str:
+    if entry is None:
+        return ""
+    mark = ADJUSTED if entry["adjusted_verdict"] == DIFFERS else ALONE if entry["verdict"] == DIFFERS else ""
+    return f"{sign * entry['mean']:+.4f} {mark}".rstrip()
+
+
+def _mean_line(runs: Sequence[Line]) -> list[Line]:
+    """The mean of lines, as far as all of them go, as the only line."""
+    if not runs:
+        return []
+    count = len(runs)
+    return [
+        [(sum(x for x, _ in points) / count, sum(y for _, y in points) / count) for points in zip(*runs, strict=False)]
+    ]
+
+
+def _figures(record: Record, total: str) -> list[tuple[str, Markup]]:
     """Captions and charts."""
     from saml_rec.comparison.report_page import charts
 
     models = record["models"]
     scenario_names = [scenario["name"] for scenario in record["scenarios"]]
-    groups = [("overall", [model["overall"]["auc"] for model in models.values()])] + [
+    groups = [(total, [model["overall"]["auc"] for model in models.values()])] + [
         (name, [model["scenarios"][index]["auc"] for model in models.values()])
         for index, name in enumerate(scenario_names)
     ]
-    losses = [
+    losses: list[list[Line]] = [
         [
             [(epoch, entry["valid"]["logloss"]) for epoch, entry in enumerate(run, start=1)]
             for run in model["history"]
-            if run[0]["valid"]["logloss"] is not None
+            # A model that is fitted at once has no epochs.
+            if run and run[0]["valid"]["logloss"] is not None
         ]
         for model in models.values()
     ]
-    calibrated = [
+    calibrated: list[list[Line]] = [
         [[(group["predicted"], group["observed"]) for group in run] for run in model["calibration"]]
         for model in models.values()
     ]
+    each = "one line a seed"
+    if len(models) > MANY_MODELS and len(record["seeds"]) > 1:
+        each = "mean over seeds"
+        losses, calibrated = [_mean_line(runs) for runs in losses], [_mean_line(runs) for runs in calibrated]
     speeds = [(name, model["rows_per_second"]) for name, model in models.items()]
     figures = [
         (
@@ -131,11 +193,11 @@ def _figures(record: Record) -> list[tuple[str, Markup]]:
             charts.dots(groups, list(models), "test AUC"),
         ),
         (
-            "Calibration: test rows in ten groups by score, one line a seed; on the diagonal, predictions are right",
+            f"Calibration: test rows in ten groups by score, {each}; on the diagonal, predictions are right",
             charts.lines(calibrated, "mean prediction", "share of label 1", diagonal=True),
         ),
         (
-            "Validation log loss after every epoch, one line a seed",
+            f"Validation log loss after every epoch, {each}",
             charts.lines(losses, "epoch", "log loss", whole=True),
         ),
         ("Training speed", charts.bars(speeds, "rows per second")),
