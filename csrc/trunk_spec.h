@@ -91,7 +91,8 @@ struct TrunkBackwardResults {
   Tensors gate_weights;
   Tensors gate_biases;
 
-  SAML_FIELDS(x_local, x_global, gated, branch_weights, branch_biases, aux_weights, aux_biases, gate_weights, gate_biases)
+  SAML_FIELDS(x_local, x_global, gated, branch_weights, branch_biases, aux_weights, aux_biases, gate_weights,
+              gate_biases)
 };
 
 // The mutual unit alone, on streams (B, M, d) with rows sorted by scenario.

@@ -1,4 +1,4 @@
-"""Operations over a fused trunk, and experts: an autograd.Function each, whichever engine computes forward and backward.
+"""Operations over a fused trunk, and experts: an autograd.Function each, whichever engine computes both passes.
 
 An engine computes forward and backward as two plain functions and says what backward needs; a call costs a few
 microseconds less than through torch.library.custom_op. What is saved: per layer the own stream V_t and the auxiliary
@@ -59,8 +59,8 @@ class Plan:
 class FusedBackend(ABC):
     """A backend that computes forward and backward by itself, behind an autograd.Function.
 
-    A subclass computes the trunk, the mutual unit and the experts in two functions each. Their tensors are the caller's,
-    contiguous, in his order of rows and his dtype.
+    A subclass computes the trunk, the mutual unit and the experts in two functions each. Their tensors are the
+    caller's, contiguous, in his order of rows and his dtype.
     """
 
     name: str
@@ -93,7 +93,7 @@ class FusedBackend(ABC):
         need_local: bool,
         need_global: bool,
     ) -> tuple[Tensor, Tensor, Tensor, *tuple[list[Tensor], ...]]:
-        """Gradients of x_local, x_global and gated (anything where there is none or none is needed), then of the lists."""
+        """Gradients of x_local, x_global and gated (anything where none is needed), then of the six lists."""
 
     @abstractmethod
     def mutual_forward(

@@ -54,7 +54,7 @@ struct Layer : LayerShape {
 // What forward saves of a layer for backward, which reads it as const. Rows sorted; without data where it is not saved.
 template <typename element_t>
 struct Saved {
-  MatrixView<element_t> own = {};         // V_t before the mutual unit (B, d_l); of a last layer that gates sigmoid(Z_t)
+  MatrixView<element_t> own = {};         // V_t before the mutual unit (B, d_l); of a gate sigmoid(Z_t)
   MatrixView<element_t> own_preact = {};  // Z_t, its pre-activation (B, d_l)
   MatrixView<element_t> mutual = {};      // M_t (B, d_l)
   MatrixView<element_t> aux = {};         // A (B, a_l)

@@ -85,7 +85,7 @@ void scatter_own(const Tile<scalar_t>& tile, Matrix<scalar_t> d_own, Matrix<scal
   });
 }
 
-// The cotangent of own through a gate: dgated = γ σ ∘ down into the caller's rows, and dZ_t^L = γ σ(1 − σ) ∘ gated ∘ down.
+// Of a gate, σ = sigmoid(Z_t^L): dgated = γ σ ∘ down into the caller's rows, and dZ_t^L = dgated ∘ gated ∘ (1 − σ).
 template <typename scalar_t>
 void gate_backward(const Tile<scalar_t>& tile, const BackwardPass<scalar_t>& pass, Matrix<scalar_t> dz) {
   const Trunk<scalar_t>& trunk = pass.trunk;

@@ -193,7 +193,7 @@ class LayerPointers(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(ProductStage):
-    """out = δ(z) or γ δ(z) ∘ gated, z = bias + [A1 ; A2] W: a layer of a branch or of the auxiliary network, or a gate."""
+    """out = δ(z), or γ δ(z) ∘ gated, z = bias + [A1 ; A2] W: a layer of a branch or the auxiliary network, a gate."""
 
     pointers: ClassVar[type] = LayerPointers
 
@@ -209,7 +209,7 @@ class Layer(ProductStage):
     preact: Rows = NO_ROWS
     """Where own rows of z go, for backward."""
     every_row_is_own: bool = False
-    """The auxiliary network's, of one branch, or a stage's on tiles of one scenario: every row belongs to the branch."""
+    """Every row belongs to the branch: the auxiliary network has one, and on tiles of one scenario it is theirs."""
     gated: Rows = NO_ROWS
     """What δ(z) multiplies."""
     gate_scale: float = 1.0

@@ -66,7 +66,7 @@ class TrunkShape:
     gate_scale: float | None = None
     """γ where the result is γ sigmoid(z_L) ∘ gated."""
     experts: bool = False
-    """Branches are experts on all rows: sorted row k B + n is row n of x, as expert k's own. ``all_branches`` is True."""
+    """Branches are experts: sorted row k B + n is row n of x, as expert k's own. ``all_branches`` is True."""
 
     @property
     def layers(self) -> int:
