@@ -209,7 +209,7 @@ class HMoE(nn.Module):
 def plain_hmoe(model: HMoE, inputs: Tensors, way: Way) -> Tensor:
     """In training the foreign scores of :class:`Grouped` leave no graph; the own one is computed with one.
 
-    The logit is 2 artanh Σ W_tj tanh(s_j / 2): torch.logit of a mixture near 1/2 misses the gate.
+    The logit is 2 artanh Σ W_tj tanh(s_j / 2), as near 1/2 the difference of logarithms cancels.
     """
     x, bottom = way.rows(inputs[0]), model.bottom
     outputs, gates, networks = experts(way, x, *parameters(bottom)), parameters(bottom.gate), model.mixture.networks
