@@ -209,7 +209,7 @@ class HMoE(nn.Module):
 def plain_hmoe(model: HMoE, inputs: Tensors, way: Way) -> Tensor:
     """In training the foreign scores of :class:`Grouped` leave no graph; the own one is computed with one.
 
-    The logit is 2 artanh Σ W_tj tanh(s_j / 2): torch.logit of a mixture near 1/2 misses the gate.
+    The logit is 2 artanh Σ W_tj tanh(s_j / 2), as near 1/2 the difference of logarithms cancels.
     """
     x, bottom = way.rows(inputs[0]), model.bottom
     outputs, gates, networks = experts(way, x, *parameters(bottom)), parameters(bottom.gate), model.mixture.networks
@@ -259,10 +259,14 @@ def plain_pepnet(model: PEPNet, inputs: Tensors, way: Way) -> Tensor:
     x = model.epnet.scale * torch.sigmoid(torch.addmm(v[0], hidden, V[0])) * x
     read = way.split(torch.cat([priors, x.detach()], dim=1))
     streams = way.split(x)
-    layers = list(zip(model.ppnet.gates, *parameters(model.ppnet.towers), strict=True))
+    ppnet = model.ppnet
+    # The gates' first layers side by side, as they all read the same.
+    hidden = towers(way, read, *parameters(ppnet.gate_inputs), last_relu=True)
+    layers = list(zip(ppnet.gate_outputs, *parameters(ppnet.towers), strict=True))
     for index, (gate, weight, bias) in enumerate(layers):
-        z = towers(way, read, *parameters(gate.network))
-        streams = way.each(lambda z, h, scale=gate.scale: scale * torch.sigmoid(z) * h, z, streams)
+        columns = slice(index * GATE_DIM, (index + 1) * GATE_DIM)
+        z = towers(way, way.each(lambda h, columns=columns: h[..., columns], hidden), *parameters(gate))
+        streams = way.each(lambda z, h: ppnet.scale * torch.sigmoid(z) * h, z, streams)
         streams = towers(way, streams, [weight], [bias], last_relu=index < len(layers) - 1)
     return way.leave(streams)
 

@@ -63,11 +63,16 @@ def check_options(
 
 def mix(logits: Tensor, *experts: Tensor) -> Tensor:
     """Σ_e softmax(logits)_e E_e: logits (B, K), experts (B, K_i, d), K in all, which are not copied → (B, d)."""
-    shares = torch.softmax(logits, dim=1).to(experts[0].dtype).split([each.shape[1] for each in experts], dim=1)
-    first, *others = (
-        torch.bmm(share.unsqueeze(1), each).squeeze(1) for share, each in zip(shares, experts, strict=True)
-    )
-    return sum(others, first)
+    shares = torch.softmax(logits, dim=1).split([each.shape[1] for each in experts], dim=1)
+    first, *others = (weigh(share.unsqueeze(1), each) for share, each in zip(shares, experts, strict=True))
+    return sum(others, first).squeeze(1)
+
+
+def weigh(shares: Tensor, experts: Tensor) -> Tensor:
+    """Σ_e shares_re E_e: shares (B, R, K), experts (B, K, d) → (B, R, d), in the experts' dtype."""
+    shares = shares.to(experts.dtype)
+    # Batched products of inner width 1 take a multiple of the time.
+    return shares * experts if experts.shape[1] == 1 else torch.bmm(shares, experts)
 
 
 def describe(module: nn.Module, names: str) -> str:

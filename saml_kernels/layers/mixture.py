@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import check_options, check_widths, describe, init_linear, mix
+from saml_kernels.layers.common import check_options, check_widths, describe, init_linear, mix, weigh
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
@@ -206,7 +206,7 @@ class MixtureOfExperts(nn.Module):
             logits = functional.expert_outputs(
                 x, list(gate.weights), list(gate.biases), activation="identity", backend=self.backend
             )
-            views = torch.bmm(torch.softmax(logits, dim=2).to(outputs.dtype), outputs)
+            views = weigh(torch.softmax(logits, dim=2), outputs)
         # In place: the foreign views are constants of no graph, so no copy of all M is needed.
         return views.index_put_((torch.arange(x.shape[0], device=x.device), scenario.long()), own)
 

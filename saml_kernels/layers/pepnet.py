@@ -1,7 +1,7 @@
 """PEPNet's layers (KDD 2023, arXiv 2302.01115): a gate by prior knowledge, and towers gated before every layer."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -121,14 +121,23 @@ class GatedTowers(nn.Module):
         checks.check_integer("in_dim", in_dim, 1)
         checks.check_integer("prior_dim", prior_dim, 0)
         checks.check_integer("gate_dim", gate_dim, 1)
+        checks.check_positive("scale", scale)
         self.in_dim = in_dim
         self.prior_dim = prior_dim
+        self.gate_dim = gate_dim
+        self.scale = scale
+        self.backend = backend
         self.towers = GroupedMLP(
             num_scenarios, in_dim, hidden_dims, activation, output_activation, backend, device, dtype
         )
-        self.gates = nn.ModuleList(
-            GateUnit(prior_dim + in_dim, gate_dim, width, num_scenarios, scale, backend, device, dtype)
-            for width in (in_dim, *self.towers.hidden_dims[:-1])
+        gated = (in_dim, *self.towers.hidden_dims[:-1])
+        options = backend, device, dtype
+        # All gates read the same: their first layers lie side by side, gate l's from column l gate_dim on.
+        self.gate_inputs = GroupedMLP(
+            num_scenarios, prior_dim + in_dim, (len(gated) * gate_dim,), "relu", None, *options
+        )
+        self.gate_outputs = nn.ModuleList(
+            GroupedMLP(num_scenarios, gate_dim, (width,), "identity", None, *options) for width in gated
         )
 
     def forward(self, x: Tensor, prior: Tensor, scenario: Tensor) -> Tensor:
@@ -138,14 +147,24 @@ class GatedTowers(nn.Module):
         towers = self.towers
         last = towers.activation if towers.output_activation is None else towers.output_activation
         activations = [towers.activation] * (len(towers.hidden_dims) - 1) + [last]
-        gate_input = torch.cat([prior, x.detach()], dim=1)
-        for gate, weight, bias, activation in zip(self.gates, towers.weights, towers.biases, activations, strict=True):
-            gated = gate(gate_input, x, scenario)
-            x = functional.grouped_mlp(gated, scenario, [weight], [bias], activation=activation, backend=towers.backend)
+        hidden = self.gate_inputs(torch.cat([prior, x.detach()], dim=1), scenario).chunk(len(activations), dim=1)
+        gates: list[Any] = list(self.gate_outputs)
+        layers = zip(hidden, gates, towers.weights, towers.biases, activations, strict=True)
+        for read, gate, weight, bias, activation in layers:
+            x = functional.grouped_mlp(
+                read,
+                scenario,
+                list(gate.weights),
+                list(gate.biases),
+                gated=x,
+                gate_scale=self.scale,
+                backend=self.backend,
+            )
+            x = functional.grouped_mlp(x, scenario, [weight], [bias], activation=activation, backend=self.backend)
         return x
 
     if TYPE_CHECKING:
         __call__ = forward
 
     def extra_repr(self) -> str:
-        return describe(self, "in_dim prior_dim")
+        return describe(self, "in_dim prior_dim gate_dim scale backend")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import check_ids, check_widths, describe, mix
+from saml_kernels.layers.common import check_ids, check_widths, describe, mix, weigh
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
@@ -143,25 +143,38 @@ class _Level(nn.Module):
     def own_and_shared(self, streams: Tensor, shared: Tensor, scenario: Tensor) -> tuple[Tensor, Tensor]:
         """The next g_t (B, d') and s (B, d') from all g_k and s."""
         rows, t = torch.arange(shared.shape[0], device=shared.device), scenario.long()
-        logits = self.gate(streams if streams.dim() == 2 else streams[rows, t], scenario)
         every, common = _every(self.own_experts, streams), _every(self.shared_experts, shared)
-        return mix(logits, self._by_scenario(every)[rows, t], common), self._shared(shared, every, common)
+        own = self._shares(self.gate(streams if streams.dim() == 2 else streams[rows, t], scenario))
+        of_every, of_common = self._shared_shares(shared)
+        # Foreign experts with the weight 0, so that both mixtures read the experts once; picking the own ones would
+        # write a gradient of the size of all.
+        placed = of_every.new_zeros(rows.shape[0], self.num_scenarios, self.per_scenario)
+        placed = placed.index_put((rows, t), own[0]).flatten(1)
+        mixed = weigh(torch.stack([placed, of_every], 1), every) + weigh(torch.stack([own[1], of_common], 1), common)
+        own_stream, shared_stream = mixed.unbind(1)
+        return own_stream, shared_stream
 
     def all_and_shared(self, streams: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
         """All next g_k (B, M, d') and s (B, d') from all g_k and s."""
         every, common = _every(self.own_experts, streams), _every(self.shared_experts, shared)
-        shares = torch.softmax(_every(self.gate, streams), dim=2).to(every.dtype)
-        own_shares, common_shares = shares.split([self.per_scenario, common.shape[1]], dim=2)
-        own = torch.matmul(own_shares.unsqueeze(2), self._by_scenario(every)).squeeze(2)
-        return own + torch.bmm(common_shares, common), self._shared(shared, every, common)
+        own_shares, common_shares = self._shares(_every(self.gate, streams))
+        by_scenario = every.unflatten(1, (self.num_scenarios, self.per_scenario))
+        own = torch.matmul(own_shares.unsqueeze(2).to(every.dtype), by_scenario).squeeze(2)
+        of_every, of_common = (shares.unsqueeze(1) for shares in self._shared_shares(shared))
+        return own + weigh(common_shares, common), (weigh(of_every, every) + weigh(of_common, common)).squeeze(1)
 
-    def _shared(self, shared: Tensor, every: Tensor, common: Tensor) -> Tensor:
+    def _shares(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """A scenario's gate's, (…, n) of its own experts and (…, m) of the shared ones."""
+        own, common = torch.softmax(logits, dim=-1).tensor_split([self.per_scenario], dim=-1)
+        return own, common
+
+    def _shared_shares(self, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """The shared gate's, (B, M n) of all own experts and (B, m) of the shared ones."""
         assert self.shared_gate is not None
-        return mix(self.shared_gate(shared), every, common)
-
-    def _by_scenario(self, every: Tensor) -> Tensor:
-        """(B, M n, d) as (B, M, n, d)."""
-        return every.unflatten(1, (self.num_scenarios, self.per_scenario))
+        every, common = torch.softmax(self.shared_gate(shared), dim=1).tensor_split(
+            [self.num_scenarios * self.per_scenario], dim=1
+        )
+        return every, common
 
 
 def _every(towers: GroupedMLP, streams: Tensor) -> Tensor:

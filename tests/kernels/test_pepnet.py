@@ -24,12 +24,15 @@ def gate_by_hand(unit, prior, gated, t):
 
 
 def towers_by_hand(layer, x, prior, scenario):
+    (w,), (b,), width = layer.gate_inputs.weights, layer.gate_inputs.biases, layer.gate_dim
     rows = []
     for h, p, t in zip(x, prior, scenario.tolist(), strict=True):
         knowledge = torch.cat([p, h.detach()])
-        last = len(layer.gates) - 1
-        for index, gate in enumerate(layer.gates):
-            h = gate_by_hand(gate, knowledge, h, t)
+        last = len(layer.gate_outputs) - 1
+        for index, gate in enumerate(layer.gate_outputs):
+            own = slice(index * width, (index + 1) * width)
+            hidden = (knowledge @ w[t][:, own] + b[t][own]).clamp(min=0)
+            h = layer.scale / (1 + torch.exp(-(hidden @ gate.weights[0][t] + gate.biases[0][t]))) * h
             h = h @ layer.towers.weights[index][t] + layer.towers.biases[index][t]
             h = h if index == last else torch.tanh(h)
         rows.append(h)
@@ -83,8 +86,7 @@ def test_gradcheck_of_gated_towers():
     prior = priors()[:6].requires_grad_()
     assert torch.autograd.gradcheck(lambda prior: layer(x, prior, scenario), (prior,))
     with torch.no_grad():
-        for gate in layer.gates:
-            gate.network.weights[0][:, P:] = 0
+        layer.gate_inputs.weights[0][:, P:] = 0
     assert torch.autograd.gradcheck(lambda x: layer(x, prior.detach(), scenario), (x.requires_grad_(),))
 
 
@@ -92,8 +94,8 @@ def test_x_gets_no_gradient_through_the_gates():
     """With a first gate that is closed nothing is left of x but what gates read."""
     layer = GatedTowers(M, D, P, (3, 1), 2, "tanh", dtype=torch.float64)
     with torch.no_grad():
-        layer.gates[0].network.weights[1].zero_()
-        layer.gates[0].network.biases[1].fill_(-torch.inf)
+        layer.gate_outputs[0].weights[0].zero_()
+        layer.gate_outputs[0].biases[0].fill_(-torch.inf)
     x, scenario = batch()
     x.requires_grad_()
     prior = priors().requires_grad_()
