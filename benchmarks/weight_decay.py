@@ -1,6 +1,7 @@
 """Weight decay by validation log loss, on two data sets and four models, with embedding tables decayed or not.
 
     python benchmarks/weight_decay.py              writes results/weight_decay.json and the table of docs/results.md
+    python benchmarks/weight_decay.py --more       only what the result lacks
     python benchmarks/weight_decay.py --render     the table from the committed result
 
 Early stopping with the command line's epochs and patience; no test row is scored.
@@ -24,22 +25,21 @@ from saml_rec.comparison.compare import Summary
 from saml_rec.data import prepare, write_ml100k
 from saml_rec.datasets.synthetic import write_synthetic
 from saml_rec.models.tables import DenseTable
+from saml_rec.run_directory import differences
 from saml_rec.training import TrainOptions, best_epoch, stopped_by, train_and_validate
 from saml_rec.training.decay import WITHOUT_DECAY
 
 RESULT: Final = records.RESULTS / "weight_decay.json"
 PAGE: Final = page.DOCS / "results.md"
 MODELS: Final = ("saml", "shared_bottom", "star", "mmoe")
-DECAYS: Final = (0.0, 1e-5, 0.1, 0.3, 1.0, 3.0)
+DECAYS: Final = (0.0, 1e-5, 0.1, 0.3, 1.0, 3.0, 10.0)
 EVERYTHING: Final = "network and tables"
 NETWORK: Final = "network"
 SETTINGS: Final = (
     *((EVERYTHING, decay) for decay in (0.0, 1.0, 3.0)),
     (NETWORK, 3.0),
-    (EVERYTHING, 0.3),
-    (NETWORK, 1.0),
-    *((EVERYTHING, decay) for decay in (0.1, 1e-5)),
-    (NETWORK, 0.3),
+    *((EVERYTHING, decay) for decay in (10.0, 0.3, 0.1, 1e-5)),
+    *((NETWORK, decay) for decay in (1.0, 0.3)),
 )
 """What is decayed, and how much, the most telling first; where it is little, both are nearly the same."""
 EPOCHS: Final = 30
@@ -71,14 +71,15 @@ def decaying(reach: str) -> Iterator[None]:
 
 
 def measure(out: Path, record: dict[str, Any], seeds: int) -> None:
-    """Fills ``record["runs"]``; writes after every setting."""
+    """Adds the settings that ``record["runs"]`` lacks; writes after every one."""
+    known = {(row["decayed"], row["weight_decay"]) for row in record["runs"]}
     with tempfile.TemporaryDirectory() as folder:
         prepared = {}
         for name in ("ml-100k", "synthetic"):
             data_path, schema_path = written(name, Path(folder) / name)
             schema = load_schema(schema_path)
             prepared[name] = schema, prepare(data_path, schema, seed=0)
-        for reach, decay in SETTINGS:
+        for reach, decay in (setting for setting in SETTINGS if setting not in known):
             for (name, (schema, data)), model in product(prepared.items(), MODELS):
                 row: dict[str, Any] = {"data": name, "model": model, "decayed": reach, "weight_decay": decay}
                 histories = []
@@ -124,13 +125,22 @@ def table(record: dict[str, Any]) -> str:
 @click.command(help=__doc__)
 @click.option("--seeds", type=click.IntRange(2), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULT, show_default=True)
+@click.option("--more", is_flag=True, help="Keeps what stands in --out, and adds what it lacks.")
 @click.option("--render", is_flag=True, help="Only the table of the page, from --out.")
-def main(seeds: int, out: Path, render: bool) -> None:
+def main(seeds: int, out: Path, more: bool, render: bool) -> None:
     torch.set_num_threads(1)
+    same = {"seeds": seeds, "epochs": EPOCHS, "patience": PATIENCE}
     if not render:
         record = records.head()
         del record["columns"]
-        measure(out, record | {"seeds": seeds, "epochs": EPOCHS, "patience": PATIENCE, "runs": []}, seeds)
+        if more:
+            earlier = json.loads(out.read_text(encoding="utf-8"))
+            if changes := differences({name: earlier[name] for name in same}, same):
+                raise click.BadParameter("; ".join(changes), param_hint="--more")
+            record = earlier | {"continued": [*earlier.get("continued", []), record]}
+        else:
+            record |= same | {"runs": []}
+        measure(out, record, seeds)
     record = json.loads(out.read_text(encoding="utf-8"))
     PAGE.write_text(page.fill(PAGE.read_text(encoding="utf-8"), {"decay": table(record) + "\n"}), encoding="utf-8")
 
