@@ -1,20 +1,24 @@
-"""Weight decay by validation log loss, on two data sets and four models, with embedding tables decayed or not.
+"""Weight decay by validation log loss, on three data sets and four models, with embedding tables decayed or not.
 
     python benchmarks/weight_decay.py              writes results/weight_decay.json and the table of docs/results.md
+    python benchmarks/weight_decay.py --more       only what the result lacks
     python benchmarks/weight_decay.py --render     the table from the committed result
 
-Early stopping with the command line's epochs and patience; no test row is scored.
+Early stopping with the command line's epochs and patience; no test row is scored. The third data set has few users and
+items and little noise: there decay can only take away.
 """
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 import click
+import numpy as np
+import polars
 import torch
 
 import page
@@ -24,35 +28,52 @@ from saml_rec.comparison.compare import Summary
 from saml_rec.data import prepare, write_ml100k
 from saml_rec.datasets.synthetic import write_synthetic
 from saml_rec.models.tables import DenseTable
+from saml_rec.run_directory import differences
 from saml_rec.training import TrainOptions, best_epoch, stopped_by, train_and_validate
 from saml_rec.training.decay import WITHOUT_DECAY
 
 RESULT: Final = records.RESULTS / "weight_decay.json"
 PAGE: Final = page.DOCS / "results.md"
 MODELS: Final = ("saml", "shared_bottom", "star", "mmoe")
-DECAYS: Final = (0.0, 1e-5, 0.1, 0.3, 1.0, 3.0)
+DECAYS: Final = (0.0, 1e-5, 0.1, 0.3, 1.0, 3.0, 10.0)
 EVERYTHING: Final = "network and tables"
 NETWORK: Final = "network"
 SETTINGS: Final = (
     *((EVERYTHING, decay) for decay in (0.0, 1.0, 3.0)),
     (NETWORK, 3.0),
-    (EVERYTHING, 0.3),
-    (NETWORK, 1.0),
-    *((EVERYTHING, decay) for decay in (0.1, 1e-5)),
-    (NETWORK, 0.3),
+    *((EVERYTHING, decay) for decay in (0.3, 10.0, 0.1, 1e-5)),
+    *((NETWORK, decay) for decay in (1.0, 0.3)),
 )
 """What is decayed, and how much, the most telling first; where it is little, both are nearly the same."""
 EPOCHS: Final = 30
 PATIENCE: Final = 3
+CLEAR_ROWS: Final = 10_000
 
 
-def written(name: str, folder: Path) -> tuple[Path, Path]:
-    """Table and schema of a data set."""
-    if name == "ml-100k":
-        data_path, schema_path = write_ml100k(folder)
-    else:
-        data_path, schema_path, _ = write_synthetic(folder, smallest_share=0.05)
-    return data_path, schema_path
+def write_clear(folder: Path) -> tuple[Path, Path]:
+    """Rows whose label is the sign of a product of the user's and the item's number, and little noise."""
+    draw = np.random.default_rng(0)
+    users, items, scenarios = (draw.integers(0, count, CLEAR_ROWS) for count in (20, 15, 3))
+    taste = draw.normal(size=20)[users] * draw.normal(size=15)[items] + 0.5 * (scenarios == 0)
+    columns = {
+        "label": (taste + 0.3 * draw.normal(size=CLEAR_ROWS) > 0).astype(int),
+        "scenario": scenarios,
+        "user": users,
+        "item": items,
+    }
+    folder.mkdir()
+    polars.DataFrame(columns).write_csv(folder / "clear.csv")
+    schema = 'label = "label"\nscenario = "scenario"\n[features.user]\nkind = "sparse"\nscenario_aware = true\n'
+    (folder / "clear.toml").write_text(f'{schema}[features.item]\nkind = "sparse"\n', encoding="utf-8")
+    return folder / "clear.csv", folder / "clear.toml"
+
+
+DATA: Final[dict[str, Callable[[Path], Sequence[Path]]]] = {
+    "ml-100k": write_ml100k,
+    "synthetic": lambda folder: write_synthetic(folder, smallest_share=0.05),
+    "clear": write_clear,
+}
+"""What writes a table and its schema."""
 
 
 @contextmanager
@@ -71,15 +92,18 @@ def decaying(reach: str) -> Iterator[None]:
 
 
 def measure(out: Path, record: dict[str, Any], seeds: int) -> None:
-    """Fills ``record["runs"]``; writes after every setting."""
+    """Adds the settings that ``record["runs"]`` lacks; writes after every one."""
+    known = {(row["data"], row["decayed"], row["weight_decay"]) for row in record["runs"]}
     with tempfile.TemporaryDirectory() as folder:
         prepared = {}
-        for name in ("ml-100k", "synthetic"):
-            data_path, schema_path = written(name, Path(folder) / name)
+        for name, write in DATA.items():
+            data_path, schema_path, *_ = write(Path(folder) / name)
             schema = load_schema(schema_path)
             prepared[name] = schema, prepare(data_path, schema, seed=0)
         for reach, decay in SETTINGS:
-            for (name, (schema, data)), model in product(prepared.items(), MODELS):
+            missing = [name for name in DATA if (name, reach, decay) not in known]
+            for name, model in product(missing, MODELS):
+                schema, data = prepared[name]
                 row: dict[str, Any] = {"data": name, "model": model, "decayed": reach, "weight_decay": decay}
                 histories = []
                 for seed in range(seeds):
@@ -110,7 +134,8 @@ def table(record: dict[str, Any]) -> str:
             for setting in SETTINGS
             if (data, model, *setting) in found
         }
-        for reach in (EVERYTHING, NETWORK):
+        reaches = (EVERYTHING, NETWORK) if any(reach == NETWORK for reach, _ in means) else (EVERYTHING,)
+        for reach in reaches:
             shown = [means.get((reach, decay)) for decay in DECAYS]
             cells = ["" if mean is None else f"{mean:.4f}" for mean in shown]
             best = min(means.values())
@@ -124,13 +149,22 @@ def table(record: dict[str, Any]) -> str:
 @click.command(help=__doc__)
 @click.option("--seeds", type=click.IntRange(2), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULT, show_default=True)
+@click.option("--more", is_flag=True, help="Keeps what stands in --out, and adds what it lacks.")
 @click.option("--render", is_flag=True, help="Only the table of the page, from --out.")
-def main(seeds: int, out: Path, render: bool) -> None:
+def main(seeds: int, out: Path, more: bool, render: bool) -> None:
     torch.set_num_threads(1)
+    same = {"seeds": seeds, "epochs": EPOCHS, "patience": PATIENCE}
     if not render:
         record = records.head()
         del record["columns"]
-        measure(out, record | {"seeds": seeds, "epochs": EPOCHS, "patience": PATIENCE, "runs": []}, seeds)
+        if more:
+            earlier = json.loads(out.read_text(encoding="utf-8"))
+            if changes := differences({name: earlier[name] for name in same}, same):
+                raise click.BadParameter("; ".join(changes), param_hint="--more")
+            record = earlier | {"continued": [*earlier.get("continued", []), record]}
+        else:
+            record |= same | {"runs": []}
+        measure(out, record, seeds)
     record = json.loads(out.read_text(encoding="utf-8"))
     PAGE.write_text(page.fill(PAGE.read_text(encoding="utf-8"), {"decay": table(record) + "\n"}), encoding="utf-8")
 
