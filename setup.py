@@ -80,7 +80,7 @@ def extension_arguments() -> dict[str, Any]:
     omitted = cuda_omitted(torch.version.cuda, cpp_extension.CUDA_HOME)
     macros = [("SAML_KERNELS_TORCH_VERSION", f'"{torch.__version__}"')]
     # torch's own headers warn; as system headers they stay silent and ours do not hide behind them.
-    # Without it GCC keeps the branches of exp's bounds, in case a comparison traps, and no loop over sigmoid vectorises.
+    # With traps GCC keeps the branches of exp's bounds, in case a comparison traps: no loop over sigmoid vectorises.
     compile_flags = ["-std=c++20", "-O3", "-fno-trapping-math", "-Wall", "-Wextra"]
     compile_flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
     # at::parallel_for is a header: compiled without OpenMP it runs on one thread and says nothing. The library is the

@@ -31,6 +31,8 @@ from saml_rec.models.registry import hyperparameters, installed_models
 from saml_rec.training import TrainOptions
 
 PAGE: Final = pages.DOCS / "results.md"
+SHOWN: Final = ("auc", "logloss")
+"""Metrics whose differences are kept."""
 TABLES_OF: Final[Mapping[str, bool | None]] = {"default": None, "local": True}
 """Tables of the models in the two comparisons: whether they are local; None for each model's own default."""
 
@@ -97,8 +99,114 @@ def rows_of(data: PreparedData) -> Record:
 
 
 def condense(record: Record) -> Record:
-    """Of compare.json what the page shows."""
-    return record
+    """Of compare.json what the page shows, in five digits."""
+    models = {
+        name: {
+            "overall": {metric: _short(model["overall"][metric]) for metric in record["metrics"]},
+            "scenarios": [
+                None if scores["auc"] is None else _digits(scores["auc"]["mean"]) for scores in model["scenarios"]
+            ],
+            **{key: model[key] for key in ("parameters", "changes", "best_epochs", "stopped_by", "cut_off")},
+            "rows_per_second": round(model["rows_per_second"]["mean"]),
+        }
+        for name, model in record["models"].items()
+    }
+    kept = ("first", "second", "mean", "interval", "total_standard_error", "p_value", "verdict", "adjusted_verdict")
+    differences = [
+        {key: _rounded(entry[key]) for key in kept} | {"measure": entry["measure"]}
+        for entry in record["differences"]
+        if entry["scenario"] is None and entry["measure"] in SHOWN
+    ]
+    scenarios = [scenario["name"] for scenario in record["scenarios"]]
+    return {"scenarios": scenarios, "models": models, "differences": differences, "verdicts": record["verdicts"]}
+
+
+def _short(summary: Mapping[str, Any] | None) -> Record | None:
+    return None if summary is None else {name: _rounded(value) for name, value in summary.items()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return _digits(value) if isinstance(value, float) else value
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def models_table(record: Record) -> str:
+    """A line a model: by default, with local tables, and what the test rows and seeds say of it."""
+    by_default, local = (record["comparisons"][tables] for tables in TABLES_OF)
+    verdict = by_default["verdicts"]["auc"]
+    rows = []
+    ranked = sorted(by_default["models"].items(), key=lambda item: -item[1]["overall"]["auc"]["mean"])
+    for name, model in ranked:
+        overall = model["overall"]
+        low, high = overall["auc"]["interval"]
+        with_tables = local["models"].get(name)
+        rows.append(
+            [
+                f"`{name}`",
+                mean_and_spread(overall["auc"]),
+                f"{low:.3f} to {high:.3f}",
+                mean_and_spread(overall["logloss"]),
+                "–" if overall.get("gauc") is None else f"{overall['gauc']['mean']:.4f}",
+                f"{overall['predicted_over_observed']['mean']:.3f}",
+                "–" if with_tables is None else mean_and_spread(with_tables["overall"]["auc"]),
+                f"{model['parameters']:,}",
+                relation(name, verdict),
+            ]
+        )
+    head = [
+        "",
+        "test AUC ± seeds",
+        "95 % over rows",
+        "log loss ± seeds",
+        "GAUC",
+        "predicted / observed",
+        "AUC with local tables",
+        "parameters",
+        "to the best network",
+    ]
+    return pages.markdown(head, rows)
+
+
+def relation(name: str, verdict: Mapping[str, Any]) -> str:
+    """Of a model to the best network, adjusted for the number of pairs."""
+    if name == verdict["best"]:
+        return "the best network"
+    if name in verdict["fitted"]:
+        return str(verdict["fitted"][name])
+    return "level" if name in verdict["level"] else "worse"
+
+
+def mean_and_spread(summary: Mapping[str, Any]) -> str:
+    """Over seeds, four decimals."""
+    deviation = summary["deviation"]
+    return f"{summary['mean']:.4f}" + (f" ± {deviation:.4f}" if deviation else "")
+
+
+def facts(record: Record) -> str:
+    """What was run, and where."""
+    rows = record["rows"]
+    counts = ", ".join(f"{split} {each['rows']:,}" for split, each in rows.items())
+    late = [name for name, model in record["comparisons"]["default"]["models"].items() if model["cut_off"]]
+    ended = f" Cut off at the last epoch: {', '.join(late)}." if late else ""
+    return (
+        f"`{record['command']}`, {record['started'][:10]}, {record['processor']}, {record['threads']} threads; rows: "
+        f"{counts}; {record['seeds']} seeds.{ended}"
+    )
+
+
+def render(page: str) -> str:
+    """The page with what the committed results say in its places."""
+    texts = {}
+    for name in DATA_SETS:
+        if results_of(name).exists():
+            record = json.loads(results_of(name).read_text(encoding="utf-8"))
+            texts[f"accuracy:{name}"] = f"{models_table(record)}\n\n{facts(record)}\n"
+    return pages.fill(page, texts)
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
@@ -110,6 +218,7 @@ def main(names: Sequence[str], seeds: int, runs: Path, only_render: bool) -> Non
     for name in () if only_render else names or DATA_SETS:
         check_output_file(results_of(name))
         write_json(results_of(name), measure(name, seeds, runs, Console()))
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ SCHEMA = """\
 label = "label"
 scenario = "{scenario}"
 time = "timestamp"
+group = "user_id"
 split = [0.8, 0.1, 0.1]
 
 [features.user_id]
