@@ -577,8 +577,10 @@ def relabelled(model, order):
 def test_relabelled_scenarios_score_alike(name, options):
     if name == "saml" and options:
         options = {"branch_views": "each", "score": "softmax", "mutual_layers": (1, 2)}
+    # The shared stream's gate between two of PLE's levels is over all experts, the shared one included.
+    widths = {"hidden_dims": (6,) if name == "ple" else (6, 4)}
     torch.manual_seed(0)
-    model = MODELS[name](SCHEMA, M_MANY, vocabulary_sizes=SIZES, **{"hidden_dims": (6, 4)} | options).double().eval()
+    model = MODELS[name](SCHEMA, M_MANY, vocabulary_sizes=SIZES, **widths | options).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -629,20 +631,35 @@ def test_dropout_takes_the_same_features_from_all_views():
     assert (lost == lost[:, :1]).all()
 
 
-def test_scenarios_that_start_alike():
+def test_scenarios_that_start_as_the_auxiliary_network():
     model, batch = build("saml", branch_init="shared", branch_views="each", mutual_layers=(1, 2)), make_batch()
     for name, parameter in model.named_parameters():
-        if name.startswith(("trunk.branch", "trunk.gate", "head.")):
+        if name.startswith(("trunk.branch", "trunk.gate")):
             assert (parameter == parameter[:1]).all(), name
+            assert parameter.any(), name
     for tables in model.features.embeddings.values():
-        if tables.num_local:
-            assert (tables.local_tables == tables.local_tables[:1]).all()
-            assert tables.local_tables.any()
-    scores = [model({**batch, "scenario": torch.full((B,), k)}).logit for k in range(M)]
-    torch.testing.assert_close(scores[0], scores[1])
+        assert tables.global_table.any()
+        assert not tables.num_local or not tables.local_tables.any()
+    output = model(batch)
+    torch.testing.assert_close(output.logit, output.aux_logit)
     # All foreign streams are alike, so they weigh alike.
     for weights in model.mutual_weights(batch).values():
         torch.testing.assert_close(weights[weights > 0], torch.full((B * (M - 1),), 1 / (M - 1)).double())
+
+
+def test_scenarios_depart_from_a_shared_start():
+    """What the first step cannot move, the next ones do: branches behind heads of zero, local tables behind these."""
+    model, batch = build("saml", branch_init="shared", activation="tanh"), make_batch()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.loss(batch).backward()
+        optimizer.step()
+    assert all((parameter != before[name]).any() for name, parameter in model.named_parameters())
+    assert model.features.embeddings["feature_item"].local_tables.flatten(1).any(1).all()
+    output = model(batch)
+    assert (output.logit - output.aux_logit).abs().min() > 0
 
 
 @every_network

@@ -47,7 +47,7 @@ class ScenarioModel(nn.Module, ABC):
         vocabulary_sizes: per sparse and multi-valued feature the rows of its tables.
         dropout, id_dropout: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
         local_features: whether features flagged scenario_aware get local tables.
-        branch_views, alike: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
+        branch_views, local_start: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
 
     Raises:
         InputError: dropout or id_dropout outside [0, 1).
@@ -62,11 +62,11 @@ class ScenarioModel(nn.Module, ABC):
         id_dropout: float,
         local_features: bool,
         branch_views: str = "own",
-        alike: bool = False,
+        local_start: str = "drawn",
     ) -> None:
         super().__init__()
         self.features = ScenarioAwareFeatures(
-            schema, num_scenarios, vocabulary_sizes, dropout, local_features, id_dropout, branch_views, alike
+            schema, num_scenarios, vocabulary_sizes, dropout, local_features, id_dropout, branch_views, local_start
         )
 
     @property
