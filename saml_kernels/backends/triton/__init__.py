@@ -84,8 +84,9 @@ class TritonBackend(FusedBackend):
     ) -> tuple[Tensor, Tensor, Tensor, *tuple[list[Tensor], ...]]:
         from saml_kernels.backends.triton import engine
 
+        inputs = x_local, x_global
         return engine.trunk_backward(
-            grad_own, grad_aux, x_local, x_global, gated, scenario, lists, saved, plan, need_local, need_global
+            grad_own, grad_aux, *inputs, gated, scenario, lists, saved, plan, need_local, need_global
         )
 
     def mutual_forward(
