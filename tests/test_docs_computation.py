@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import saml_kernels
-from saml_kernels.layers import STARMLP, GateUnit, MixtureOfExperts, MultiBranchMLP, PartitionedNorm, ScoreMixture
+from saml_kernels.layers import STARMLP, MixtureOfExperts, MultiBranchMLP, PartitionedNorm, ScoreMixture
 
 TOLERANCE = 1e-12
 EPSILON = 1e-8
@@ -328,6 +328,48 @@ def test_grouped_mlp_and_branch_scores(operation):
     assert_equal(named(*found), named(dx, params[:2], params[2:]))
 
 
+def test_a_gate():
+    M, B, γ = 4, 9, 1.6
+    weights, biases = [normal(M, 5, 6), normal(M, 6, 2)], [normal(M, 6), normal(M, 2)]
+    x, gated, scenario = normal(B, 5).requires_grad_(), normal(B, 2).requires_grad_(), torch.randint(0, M - 1, (B,))
+    leaves = [tensor.requires_grad_() for tensor in (*weights, *biases)]
+    options = {"activation": "silu", "backend": "reference"}
+    out = saml_kernels.grouped_mlp(x, scenario, weights, biases, gated=gated, gate_scale=γ, **options)
+    dout = torch.randn_like(out)
+    dx, dgated, *params = torch.autograd.grad(out, (x, gated, *leaves), dout)
+
+    layers = [w.detach() for w in weights], [b.detach() for b in biases]
+    z = saml_kernels.grouped_mlp(x.detach(), scenario, *layers, output_activation="identity", **options)
+    σ, y = sigmoid_of(z), gated.detach()
+    assert_equal({"out": γ * σ * y, "dgated": γ * σ * dout}, {"out": out.detach(), "dgated": dgated})
+    dZ = γ * σ * (1 - σ) * y * dout
+    found = grouped_backward(dZ, x.detach(), scenario, *layers, ["silu", "identity"])
+    assert_equal(named(*found), named(dx, params[:2], params[2:]))
+
+
+def test_expert_outputs():
+    K, B = 3, 7
+    weights, biases = [normal(K, 5, 6), normal(K, 6, 2)], [normal(K, 6), normal(K, 2)]
+    x = normal(B, 5).requires_grad_()
+    leaves = [tensor.requires_grad_() for tensor in (*weights, *biases)]
+    out = saml_kernels.expert_outputs(x, weights, biases, activation="tanh", backend="reference")
+    gradient = torch.randn_like(out)
+    dx, *params = torch.autograd.grad(out, (x, *leaves), gradient)
+    layers = [w.detach() for w in weights], [b.detach() for b in biases]
+    parts = [
+        grouped_backward(gradient[:, k], x.detach(), torch.full((B,), k), *layers, ["tanh", "tanh"]) for k in range(K)
+    ]
+    # Each part's gradients of the other experts are zero.
+    found = (
+        sum(part[0] for part in parts),
+        *(
+            [sum(each) for each in zip(*lists, strict=True)]
+            for lists in ([part[number] for part in parts] for number in (1, 2))
+        ),
+    )
+    assert_equal(named(*found), named(dx, params[:2], params[2:]))
+
+
 def test_star():
     layer = STARMLP(4, 5, (6, 3), activation="tanh", backend="reference", dtype=torch.float64)
     x, scenario = normal(9, 5).requires_grad_(), torch.randint(0, 4, (9,))
@@ -421,16 +463,6 @@ def test_experts_under_a_gate():
     dv = G * (q - (G * q).sum(1, keepdim=True))
     dE = G.T.unsqueeze(2) * dout
     assert_equal({"dE": dE, "dv": dv}, {"dE": dE_expected, "dv": dv_expected})
-
-
-def test_gate_unit():
-    unit = GateUnit(4, 3, 5, dtype=torch.float64)
-    prior, x, dout = normal(6, 4), normal(6, 5).requires_grad_(), normal(6, 5)
-    (U, U2), (u, u2) = unit.network.weights, unit.network.biases
-    dx_expected, du2_expected = torch.autograd.grad(unit(prior, x), (x, u2), dout)
-    σ, x = sigmoid_of(torch.relu(prior @ U[0] + u[0]) @ U2[0] + u2[0]).detach(), x.detach()
-    dz = 2 * σ * (1 - σ) * x * dout
-    assert_equal({"dx": 2 * σ * dout, "du'": dz.sum(0)}, {"dx": dx_expected, "du'": du2_expected[0]})
 
 
 def test_heads_and_losses():

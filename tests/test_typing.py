@@ -33,6 +33,8 @@ REVEALED = {
     "saml_kernels.multi_branch(x, x, scenario, params).scores": "tuple[Tensor | None, ...] | None",
     "saml_kernels.grouped_mlp(x, scenario, [weight], [bias])": "Tensor",
     "saml_kernels.branch_scores(x, scenario, [weight], [bias])": "Tensor",
+    "saml_kernels.grouped_mlp(x, scenario, [weight], [bias], gated=x)": "Tensor",
+    "saml_kernels.expert_outputs(x, [weight], [bias])": "Tensor",
     "saml_kernels.mutual_unit(streams, scenario, weight, bias)": "Tensor",
     "saml_kernels.mutual_unit(streams, scenario, weight, bias, return_scores=True)": "tuple[Tensor, Tensor]",
     "saml_kernels.mutual_unit(streams, scenario, weight, bias, return_scores=flag)": "Tensor | tuple[Tensor, Tensor]",

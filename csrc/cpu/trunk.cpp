@@ -285,7 +285,8 @@ ParameterGradient<scalar_t> gradient_of(const at::Tensor& weight, const at::Tens
 
 template <typename scalar_t>
 void run_gradient_items(const BackwardPass<scalar_t>& pass, const TrunkKernels<scalar_t>& kernel, bool gates_only) {
-  const std::vector<GradientItem> items = gradient_items(pass.trunk, kernel.gradient_item_rows, gates_only);
+  const int64_t rows = rows_of_item(pass.trunk, kernel, at::get_num_threads());
+  const std::vector<GradientItem> items = gradient_items(pass.trunk, rows, gates_only);
   for_each_item(static_cast<int64_t>(items.size()), kernel.gradient_scratch(),
                 [&](int64_t item, void* scratch) { kernel.gradient_item(pass, items[item], scratch); });
 }

@@ -24,6 +24,7 @@ struct Weights {
   const scalar_t* data = nullptr;
   const scalar_t* bias = nullptr;                  // (matrices, n)
   scalar_t* panels = nullptr;                      // null: not laid out
+  scalar_t* transposed_panels = nullptr;           // of the transpose, which backward reads; null: not laid out
   uint16_t* bfloat16_panels = nullptr;             // bfloat16 parts; null: not laid out
   uint16_t* transposed_bfloat16_panels = nullptr;  // of the transpose, which backward reads
   int64_t parts = 1;                               // bfloat16 parts of a number: 1 rounds it, 3 are all of a float
@@ -194,10 +195,13 @@ struct Layouts {
 template <typename scalar_t>
 struct TrunkKernels {
   Layouts layouts;
-  int64_t row_multiple;        // tiles of rows are multiples of it, but the last
-  int64_t gradient_item_rows;  // rows of a weight in one GradientItem
+  int64_t row_multiple;  // tiles of rows are multiples of it, but the last
+  // Rows of a weight in one GradientItem, at most and, but for a remainder, at least.
+  int64_t gradient_item_rows;
+  int64_t least_gradient_item_rows;
   // Elements of one matrix in panels, in bfloat16 panels, in transposed ones.
   int64_t (*panels_size)(const Weights<scalar_t>&);
+  int64_t (*transposed_float_panels_size)(const Weights<scalar_t>&);
   int64_t (*bfloat16_panels_size)(const Weights<scalar_t>&);
   int64_t (*transposed_panels_size)(const Weights<scalar_t>&);
   void (*lay_out)(const PanelItem<scalar_t>& item);

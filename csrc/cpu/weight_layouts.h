@@ -48,6 +48,9 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
            readers.forward && (in_parts || (has.bfloat16 && rounded >= kUses)));
     layout(weights.transposed_bfloat16_panels, kernel.transposed_panels_size,
            readers.dgrad && has.transposed && (own >= kUses || trunk.own_bfloat16));
+    // Every tile reads the transposes of all experts; of a scenario's own, few do.
+    layout(weights.transposed_panels, kernel.transposed_float_panels_size,
+           readers.dgrad && trunk.experts && !has.transposed && own >= kUses);
     for (int64_t i = 0; any && i < weights.matrices; ++i) {
       items.push_back({&weights, i});
     }

@@ -8,6 +8,19 @@
 
 namespace saml_kernels {
 
+// Rows of a weight in an item: each item lays its rows of dZ out, so the more rows the better, but every thread wants a
+// few items. No sum depends on it.
+template <typename scalar_t>
+int64_t rows_of_item(const Trunk<scalar_t>& trunk, const TrunkKernels<scalar_t>& kernel, int64_t threads) {
+  constexpr int64_t kItemsPerThread = 4, kMultiple = 12;
+  int64_t rows = 0;
+  for (int64_t l = 0; l < trunk.num_layers; ++l) {
+    rows += trunk.num_scenarios * (trunk.layers[l].in_width + trunk.layers[l].aux_width);
+  }
+  const int64_t share = rows / (kItemsPerThread * threads) / kMultiple * kMultiple;
+  return std::clamp(share, kernel.least_gradient_item_rows, kernel.gradient_item_rows);
+}
+
 // gates_only: of the mutual unit alone, which has no other parameters.
 template <typename scalar_t>
 std::vector<GradientItem> gradient_items(const Trunk<scalar_t>& trunk, int64_t rows_of_item, bool gates_only = false) {

@@ -15,6 +15,7 @@ struct Options {
   bool per_branch = false;
   bool own_bfloat16 = false;
   bool foreign_bfloat16 = false;
+  bool gate = false;  // of a grouped MLP: the result is a gate's
 };
 
 struct Case {
@@ -46,6 +47,8 @@ inline std::vector<Case> cases() {
       {"many tables", 33, 13, 4, 5, {7, 5}, {5, 6}, {0, 1}, {.score = kSoftmax}},
       {"no mutual unit", 7, 100, 47, 9, {17, 16}, {33, 32}, {}, {.activation = kTanh}},
       {"grouped", 5, 100, 47, 0, {100, 31}, {0, 0}, {}, {}},
+      {"grouped with a gate", 5, 100, 47, 0, {100, 31}, {0, 0}, {}, {.gate = true}},
+      {"a gate of one layer", 2, 40, 9, 0, {17}, {0}, {}, {.activation = kGelu, .gate = true}},
       {"no local", 2, 50, 0, 7, {9, 5}, {110, 3}, {0}, {}},
       {"no local views", 2, 50, 0, 7, {9, 5}, {110, 3}, {0, 1}, {.scalar_gate = true, .per_branch = true}},
       {"no global", 2, 50, 7, 0, {9, 5}, {11, 3}, {1}, {}},

@@ -37,15 +37,21 @@ void check_case(const Case& problem, const Capability& capability, bool threads_
   const auto unit = [&](const Variant& variant, const Capability& of) {
     return Run<scalar_t>(problem, variant, kernels_of<scalar_t>(of)).mutual_unit();
   };
+  const auto experts = [&](const Variant& variant, const Capability& of) {
+    return Run<scalar_t>(problem, variant, kernels_of<scalar_t>(of)).experts();
+  };
   const Variant plain{1, true, false, true, true}, parallel{threads, true, false, true, true};
-  const std::vector<Result> expected = run(plain, capability), alone = unit(plain, capability);
+  const std::vector<Result> expected = run(plain, capability), alone = unit(plain, capability),
+                            all = experts(plain, capability);
   check_same_bits(where + ", threads", run(parallel, capability), expected);
   check_same_bits(where + ", mutual unit on threads", unit(parallel, capability), alone);
   check_same_bits(where + ", recomputed on threads", run({threads, true, true, true, true}, capability), expected);
+  check_same_bits(where + ", experts on threads", experts(parallel, capability), all);
   if (threads_only) {
     return;
   }
   check_no_nan(where, expected);
+  check_no_nan(where + ", experts", all);
   check_no_nan(where + ", mutual unit", alone);
   // A value beside a rounding boundary may fall to either side; of bfloat16 trunks some capabilities round in backward.
   const double tolerance = problem.options.own_bfloat16      ? 3e-2
@@ -54,6 +60,7 @@ void check_case(const Case& problem, const Capability& capability, bool threads_
                                                              : 1e-10;
   check_close(where, expected, run(plain, kBaseline), tolerance);
   check_close(where + ", mutual unit", alone, unit(plain, kBaseline), tolerance);
+  check_close(where + ", experts", all, experts(plain, kBaseline), tolerance);
   const std::pair<const char*, Variant> variants[] = {
       {"not laid out", {threads, true, false, false, true}},
       {"recomputed, not laid out", {1, true, true, false, true}},
@@ -68,6 +75,12 @@ void check_case(const Case& problem, const Capability& capability, bool threads_
       check_same_bits(where + ", " + name, run(variant, capability), expected);
     } else {
       check_close(where + ", " + name, run(variant, capability), expected, tolerance);
+    }
+    // Of transposes that are laid out sums over experts go on in another order.
+    if (variant.laid_out) {
+      check_same_bits(where + ", experts, " + name, experts(variant, capability), all);
+    } else {
+      check_close(where + ", experts, " + name, experts(variant, capability), all, tolerance);
     }
   }
 }

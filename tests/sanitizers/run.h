@@ -63,6 +63,17 @@ class Run {
     return results();
   }
 
+  // As many experts as there are scenarios.
+  std::vector<Result> experts() {
+    describe_experts();
+    lay_out();
+    run_experts_forward();
+    if (variant_.save) {
+      run_experts_backward();
+    }
+    return results();
+  }
+
   // The mutual unit alone on streams of the first width.
   std::vector<Result> mutual_unit() {
     describe_mutual_unit();
@@ -174,6 +185,32 @@ class Run {
     trunk_.foreign_bfloat16 = case_.options.foreign_bfloat16;
     trunk_.x_local = normal(case_.rows, (case_.options.per_branch ? m : 1) * case_.local, 1);
     trunk_.x_global = normal(case_.rows, case_.global, 1);
+    if (case_.options.gate) {
+      layers_.back().activation = Activation::kIdentity;
+      trunk_.gated = normal(case_.rows, layers_.back().width, 1);
+      trunk_.gate_scale = 2;
+    }
+  }
+
+  void describe_experts() {
+    layers_.resize(case_.widths.size());
+    int64_t in_width = case_.local;
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      Layer<scalar_t>& layer = layers_[l];
+      layer.in_width = in_width;
+      layer.width = in_width = case_.widths[l];
+      layer.activation = case_.options.activation;
+      layer.branch = weights(case_.scenarios, layer.in_width, 0, layer.width);
+    }
+    describe_batch();
+    trunk_.num_shared = trunk_.num_layers;
+    trunk_.all_branches = trunk_.experts = true;
+    trunk_.own_bfloat16 = trunk_.foreign_bfloat16 = case_.options.own_bfloat16;
+    for (int64_t k = 0; k <= case_.scenarios; ++k) {
+      offsets_.begin()[k] = k * case_.rows;
+    }
+    trunk_.offsets = offsets_.data();
+    trunk_.x_local = normal(case_.rows, case_.local, 1);
   }
 
   void describe_mutual_unit() {
@@ -205,6 +242,9 @@ class Run {
       const auto bfloat16 = [&](int64_t size) { return bfloat16_memory_.emplace_back(weights.matrices * size).data(); };
       if (!layouts.float_parts) {
         weights.panels = unset(weights.matrices, kernel_.panels_size(weights)).data;
+      }
+      if (trunk_.experts && !layouts.transposed) {
+        weights.transposed_panels = unset(weights.matrices, kernel_.transposed_float_panels_size(weights)).data;
       }
       if (layouts.bfloat16) {
         weights.bfloat16_panels = bfloat16(kernel_.bfloat16_panels_size(weights));
@@ -264,6 +304,9 @@ class Run {
     BackwardPass<scalar_t> pass{trunk_, read_.data(), gradients_.data()};
     pass.grad_own = normal(rows, layers_.back().width, 1);
     pass.grad_aux = normal(rows, layers_.back().aux_width, 1);
+    if (case_.options.gate) {
+      pass.grad_gated = output("grad gated", rows, layers_.back().width);
+    }
     if (variant_.input_gradients) {
       const int64_t width = (case_.options.per_branch ? case_.scenarios : 1) * case_.local;
       pass.grad_x_local =
@@ -274,6 +317,38 @@ class Run {
     }
     for_each_item(trunk_.num_tiles(), kernel_.backward_scratch(pass), variant_.threads,
                   [&](int64_t tile, void* scratch) { kernel_.backward_tile(pass, tile, scratch); });
+    run_gradient_items(pass, false);
+  }
+
+  void run_experts_forward() {
+    const int64_t rows = case_.rows, m = case_.scenarios;
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      for (const auto& matrix : saved_of_experts(saved_[l], layers_[l], l + 1 == layers_.size())) {
+        if (variant_.save && matrix.wanted) {
+          *matrix.view = unset(m * rows, matrix.width);
+        }
+      }
+      read_back(l);
+    }
+    const ForwardPass<scalar_t> pass{trunk_, saved_.data(), output("out", rows, m * layers_.back().width)};
+    for_each_item(trunk_.num_tiles(), kernel_.experts_forward_scratch(trunk_), variant_.threads,
+                  [&](int64_t tile, void* scratch) { kernel_.experts_forward_tile(pass, tile, scratch); });
+    read_.back().own = pass.own;
+  }
+
+  void run_experts_backward() {
+    const int64_t rows = case_.rows, m = case_.scenarios;
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      gradients_[l].dz = unset(m * rows, layers_[l].width);
+      gradients_[l].branch = gradient_output("", layers_[l].branch);
+    }
+    BackwardPass<scalar_t> pass{trunk_, read_.data(), gradients_.data()};
+    pass.grad_own = normal(rows, m * layers_.back().width, 1);
+    if (variant_.input_gradients) {
+      pass.grad_x_local = output("grad x", rows, case_.local);
+    }
+    for_each_item(trunk_.num_tiles(), kernel_.experts_backward_scratch(trunk_), variant_.threads,
+                  [&](int64_t tile, void* scratch) { kernel_.experts_backward_tile(pass, tile, scratch); });
     run_gradient_items(pass, false);
   }
 

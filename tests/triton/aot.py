@@ -187,6 +187,9 @@ class Trunk:
     per_branch: bool = False
     foreign_dtype: torch.dtype | None = None
     all_branches: bool = False
+    gated: bool = False
+    """A grouped MLP that gates."""
+    experts: bool = False
 
 
 @functools.cache
@@ -207,7 +210,7 @@ def recorded(
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    auxiliary = not trunk.all_branches
+    auxiliary = not (trunk.all_branches or trunk.gated or trunk.experts)
     gates = [(dims[layer], dims[layer] if trunk.gate == "vector" else 1) for layer in trunk.mutual_layers]
     lists = (
         [empty(m, i + (o if auxiliary else 0), o) for i, o in zip(widths, dims, strict=False)],
@@ -218,7 +221,7 @@ def recorded(
         [empty(m, width) for _, width in gates],
     )
     plan = Plan(
-        activations=(trunk.activation,) * len(dims),
+        activations=(trunk.activation,) * (len(dims) - trunk.gated) + ("identity",) * trunk.gated,
         mutual_layers=trunk.mutual_layers,
         score=trunk.score,
         temperature=0.1,
@@ -227,13 +230,20 @@ def recorded(
         reference_options={},
         all_branches=trunk.all_branches,
         schedule=schedule,
+        gate_scale=2.0 if trunk.gated else None,
     )
     x_local = empty(rows, m, 256) if trunk.per_branch else empty(rows, 256)
     x_global = empty(rows, trunk.global_dim if auxiliary else 0)
     scenario = torch.arange(rows) % m
     with _recording(found, chosen):
-        own, aux, _, kept = engine.trunk_forward(x_local, x_global, scenario, lists, plan, True)
-        engine.trunk_backward(own, aux, x_local, x_global, scenario, lists, kept, plan, True, True)
+        if trunk.experts:
+            experts = x_local, *lists[:2]
+            out, kept = engine.experts_forward(*experts, plan.activations, True)
+            engine.experts_backward(out, out, *experts, kept, plan.activations, True)
+        else:
+            inputs = x_local, x_global, empty(rows, dims[-1]) if trunk.gated else None, scenario, lists
+            own, aux, _, kept = engine.trunk_forward(*inputs, plan, True)
+            engine.trunk_backward(own, aux, *inputs, kept, plan, True, True)
     return tuple(found)
 
 
@@ -302,7 +312,10 @@ LISTED = (
     ("bf16, mutual units 1 and 2", torch.bfloat16, Trunk(mutual_layers=(0, 1)), "per_layer"),
     ("bf16, foreign int8", torch.bfloat16, Trunk(foreign_dtype=torch.int8), "per_layer"),
     ("bf16, foreign fp8", torch.bfloat16, Trunk(foreign_dtype=FP8), "per_layer"),
+    ("bf16, a gate", torch.bfloat16, Trunk(mutual_layers=(), gated=True), "persistent"),
+    ("bf16, experts", torch.bfloat16, Trunk(mutual_layers=(), experts=True), "persistent"),
     ("fp32", torch.float32, Trunk(), "persistent"),
+    ("fp32, a gate", torch.float32, Trunk(mutual_layers=(), gated=True), "persistent"),
     ("fp32, foreign bf16", torch.float32, Trunk(foreign_dtype=torch.bfloat16), "per_layer"),
 )
 
@@ -333,6 +346,8 @@ def title(launch: Recorded) -> str:
         return "chain"
     if not launch.plan.persistent:
         return "foreign product" if QuantizedLayer in launch.kinds else "product of all branches"
+    if launch.stages[0] == "V0":
+        return "forward"
     if launch.plan.stages == 3 and launch.kinds == {Layer}:
         return "auxiliary network"
     return "forward" if MutualOwnRow in launch.kinds and launch.plan.stages > 6 else "part of the forward"

@@ -83,6 +83,12 @@ def test_what_counts_as_the_same_cell():
         assert not same_cell("238 / 72 / 135 ●", other)
 
 
+def odd_towers(aot):
+    """A gate and experts of widths that are no multiple of a vector."""
+    options = {"hidden_dims": (30, 21), "M": 3, "mutual_layers": (), "activation": "gelu"}
+    return [aot.Trunk(gated=True, **options), aot.Trunk(experts=True, **options)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", CHIPS)
 def test_every_option_compiles(aot, chip):
@@ -92,6 +98,7 @@ def test_every_option_compiles(aot, chip):
         aot.Trunk(hidden_dims=(30, 21), M=3, mutual_layers=(1,), activation="gelu", gate="scalar", per_branch=True),
         aot.Trunk(hidden_dims=(64, 1), M=5, mutual_layers=(), activation="tanh", all_branches=True),
         aot.Trunk(hidden_dims=(64, 32), M=1, activation="leaky_relu", per_branch=True),
+        *odd_towers(aot),
     ]
     for trunk, schedule in itertools.product(trunks, ("persistent", "per_layer")):
         for launch in aot.recorded(torch.float16, trunk, schedule, chip=chip):
@@ -120,6 +127,7 @@ def test_float32_spills_with_no_option(aot, chip):
         aot.Trunk(global_dim=70),
         aot.Trunk(hidden_dims=(72, 104), M=64, mutual_layers=(0, 1), activation="silu", score="softmax"),
         aot.Trunk(hidden_dims=(64, 1), M=5, mutual_layers=(), activation="tanh", all_branches=True),
+        *odd_towers(aot),
     ]
     for trunk in trunks:
         for launch in aot.recorded(torch.float32, trunk, "persistent", chip=chip):

@@ -6,6 +6,7 @@ Whether they compile is for test_aot.py. bfloat16 is wrong in the interpreter it
 """
 
 import dataclasses
+import itertools
 
 import problems
 import pytest
@@ -194,6 +195,72 @@ def test_the_mutual_unit_alone(case, gate):
         return dict(zip(("out", "alpha", "∂v", "∂U", "∂u"), (out.detach(), alpha, *gradients), strict=True))
 
     assert_close(evaluate(torch.float32, "triton"), evaluate(torch.float64, "reference"), FLOAT32_TOLERANCE)
+
+
+def evaluate_tensors(operation, leaves, dtype, backend):
+    """What ``operation`` of the leaves gives, and their gradients."""
+    inputs = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+    out = operation(inputs, backend)
+    gradients = torch.autograd.grad(out, inputs, torch.cos(torch.arange(out.numel())).reshape(out.shape).to(dtype))
+    return {str(i): tensor.detach() for i, tensor in enumerate((out, *gradients))}
+
+
+def tower_leaves(M, B, widths, *others):
+    """x, weights and biases of two layers, then tensors of other shapes."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = list(itertools.pairwise(widths))
+    shapes = [(B, widths[0]), *((M, i, o) for i, o in pairs), *((M, o) for o in widths[1:]), *others]
+    return [torch.randn(shape, generator=generator) / (shape[-2] ** 0.5 if len(shape) == 3 else 1) for shape in shapes]
+
+
+# Odd widths, and whole vectors with a tile's worth of columns and more.
+GATES = pytest.mark.parametrize(("M", "B", "widths"), [(4, 37, (9, 17, 3)), (3, 20, (16, 16, 40)), (1, 5, (3, 4, 1))])
+
+
+@GATES
+def test_a_gate(M, B, widths):
+    leaves = tower_leaves(M, B, widths, (B, widths[-1]))
+    scenario = torch.arange(B) % M if M < 4 else torch.full((B,), 2)
+
+    def operation(inputs, backend):
+        x, w0, w1, b0, b1, gated = inputs
+        options = {"activation": "silu", "gated": gated, "gate_scale": 1.5, "backend": backend}
+        return saml_kernels.grouped_mlp(x, scenario, [w0, w1], [b0, b1], **options)
+
+    found, exact = (
+        evaluate_tensors(operation, leaves, *kind) for kind in ((torch.float32, "triton"), (torch.float64, "reference"))
+    )
+    assert_close(found, exact, FLOAT32_TOLERANCE)
+
+
+@GATES
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_experts(M, B, widths, activation):
+    def operation(inputs, backend):
+        x, w0, w1, b0, b1 = inputs
+        return saml_kernels.expert_outputs(x, [w0, w1], [b0, b1], activation=activation, backend=backend)
+
+    leaves = tower_leaves(M, B, widths)
+    found, exact = (
+        evaluate_tensors(operation, leaves, *kind) for kind in ((torch.float32, "triton"), (torch.float64, "reference"))
+    )
+    assert_close(found, exact, FLOAT32_TOLERANCE)
+
+
+def test_launches_of_a_gate_and_of_experts():
+    from saml_kernels.backends.triton.launch import LAUNCHES
+
+    x, w0, w1, b0, b1, gated = (t.requires_grad_() for t in tower_leaves(3, 9, (4, 5, 2), (9, 2)))
+    layers, options = ([w0, w1], [b0, b1]), {"backend": "triton"}
+    for call in (
+        lambda: saml_kernels.grouped_mlp(x, torch.arange(9) % 3, *layers, gated=gated, **options),
+        lambda: saml_kernels.expert_outputs(x, *layers, **options),
+    ):
+        LAUNCHES.clear()
+        out = call()
+        assert LAUNCHES.total() == 1
+        out.sum().backward()
+        assert LAUNCHES.total() == 3
 
 
 @pytest.mark.parametrize("operation", ["grouped_mlp", "branch_scores"])

@@ -179,6 +179,31 @@ def test_towers(operation):
     )
 
 
+def test_a_gate():
+    generator = torch.Generator().manual_seed(0)
+    shapes = (22, 5), (3, 5, 7), (3, 7, 4), (3, 7), (3, 4), (22, 4)
+    scenario = torch.randint(3, (22,), generator=generator)
+    check_operation(
+        lambda inputs, backend: saml_kernels.grouped_mlp(
+            inputs[0], scenario, inputs[1:3], inputs[3:5], activation="silu", gated=inputs[5], backend=backend
+        ),
+        [torch.randn(shape, generator=generator) for shape in shapes],
+        programs=5,
+    )
+
+
+def test_experts():
+    generator = torch.Generator().manual_seed(0)
+    shapes = (22, 5), (3, 5, 7), (3, 7, 4), (3, 7), (3, 4)
+    check_operation(
+        lambda inputs, backend: saml_kernels.expert_outputs(
+            inputs[0], inputs[1:3], inputs[3:], activation="silu", backend=backend
+        ),
+        [torch.randn(shape, generator=generator) for shape in shapes],
+        programs=5,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Mutant:
     """A fault in the kernels that the checker must find."""

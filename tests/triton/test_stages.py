@@ -12,6 +12,7 @@ import pytest
 import torch
 from problems import Case, make
 
+import saml_kernels
 from saml_kernels.backends.triton import availability
 
 pytestmark = [
@@ -29,7 +30,13 @@ CASES = [
 
 
 def programs(case):
-    """(program, config, tensors, grouped, options) of every launch of a training step."""
+    """As :func:`programs_of` a trunk's training step."""
+    problem = make(case).to(torch.float32)
+    return programs_of(lambda: problems.with_gradients(lambda p: p.run(backend="triton"), problem))
+
+
+def programs_of(step):
+    """(program, config, tensors, grouped, options) of every launch of a training step, and what it wrote."""
     from saml_kernels.backends.triton import launch
 
     found = []
@@ -44,11 +51,10 @@ def programs(case):
 
         return record
 
-    problem = make(case).to(torch.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "run", recorder(launch.run))
         patch.setattr(launch, "run_weight_gradients", recorder(launch.run_weight_gradients))
-        problems.with_gradients(lambda p: p.run(backend="triton"), problem)
+        step()
     return found
 
 
@@ -69,12 +75,11 @@ def distance(out, expected):
     return float((out - expected).norm() / (expected.norm() or 1.0))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_stage_alone(case):
+def check_every_stage_alone(launches):
+    """The kinds of stages there are."""
     from saml_kernels.backends.triton.stage_reference import Batch, run_reference
 
     kinds = set()
-    launches = programs(case)
     assert len(launches) == 3
     for program, config, tensors, grouped, options, written in launches:
         scenario = torch.searchsorted(grouped.offsets[1:], torch.arange(len(grouped.permutation)), right=True)
@@ -95,7 +100,16 @@ def test_every_stage_alone(case):
         for name in program.buffers:
             if not program.buffers[name].temporary and tensors[name].dtype == torch.float32:
                 assert distance(written[name].nan_to_num(), tensors[name].nan_to_num()) <= 1e-4, name
-    wanted = {"Layer", "InputGradient", "WeightGradient"}
+    return kinds
+
+
+PRODUCTS = {"Layer", "InputGradient", "WeightGradient"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_stage_alone(case):
+    kinds = check_every_stage_alone(programs(case))
+    wanted = set(PRODUCTS)
     if case.mutual_layers:
         wanted |= {"MutualOwnRow", "MutualBackward"}
     if case.mutual_layers == (1, 2):
@@ -103,6 +117,25 @@ def test_every_stage_alone(case):
     if case.foreign_dtype is not None:
         wanted |= {"QuantizeRows", "QuantizedLayer"}
     assert kinds == wanted
+
+
+@pytest.mark.parametrize("kind", ["gate", "experts"])
+def test_every_stage_of_towers_alone(kind):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (21, 5), (3, 5, 6), (3, 6, 4), (3, 6), (3, 4), (21, 4)
+    leaves = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+    x, w0, w1, b0, b1, gated = leaves
+    layers, options = ([w0, w1], [b0, b1]), {"activation": "gelu", "backend": "triton"}
+    scenario = torch.randint(3, (21,), generator=generator)
+
+    def step():
+        if kind == "gate":
+            out = saml_kernels.grouped_mlp(x, scenario, *layers, gated=gated, gate_scale=1.5, **options)
+        else:
+            out = saml_kernels.expert_outputs(x, *layers, **options)
+        out.backward(torch.randn(out.shape, generator=generator))
+
+    assert check_every_stage_alone(programs_of(step)) == PRODUCTS
 
 
 def test_a_stage_of_odd_widths_is_cut_smaller_than_the_others_of_its_launch(monkeypatch):

@@ -135,6 +135,15 @@ inline void pack_panel(ConstMatrix<scalar_t> b, scalar_t* panel) {
   }
 }
 
+// Asks for columns begin .. end of a row, which is read soon.
+template <typename scalar_t>
+inline void prefetch_columns(ConstMatrix<scalar_t> a, int64_t row, int64_t begin, int64_t end) {
+  constexpr int64_t kLine = 64 / sizeof(scalar_t);
+  for (int64_t i = begin; row < a.rows && i < end; i += kLine) {
+    __builtin_prefetch(a.row(row) + i);
+  }
+}
+
 // All panels of B, one after the other.
 template <typename scalar_t>
 void pack_panels(ConstMatrix<scalar_t> b, scalar_t* panels) {
@@ -143,10 +152,27 @@ void pack_panels(ConstMatrix<scalar_t> b, scalar_t* panels) {
   }
 }
 
-// C = [bias, or 0] + [A1 ; A2] B. panels are those of B, or null, and then panel holds a.cols() * kPanel elements.
+// All panels of Bᵀ.
+template <typename scalar_t>
+void pack_transposed_panels(ConstMatrix<scalar_t> b, scalar_t* panels) {
+  constexpr int64_t panel_width = kPanel<scalar_t>;
+  for (int64_t row = 0; row < b.rows; row += panel_width) {
+    const int64_t width = std::min(panel_width, b.rows - row);
+    scalar_t* panel = panels + row * b.cols;
+    for (int64_t i = 0; i < b.cols; ++i) {
+      for (int64_t r = 0; r < width; ++r) {
+        panel[i * panel_width + r] = b.row(row + r)[i];
+      }
+      std::fill(panel + i * panel_width + width, panel + (i + 1) * panel_width, scalar_t(0));
+    }
+  }
+}
+
+// C = [C if accumulate, or bias, or 0] + [A1 ; A2] B. panels are those of B, or null, and then panel holds
+// a.cols() * kPanel elements.
 template <typename scalar_t>
 void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const scalar_t* panels, const scalar_t* bias,
-              Matrix<scalar_t> c, scalar_t* panel) {
+              Matrix<scalar_t> c, scalar_t* panel, bool accumulate = false) {
   const int64_t k = a.cols();
   constexpr int64_t panel_width = kPanel<scalar_t>;
   const Operand<scalar_t> a1 = operand(a.left), a2 = operand(a.right);
@@ -168,7 +194,7 @@ void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const sc
     for (int64_t row = 0; row < c.rows; row += kRegisterTileRows) {
       const int64_t end = std::min(row + kRegisterTileRows, c.rows);
       multiply_tile<scalar_t>(a1.from_row(row), a2.from_row(row), source, stride, start,
-                              c.row_range(row, end).columns(column, width), false);
+                              c.row_range(row, end).columns(column, width), accumulate);
     }
   }
 }

@@ -43,6 +43,11 @@ int64_t panels_size(const Weights<scalar_t>& weights) {
 }
 
 template <typename scalar_t>
+int64_t transposed_float_panels_size(const Weights<scalar_t>& weights) {
+  return weights.n * round_up(weights.k(), kPanel<scalar_t>);
+}
+
+template <typename scalar_t>
 int64_t bfloat16_panels_size(const Weights<scalar_t>& weights) {
   if constexpr (kHasTiles<scalar_t>) {
     return tiles_size(weights.n, weights.k(), weights.parts);
@@ -66,6 +71,9 @@ void lay_out(const PanelItem<scalar_t>& item) {
   const ConstMatrix<scalar_t> matrix = weights.matrix(item.matrix);
   if (weights.panels != nullptr) {
     pack_panels(matrix, weights.panels + item.matrix * panels_size(weights));
+  }
+  if (weights.transposed_panels != nullptr) {
+    pack_transposed_panels(matrix, weights.transposed_panels + item.matrix * transposed_float_panels_size(weights));
   }
   if constexpr (kHasBfloat16Panels<scalar_t>) {
     uint16_t* panels = matrix_of(weights.bfloat16_panels, item.matrix, bfloat16_panels_size(weights));
@@ -142,6 +150,12 @@ inline void linear_dgrad(Range rows, ConstMatrix<scalar_t> dz, const Weights<sca
                      da.columns(start, weights.k() - start));
       return;
     }
+  }
+  if (weights.transposed_panels != nullptr && begin == 0) {
+    const scalar_t* panels = weights.transposed_panels + i * transposed_float_panels_size(weights);
+    multiply<scalar_t>({dz.row_range(rows.begin, rows.end)}, {}, panels, nullptr, da.row_range(rows.begin, rows.end),
+                       scratch.panel, accumulate);
+    return;
   }
   multiply_transposed(dz.row_range(rows.begin, rows.end), weights.matrix(i).row_range(begin, weights.k()),
                       da.row_range(rows.begin, rows.end).columns(begin, weights.k() - begin), accumulate,

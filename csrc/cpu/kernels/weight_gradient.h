@@ -10,8 +10,14 @@
 // Rows of a weight-gradient product that are packed at a time.
 constexpr int64_t kGradientChunk = 256;
 
+// Rows of an input that are asked for ahead.
+constexpr int64_t kRowsAhead = 8;
+
 template <typename scalar_t>
-constexpr int64_t kGradientItemRows = kHasTiles<scalar_t> ? 384 : 96;
+constexpr int64_t kGradientItemRows = kHasTiles<scalar_t> ? 384 : 264;
+// Whether an item is multiplied in tiles follows from its rows, so there they must not depend on the threads.
+template <typename scalar_t>
+constexpr int64_t kLeastGradientItemRows = kHasTiles<scalar_t> ? kGradientItemRows<scalar_t> : 96;
 
 template <typename scalar_t>
 struct GradientScratch {
@@ -86,6 +92,8 @@ void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64
   for (int64_t start = 0; start < of.dz.rows; start += kGradientChunk) {
     const int64_t stop = std::min(start + kGradientChunk, of.dz.rows);
     for (int64_t r = 0; r < stop - start; ++r) {
+      // Slices of rows are too far apart for the processor to guess the next one.
+      prefetch_columns<scalar_t>(of.input.left, start + r + kRowsAhead, begin, std::min(end, of.input.left.cols));
       copy_columns(of.input, start + r, begin, end, slice);
       for (int64_t i = 0; i < out.rows; i += kRegisterTileRows) {
         std::copy_n(slice + i, kRegisterTileRows, scratch.input + (i * kGradientChunk) + r * kRegisterTileRows);
@@ -94,6 +102,9 @@ void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64
     for (int64_t column = 0; column < out.cols; column += panel_width) {
       const int64_t width = std::min(panel_width, out.cols - column);
       pack_panel(of.dz.row_range(start, stop).columns(column, width), scratch.panel);
+      for (int64_t r = start; r < stop && column + width < out.cols; ++r) {
+        prefetch_columns<scalar_t>(of.dz, r, column + width, column + width + 1);
+      }
       for (int64_t i = 0; i < out.rows; i += kRegisterTileRows) {
         const Operand<scalar_t> a{scratch.input + i * kGradientChunk, 1, kRegisterTileRows, stop - start};
         const Operand<scalar_t> nothing{a.data, 0, 0, 0};

@@ -126,6 +126,8 @@ RAGGED_WARPS = 8
 """Of a launch with such a stage, at least: fewer warps have more of those addresses each."""
 ELEMENTS_OF_ACTIVATION = {"gelu": 32, "silu": 32, "tanh": 64, "sigmoid": 64}
 """Elements of a tile at most that a thread has, of a layer whose epilogue takes so many registers that more spill."""
+ELEMENTS_OF_GATED = 32
+"""The same where what is gated is read besides."""
 MOST_REGISTERS = 255
 """A thread's, on NVIDIA's chips."""
 REGISTERS_OF_WEIGHTS = 96
@@ -265,7 +267,8 @@ def _product_tile(
     vector = math.gcd(whole, *(stride or 0 for stride in stage.strides())) if starts_at_vectors else 1
     block_m, block_n, block_k = config.block_m, config.block_n, config.block_k
     if isinstance(stage, Layer) and stage.activation in ELEMENTS_OF_ACTIVATION:
-        most = ELEMENTS_OF_ACTIVATION[stage.activation] * config.num_warps * WARP
+        elements = ELEMENTS_OF_GATED if stage.gated.present else ELEMENTS_OF_ACTIVATION[stage.activation]
+        most = elements * config.num_warps * WARP
         # Four warps multiply 64 rows at least.
         block_m = min(block_m, max(MATRIX_ROWS, most // block_n))
         block_n = min(block_n, most // block_m)
