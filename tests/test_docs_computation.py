@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import saml_kernels
-from saml_kernels.layers import STARMLP, GateUnit, MixtureOfExperts, MultiBranchMLP, PartitionedNorm, ScoreMixture
+from saml_kernels.layers import STARMLP, MixtureOfExperts, MultiBranchMLP, PartitionedNorm, ScoreMixture
 
 TOLERANCE = 1e-12
 EPSILON = 1e-8
@@ -463,16 +463,6 @@ def test_experts_under_a_gate():
     dv = G * (q - (G * q).sum(1, keepdim=True))
     dE = G.T.unsqueeze(2) * dout
     assert_equal({"dE": dE, "dv": dv}, {"dE": dE_expected, "dv": dv_expected})
-
-
-def test_gate_unit():
-    unit = GateUnit(4, 3, 5, dtype=torch.float64)
-    prior, x, dout = normal(6, 4), normal(6, 5).requires_grad_(), normal(6, 5)
-    (U, U2), (u, u2) = unit.network.weights, unit.network.biases
-    dx_expected, du2_expected = torch.autograd.grad(unit(prior, x), (x, u2), dout)
-    σ, x = sigmoid_of(torch.relu(prior @ U[0] + u[0]) @ U2[0] + u2[0]).detach(), x.detach()
-    dz = 2 * σ * (1 - σ) * x * dout
-    assert_equal({"dx": 2 * σ * dout, "du'": dz.sum(0)}, {"dx": dx_expected, "du'": du2_expected[0]})
 
 
 def test_heads_and_losses():
