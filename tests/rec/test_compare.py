@@ -245,6 +245,19 @@ def test_a_scenario_named_overall_is_not_the_total(weighted_comparison):
     assert f"<title>overall, saml: {saml['scenarios'][2]['auc']['mean']:.4f}</title>" in page
 
 
+@pytest.mark.parametrize("fractions", ["[0.9, 0.1, 0.0]", "[0.9, 0.09, 0.01]"])
+def test_few_test_rows_or_none_give_no_verdict(dataset_of, saml_rec, tmp_path, fractions):
+    dataset = dataset_of()
+    text = dataset.schema.read_text(encoding="utf-8")
+    dataset.schema.write_text(f"split = {fractions}\n{text}", encoding="utf-8")
+    for _ in range(2):
+        result = saml_rec(*arguments(dataset, tmp_path / "out", epochs=1))
+        assert result.exit_code == 0, result.output
+    record = read(tmp_path / "out")
+    assert "auc" not in record["verdicts"] or record["verdicts"]["auc"]["adjusted_differ"] == 0
+    assert (tmp_path / "out" / "report.html").exists()
+
+
 def test_all_models_are_those_whose_packages_are_here(monkeypatch, small_dataset, saml_rec, tmp_path):
     from saml_rec.models import MODELS
 

@@ -281,6 +281,21 @@ def test_a_verdict_rests_on_rows_and_seeds():
     assert unknown["mean"] == verdict["mean"]
 
 
+# With one seed nothing is known of the others: then it holds for the rows alone.
+@pytest.mark.parametrize(("seeds", "deviation"), [(1, 0.0), *itertools.product((2, 3, 10), (0.5, 2.0, 20.0))])
+def test_models_that_are_alike_differ_in_one_of_twenty_comparisons(seeds, deviation):
+    draw = np.random.default_rng(seeds)
+    trials = 1500
+    rows, of_seeds = draw.normal(size=trials), deviation * draw.normal(size=(trials, seeds))
+    found = [
+        judge(list(own + row), [0.0] * seeds, RowError(1.0, "DeLong"))["verdict"]
+        for row, own in zip(rows, of_seeds, strict=True)
+    ]
+    # Satterthwaite's degrees of freedom are an approximation, farthest off for two seeds.
+    least, most = binom.interval(0.999, trials, 0.05)
+    assert (0 if seeds == 2 else least) <= found.count("differs") <= most + 0.02 * trials * (seeds == 2)
+
+
 def test_holm():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []

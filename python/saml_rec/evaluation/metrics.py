@@ -112,16 +112,17 @@ def score_rows(rows: LabelledRows, logits: NDArray[np.floating]) -> Scores:
         counted = rows.weights > 0
         rows, logits = rows.where(counted), logits[counted]
     labels, weights = rows.labels, rows.counts
+    given = None if rows.weights is None else weights
     probabilities = sigmoid(logits)
     positive = float(weights @ labels)
     has_both = 0 < labels.sum() < len(rows)
-    loss = float(log_loss(labels, probabilities, labels=[0, 1], sample_weight=weights)) if len(rows) else None
+    loss = float(log_loss(labels, probabilities, labels=[0, 1], sample_weight=given)) if len(rows) else None
     scores = Scores(
         # From the logits: the sigmoid would tie the largest of them.
-        auc=float(roc_auc_score(labels, logits, sample_weight=weights)) if has_both else None,
+        auc=float(roc_auc_score(labels, logits, sample_weight=given)) if has_both else None,
         logloss=loss,
         rows=count,
-        pr_auc=float(average_precision_score(labels, logits, sample_weight=weights)) if has_both else None,
+        pr_auc=float(average_precision_score(labels, logits, sample_weight=given)) if has_both else None,
         normalised_entropy=loss / float(entropy(positive / weights.sum())) if has_both and loss is not None else None,
         predicted_over_observed=float(weights @ probabilities) / positive if positive else None,
         ece=_calibration_error(rows, logits) if len(rows) else None,
