@@ -48,6 +48,8 @@ SETTINGS: Final = (
 EPOCHS: Final = 30
 PATIENCE: Final = 3
 CLEAR_ROWS: Final = 10_000
+BATCH_SIZES: Final = {"clear": 256}
+"""Where the command line's default would make too few steps for EPOCHS."""
 
 
 def write_clear(folder: Path) -> tuple[Path, Path]:
@@ -104,11 +106,18 @@ def measure(out: Path, record: dict[str, Any], seeds: int) -> None:
             missing = [name for name in DATA if (name, reach, decay) not in known]
             for name, model in product(missing, MODELS):
                 schema, data = prepared[name]
+                batch_size = BATCH_SIZES.get(name, TrainOptions().batch_size)
                 row: dict[str, Any] = {"data": name, "model": model, "decayed": reach, "weight_decay": decay}
                 histories = []
                 for seed in range(seeds):
                     options = TrainOptions(
-                        model=model, seed=seed, weight_decay=decay, epochs=EPOCHS, patience=PATIENCE, device="cpu"
+                        model=model,
+                        seed=seed,
+                        batch_size=batch_size,
+                        weight_decay=decay,
+                        epochs=EPOCHS,
+                        patience=PATIENCE,
+                        device="cpu",
                     )
                     with decaying(reach):
                         histories.append(train_and_validate(data, schema, options))
