@@ -94,17 +94,16 @@ def decaying(reach: str) -> Iterator[None]:
 
 
 def measure(out: Path, record: dict[str, Any], seeds: int) -> None:
-    """Adds the settings that ``record["runs"]`` lacks; writes after every one."""
-    known = {(row["data"], row["decayed"], row["weight_decay"]) for row in record["runs"]}
+    """Adds the cells that ``record["runs"]`` lacks; writes after every one."""
+    known = {(row["decayed"], row["weight_decay"], row["data"], row["model"]) for row in record["runs"]}
     with tempfile.TemporaryDirectory() as folder:
         prepared = {}
         for name, write in DATA.items():
             data_path, schema_path, *_ = write(Path(folder) / name)
             schema = load_schema(schema_path)
             prepared[name] = schema, prepare(data_path, schema, seed=0)
-        for reach, decay in SETTINGS:
-            missing = [name for name in DATA if (name, reach, decay) not in known]
-            for name, model in product(missing, MODELS):
+        for (reach, decay), name, model in product(SETTINGS, DATA, MODELS):
+            if (reach, decay, name, model) not in known:
                 schema, data = prepared[name]
                 batch_size = BATCH_SIZES.get(name, TrainOptions().batch_size)
                 row: dict[str, Any] = {"data": name, "model": model, "decayed": reach, "weight_decay": decay}
@@ -129,7 +128,7 @@ def measure(out: Path, record: dict[str, Any], seeds: int) -> None:
                 row["stopped_by"] = [stopped_by(history, options) for history in histories]
                 record["runs"].append(row)
                 click.echo(json.dumps(row))
-            records.write(out, record)
+                records.write(out, record)
 
 
 def table(record: dict[str, Any]) -> str:
