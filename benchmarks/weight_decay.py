@@ -103,32 +103,33 @@ def measure(out: Path, record: dict[str, Any], seeds: int) -> None:
             schema = load_schema(schema_path)
             prepared[name] = schema, prepare(data_path, schema, seed=0)
         for (reach, decay), name, model in product(SETTINGS, DATA, MODELS):
-            if (reach, decay, name, model) not in known:
-                schema, data = prepared[name]
-                batch_size = BATCH_SIZES.get(name, TrainOptions().batch_size)
-                row: dict[str, Any] = {"data": name, "model": model, "decayed": reach, "weight_decay": decay}
-                histories = []
-                for seed in range(seeds):
-                    options = TrainOptions(
-                        model=model,
-                        seed=seed,
-                        batch_size=batch_size,
-                        weight_decay=decay,
-                        epochs=EPOCHS,
-                        patience=PATIENCE,
-                        device="cpu",
-                    )
-                    with decaying(reach):
-                        histories.append(train_and_validate(data, schema, options))
-                best = [best_epoch(history) for history in histories]
-                row["valid_logloss"] = Summary.of(
-                    [history[epoch - 1]["valid"]["logloss"] for history, epoch in zip(histories, best, strict=True)]
-                ).to_dict()
-                row["best_epochs"] = best
-                row["stopped_by"] = [stopped_by(history, options) for history in histories]
-                record["runs"].append(row)
-                click.echo(json.dumps(row))
-                records.write(out, record)
+            if (reach, decay, name, model) in known:
+                continue
+            schema, data = prepared[name]
+            batch_size = BATCH_SIZES.get(name, TrainOptions().batch_size)
+            row: dict[str, Any] = {"data": name, "model": model, "decayed": reach, "weight_decay": decay}
+            histories = []
+            for seed in range(seeds):
+                options = TrainOptions(
+                    model=model,
+                    seed=seed,
+                    batch_size=batch_size,
+                    weight_decay=decay,
+                    epochs=EPOCHS,
+                    patience=PATIENCE,
+                    device="cpu",
+                )
+                with decaying(reach):
+                    histories.append(train_and_validate(data, schema, options))
+            best = [best_epoch(history) for history in histories]
+            row["valid_logloss"] = Summary.of(
+                [history[epoch - 1]["valid"]["logloss"] for history, epoch in zip(histories, best, strict=True)]
+            ).to_dict()
+            row["best_epochs"] = best
+            row["stopped_by"] = [stopped_by(history, options) for history in histories]
+            record["runs"].append(row)
+            click.echo(json.dumps(row))
+            records.write(out, record)
 
 
 def table(record: dict[str, Any]) -> str:
