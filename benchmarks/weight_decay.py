@@ -48,6 +48,8 @@ SETTINGS: Final = (
 EPOCHS: Final = 30
 PATIENCE: Final = 3
 CLEAR_ROWS: Final = 10_000
+BATCH_SIZES: Final = {"clear": 256}
+"""Where the command line's default would make too few steps for EPOCHS."""
 
 
 def write_clear(folder: Path) -> tuple[Path, Path]:
@@ -92,34 +94,41 @@ def decaying(reach: str) -> Iterator[None]:
 
 
 def measure(out: Path, record: dict[str, Any], seeds: int) -> None:
-    """Adds the settings that ``record["runs"]`` lacks; writes after every one."""
-    known = {(row["data"], row["decayed"], row["weight_decay"]) for row in record["runs"]}
+    """Adds the cells that ``record["runs"]`` lacks; writes after every one."""
+    known = {(row["decayed"], row["weight_decay"], row["data"], row["model"]) for row in record["runs"]}
     with tempfile.TemporaryDirectory() as folder:
         prepared = {}
         for name, write in DATA.items():
             data_path, schema_path, *_ = write(Path(folder) / name)
             schema = load_schema(schema_path)
             prepared[name] = schema, prepare(data_path, schema, seed=0)
-        for reach, decay in SETTINGS:
-            missing = [name for name in DATA if (name, reach, decay) not in known]
-            for name, model in product(missing, MODELS):
-                schema, data = prepared[name]
-                row: dict[str, Any] = {"data": name, "model": model, "decayed": reach, "weight_decay": decay}
-                histories = []
-                for seed in range(seeds):
-                    options = TrainOptions(
-                        model=model, seed=seed, weight_decay=decay, epochs=EPOCHS, patience=PATIENCE, device="cpu"
-                    )
-                    with decaying(reach):
-                        histories.append(train_and_validate(data, schema, options))
-                best = [best_epoch(history) for history in histories]
-                row["valid_logloss"] = Summary.of(
-                    [history[epoch - 1]["valid"]["logloss"] for history, epoch in zip(histories, best, strict=True)]
-                ).to_dict()
-                row["best_epochs"] = best
-                row["stopped_by"] = [stopped_by(history, options) for history in histories]
-                record["runs"].append(row)
-                click.echo(json.dumps(row))
+        for (reach, decay), name, model in product(SETTINGS, DATA, MODELS):
+            if (reach, decay, name, model) in known:
+                continue
+            schema, data = prepared[name]
+            batch_size = BATCH_SIZES.get(name, TrainOptions().batch_size)
+            row: dict[str, Any] = {"data": name, "model": model, "decayed": reach, "weight_decay": decay}
+            histories = []
+            for seed in range(seeds):
+                options = TrainOptions(
+                    model=model,
+                    seed=seed,
+                    batch_size=batch_size,
+                    weight_decay=decay,
+                    epochs=EPOCHS,
+                    patience=PATIENCE,
+                    device="cpu",
+                )
+                with decaying(reach):
+                    histories.append(train_and_validate(data, schema, options))
+            best = [best_epoch(history) for history in histories]
+            row["valid_logloss"] = Summary.of(
+                [history[epoch - 1]["valid"]["logloss"] for history, epoch in zip(histories, best, strict=True)]
+            ).to_dict()
+            row["best_epochs"] = best
+            row["stopped_by"] = [stopped_by(history, options) for history in histories]
+            record["runs"].append(row)
+            click.echo(json.dumps(row))
             records.write(out, record)
 
 

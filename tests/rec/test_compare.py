@@ -294,16 +294,16 @@ def test_other_options_are_refused(compared, small_dataset, saml_rec, tmp_path):
 
 def test_options_of_one_model_only(small_dataset, saml_rec, tmp_path):
     out = tmp_path / "out"
-    settings = ["saml.hidden-dims=8,4", "saml.score=softmax", "saml.lr=0.002", "shared_bottom.weight_decay=3"]
+    settings = ["saml.hidden-dims=8,4", "saml.score=softmax", "saml.lr=0.002", "shared_bottom.weight_decay=0.5"]
     given = [part for setting in settings for part in ("--set", setting)]
     result = saml_rec(*arguments(small_dataset, out, seeds=1, epochs=1), *given)
     assert result.exit_code == 0, result.output
     saml, bottom = read(out)["models"].values()
     assert saml["changes"] == {"hidden_dims": [8, 4], "score": "softmax", "learning_rate": 0.002}
-    assert bottom["changes"] == {"weight_decay": 3.0}
+    assert bottom["changes"] == {"weight_decay": 0.5}
     assert saml["options"]["model_options"]["hidden_dims"] == [8, 4]
     assert (saml["options"]["learning_rate"], bottom["options"]["learning_rate"]) == (0.002, 0.001)
-    assert (saml["options"]["weight_decay"], bottom["options"]["weight_decay"]) == (1e-5, 3.0)
+    assert (saml["options"]["weight_decay"], bottom["options"]["weight_decay"]) == (1.0, 0.5)
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Options of one model only: saml: hidden dims (8, 4), score softmax, learning rate 0.002;" in page
     # They belong to the run: without them it is another one.

@@ -129,7 +129,7 @@ def budget_options(command: Command) -> Command:
 def optimizer_options(command: Command) -> Command:
     """How a model is trained, the same in every command that trains with options as given."""
     rate = click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW.")
-    decay = click.option("--weight-decay", type=float, default=1e-5, show_default=True, help="Weight decay of AdamW.")
+    decay = click.option("--weight-decay", type=float, default=1.0, show_default=True, help="Weight decay of AdamW.")
     return rate(decay(budget_options(command)))
 
 

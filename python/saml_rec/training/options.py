@@ -42,7 +42,7 @@ class TrainOptions:
     epochs: int = 30
     batch_size: int = 1024
     learning_rate: float = 1e-3
-    weight_decay: float = 1e-5
+    weight_decay: float = 1.0
     patience: int = 3
     seed: int = 0
     device: str = "auto"
