@@ -14,6 +14,7 @@ FILE = click.Path(path_type=Path)
 TRAINING_CHANGES: dict[str, tuple[str, click.ParamType]] = {
     "lr": ("learning_rate", click.FLOAT),
     "weight_decay": ("weight_decay", click.FLOAT),
+    "scenario_rate": ("scenario_rate", click.FLOAT),
 }
 
 
@@ -130,7 +131,12 @@ def optimizer_options(command: Command) -> Command:
     """How a model is trained, the same in every command that trains with options as given."""
     rate = click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW.")
     decay = click.option("--weight-decay", type=float, default=1.0, show_default=True, help="Weight decay of AdamW.")
-    return rate(decay(budget_options(command)))
+    of_scenarios = click.option(
+        "--scenario-rate",
+        type=click.FloatRange(0),
+        help="Learning rate of the parameters of single scenarios as a share of --lr; 1/√M unless given, M scenarios.",
+    )
+    return rate(of_scenarios(decay(budget_options(command))))
 
 
 def patience_option(command: Command) -> Command:

@@ -46,7 +46,7 @@ PACKAGES = {"lightgbm": "lightgbm"}
 """What a model needs beyond the package's own requirements."""
 WITHIN_SCENARIOS = ("auc", "logloss", "gauc")
 """Metrics whose differences are judged in every scenario too; the others only for all rows."""
-TRAINING_CHANGES = ("learning_rate", "weight_decay")
+TRAINING_CHANGES = ("learning_rate", "weight_decay", "scenario_rate")
 SAME_LOSS = 1e-5
 """How much the log loss of kept scores may differ from that of the run, relatively: devices sum in another order."""
 
@@ -151,7 +151,7 @@ def all_models() -> list[str]:
 
 
 def options_of(model: str, options: TrainOptions, changes: Changes) -> TrainOptions:
-    """``options`` for one model, with its changes: hyperparameters by keyword, learning_rate and weight_decay."""
+    """``options`` for one model, with its changes: hyperparameters by keyword, and TRAINING_CHANGES."""
     training = {name: value for name, value in changes.items() if name in TRAINING_CHANGES}
     own = {name: value for name, value in changes.items() if name not in TRAINING_CHANGES}
     return replace(options, model=model, model_options=own, **training)

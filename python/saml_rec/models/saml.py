@@ -81,7 +81,7 @@ class SAML(ScenarioModel):
         stop_gradient: StopGradient = True,
         aux_loss_weight: AuxLossWeight = 1.0,
         branch_views: BranchViews = "own",
-        branch_init: BranchInit = "independent",
+        branch_init: BranchInit = "shared",
         local_features: LocalFeatures = True,
         dropout: Dropout = 0.0,
         id_dropout: IdDropout = 0.0,

@@ -11,6 +11,8 @@ Gates at which 0 is neutral are decayed: those over experts, a softmax, whose 0 
 0 is 2 sigmoid(0) = 1.
 """
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from saml_kernels.layers import STARMLP, MultiBranchMLP, MutualUnit, PartitionedNorm
@@ -33,9 +35,20 @@ def without_decay(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters() if _is_exempt(layers, name)]
 
 
-def _is_exempt(layers: dict[str, nn.Module], name: str) -> bool:
+def owner_of(layers: Mapping[str, nn.Module], name: str) -> tuple[nn.Module, str]:
+    """The layer that holds a parameter, and the name there of it or of the list that it is in.
+
+    Args:
+        layers: by name, as ``named_modules`` has them.
+        name: of the parameter, as ``named_parameters`` has it.
+    """
     owner, _, own = name.rpartition(".")
     if isinstance(layers[owner], nn.ParameterList | nn.ParameterDict):
         # Layers hold their lists; what is in a list has a number for a name.
         owner, _, own = owner.rpartition(".")
-    return own.endswith(BIASES) or own in WITHOUT_DECAY.get(type(layers[owner]), ())
+    return layers[owner], own
+
+
+def _is_exempt(layers: Mapping[str, nn.Module], name: str) -> bool:
+    layer, own = owner_of(layers, name)
+    return own.endswith(BIASES) or own in WITHOUT_DECAY.get(type(layer), ())

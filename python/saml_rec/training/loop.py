@@ -50,6 +50,7 @@ from saml_rec.run_directory import RunDirectory, differences, load, save, versio
 from saml_rec.training.decay import without_decay
 from saml_rec.training.optimizers import Optimizers
 from saml_rec.training.options import TrainOptions
+from saml_rec.training.scenario_parameters import default_rate
 
 # Losses stay on the device for this many steps: looking at each one would stall a GPU.
 STEPS_PER_LOSS_CHECK = 32
@@ -150,7 +151,9 @@ class _State:
         tables = options.table_options(engine)
         with table_options(tables, processes):
             model = build_model(options.model, options.model_options, schema, encoder).to(device)
-        optimizer = Optimizers(model, options.learning_rate, options.weight_decay, tables)
+        rate = options.scenario_rate
+        scenario_rate = default_rate(encoder.num_scenarios) if rate is None else rate
+        optimizer = Optimizers(model, options.learning_rate, options.weight_decay, tables, scenario_rate)
         loss_of: nn.Module = _Loss(model)
         if processes.are_several:
             loss_of = nn.parallel.DistributedDataParallel(loss_of)

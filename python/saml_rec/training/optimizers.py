@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from saml_rec.models.tables import FusedTable, RowwiseAdagrad, SparseTable, TableOptions
 from saml_rec.training.decay import without_decay
+from saml_rec.training.scenario_parameters import of_scenarios
 
 
 class Optimizers:
@@ -18,28 +19,41 @@ class Optimizers:
         learning_rate, weight_decay: of AdamW; :mod:`saml_rec.training.decay` says which parameters are decayed. Tables
             that are not dense have neither.
         tables: how the model keeps its tables.
+        scenario_rate: learning rate of the parameters of single scenarios, as a share of ``learning_rate``
+            (:mod:`saml_rec.training.scenario_parameters`).
     """
 
-    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float, tables: TableOptions) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        weight_decay: float,
+        tables: TableOptions,
+        scenario_rate: float = 1.0,
+    ) -> None:
         sparse = {name: table for name, table in model.named_modules() if isinstance(table, SparseTable)}
         taken = {id(table.weight) for table in sparse.values()}
         named = {name: each for name, each in model.named_parameters() if id(each) not in taken}
-        exempt = set(without_decay(model))
-        decayed: dict[str, Any] = {"params": [named[name] for name in named if name not in exempt]}
-        kept: dict[str, Any] = {"params": [named[name] for name in named if name in exempt], "weight_decay": 0.0}
+        exempt, single = set(without_decay(model)), set(of_scenarios(model))
+        network: dict[tuple[bool, bool], dict[str, Any]] = {}
+        for name, parameter in named.items():
+            own: dict[str, Any] = {"weight_decay": 0.0} if name in exempt else {}
+            own |= {"lr": learning_rate * scenario_rate} if name in single else {}
+            group = network.setdefault((name in exempt, name in single), {"params": [], **own})
+            group["params"].append(parameter)
         # fused: a quarter of the time on embedding tables of millions of numbers.
         self._all: dict[str, torch.optim.Optimizer] = {}
         # A fitted model has none.
-        if named:
-            network = [decayed, kept]
-            self._all["network"] = torch.optim.AdamW(network, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        groups = [{"params": [table.weight], "lr": table.rate} for table in sparse.values()]
+        if network:
+            groups = list(network.values())
+            self._all["network"] = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        of_tables = [{"params": [table.weight], "lr": table.rate} for table in sparse.values()]
         # Per table, what row-wise Adagrad has summed up: the same in all engines.
         self._squares: dict[str, tuple[FusedTable | None, Tensor]] = {}
-        if groups and tables.optimizer == "adam":
-            self._all["tables"] = torch.optim.SparseAdam(groups, lr=tables.rate)
-        elif groups:
-            rowwise = RowwiseAdagrad(groups, lr=tables.rate)
+        if of_tables and tables.optimizer == "adam":
+            self._all["tables"] = torch.optim.SparseAdam(of_tables, lr=tables.rate)
+        elif of_tables:
+            rowwise = RowwiseAdagrad(of_tables, lr=tables.rate)
             self._squares = {name: (None, rowwise.squares_of(table.weight)) for name, table in sparse.items()}
             self._all["tables"] = rowwise
         self._parameters = [*named.values(), *(table.weight for table in sparse.values())]

@@ -26,6 +26,8 @@ class TrainOptions:
         epochs: at most this many passes over the training rows.
         batch_size: rows a step.
         learning_rate, weight_decay: of AdamW.
+        scenario_rate: learning rate of the parameters of single scenarios, as a share of ``learning_rate``; None: 1/√M
+            (:mod:`saml_rec.training.scenario_parameters`).
         patience: epochs without a better validation log loss after which training stops; 0 never stops early.
         seed: of the initial weights, shuffling and dropout; also of the split, if the data were prepared with it.
         device: "auto" (a GPU if torch sees one), or what :class:`torch.device` takes.
@@ -43,6 +45,7 @@ class TrainOptions:
     batch_size: int = 1024
     learning_rate: float = 1e-3
     weight_decay: float = 1.0
+    scenario_rate: float | None = None
     patience: int = 3
     seed: int = 0
     device: str = "auto"
@@ -58,6 +61,8 @@ class TrainOptions:
                 raise InputError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
+        if self.scenario_rate is not None and not 0 <= self.scenario_rate < math.inf:
+            raise InputError(f"scenario_rate must be at least 0 and finite, got {self.scenario_rate}")
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
         # What "auto" may stand for is known with the vocabularies; the rest is refused now.

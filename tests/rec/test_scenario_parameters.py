@@ -1,0 +1,98 @@
+"""Which parameters belong to single scenarios, and how fast these learn."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from saml_rec.data import prepare
+from saml_rec.data.schema import FeatureSpec, Schema, load_schema
+from saml_rec.errors import InputError
+from saml_rec.models.registry import MODELS, is_fitted
+from saml_rec.models.tables import TableOptions
+from saml_rec.run_directory import load
+from saml_rec.training import TrainOptions, loop, train
+from saml_rec.training.optimizers import Optimizers
+from saml_rec.training.scenario_parameters import default_rate, of_scenarios
+
+M = 7
+"""A size that nothing else has: a parameter whose first dimension is M belongs to scenarios."""
+SCHEMA = Schema(
+    label="click",
+    scenario="country",
+    features=(FeatureSpec("item", "sparse", dim=4, scenario_aware=True), FeatureSpec("age", "dense")),
+)
+NETWORKS = [name for name in MODELS if not is_fitted(name)]
+
+
+def build(name, **options):
+    return MODELS[name](SCHEMA, M, vocabulary_sizes={"item": 9}, **options)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_scenarios_parameters_are_those_with_a_dimension_of_scenarios(name):
+    model = build(name, **{"ple": {"shared_experts": 2, "hidden_dims": (6, 5)}}.get(name, {}))
+    # A scenario's embedding is an input like another feature's.
+    expected = {
+        key for key, p in model.named_parameters() if p.shape[0] == M and not key.startswith("scenario_embedding")
+    }
+    assert set(of_scenarios(model)) == expected
+    assert bool(expected) == (name not in ("mlp", "mlp_scenario"))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_a_step_is_a_share_as_long(name, decay):
+    """Adam's first step moves a parameter by its learning rate, whatever the gradient; decay follows it."""
+    torch.manual_seed(0)
+    model = build(name)
+    optimizer = Optimizers(model, 0.01, decay, TableOptions(), scenario_rate=0.25)
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    single = set(of_scenarios(model))
+    for key, parameter in model.named_parameters():
+        rate = 0.01 * (0.25 if key in single else 1)
+        kept = before[key] - parameter.detach() - rate
+        shrunk = before[key] * rate * decay
+        assert torch.allclose(kept, shrunk, atol=1e-6) or torch.allclose(kept, torch.zeros(()), atol=1e-6), key
+
+
+def test_the_default_is_one_over_the_root_of_the_scenarios(small_dataset, tmp_path, monkeypatch):
+    schema = load_schema(small_dataset.schema)
+    data = prepare(small_dataset.data, schema, seed=0)
+    seen = []
+
+    class Watched(Optimizers):
+        def __init__(self, *arguments):
+            seen.append(arguments[-1])
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(loop, "Optimizers", Watched)
+    small = TrainOptions(epochs=1, model_options={"hidden_dims": (4,)})
+    train(data, schema, small, tmp_path / "default")
+    train(data, schema, dataclasses.replace(small, scenario_rate=0.5), tmp_path / "given")
+    assert data.encoder.num_scenarios == 3
+    assert seen == [pytest.approx(1 / math.sqrt(3)), 0.5]
+    assert default_rate(1) == 1
+
+
+def test_rate_zero_trains_what_is_shared_alone(small_dataset, tmp_path):
+    schema = load_schema(small_dataset.schema)
+    data = prepare(small_dataset.data, schema, seed=0)
+    runs = {}
+    for epochs in (1, 2):
+        options = TrainOptions(epochs=epochs, patience=0, scenario_rate=0.0, model="shared_bottom")
+        train(data, schema, options, tmp_path / str(epochs))
+        runs[epochs] = load(tmp_path / str(epochs) / "checkpoint.pt", "checkpoint")["weights"]
+    moved = {key.partition(".")[0] for key, value in runs[1].items() if not torch.equal(value, runs[2][key])}
+    assert moved == {"features", "bottom"}
+    assert any(key.startswith("towers") for key in runs[1])
+
+
+@pytest.mark.parametrize("rate", [-0.1, math.inf, math.nan])
+def test_bad_rates(rate):
+    with pytest.raises(InputError, match=f"^scenario_rate must be at least 0 and finite, got {rate}$"):
+        TrainOptions(scenario_rate=rate)
