@@ -317,6 +317,9 @@ OPERATIONS = {
     "grouped_mlp": lambda backend: saml_kernels.grouped_mlp(
         zeros(7, 4), ids(0), [zeros(3, 4, 2)], [zeros(3, 2)], backend=backend
     ),
+    "expert_outputs": lambda backend: saml_kernels.expert_outputs(
+        zeros(7, 4), [zeros(3, 4, 2)], [zeros(3, 2)], backend=backend
+    ),
     "group_by_scenario": lambda backend: saml_kernels.group_by_scenario(ids(0), 3, backend=backend),
 }
 every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())

@@ -247,6 +247,31 @@ def test_compile_equals_eager(kind, compiler):
         torch.compiler.reset()
 
 
+@pytest.mark.parametrize("kind", ["gate", "experts"])
+def test_compile_of_a_gate_and_of_experts_equals_eager(kind):
+    torch.manual_seed(0)
+    shapes = (50, 5), (3, 5, 6), (3, 6, 4), (3, 6), (3, 4), (50, 4)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    scenario = torch.randint(3, (50,))
+
+    def function(x, w0, w1, b0, b1, gated):
+        if kind == "gate":
+            return saml_kernels.grouped_mlp(x, scenario, [w0, w1], [b0, b1], gated=gated)
+        return saml_kernels.expert_outputs(x, [w0, w1], [b0, b1], activation="gelu")
+
+    def results(function):
+        out = function(*leaves)
+        wanted = leaves if kind == "gate" else leaves[:5]
+        gradients = torch.autograd.grad(out.square().sum(), wanted)
+        return {str(number): tensor.detach() for number, tensor in enumerate((out, *gradients))}
+
+    try:
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+        problems.assert_close(results(compiled), results(function), 1e-6)
+    finally:
+        torch.compiler.reset()
+
+
 def test_compile_of_another_batch_size():
     layer, (local, glob, scenario) = layer_and_inputs(MultiBranchMLP)
     compiled = torch.compile(layer, backend="aot_eager", dynamic=True)
