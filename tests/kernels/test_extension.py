@@ -27,7 +27,7 @@ def test_where_the_derivative_needs_the_preactivation():
 def test_a_number_without_an_activation(number):
     x, permutation, offsets = torch.randn(2, 3), torch.arange(2), torch.tensor([0, 2])
     lists = [torch.randn(1, 3, 4)], [torch.randn(1, 4)], [], [], [], []
-    options = [], [number], 0, 1.0, False, False, False, False, False
+    options = [], [number], 0, 1.0, False, False, None, 1.0, False, False, False
     with pytest.raises(ValueError, match=rf"activations must lie in \[0, 6\), got {number}"):
         torch.ops.saml_kernels.trunk_forward(x, x[:, :0], permutation, offsets, *lists, *options)
 
@@ -41,11 +41,11 @@ def test_a_number_without_a_score(number):
 
 
 def test_both_passes_take_the_same_trunk():
-    """The sixteen arguments that describe it stand in a row in both schemas."""
+    """The eighteen arguments that describe it stand in a row in both schemas."""
     forward, backward = (
         [argument.name for argument in getattr(torch.ops.saml_kernels, name).default._schema.arguments]
         for name in ("trunk_forward", "trunk_backward")
     )
-    trunk = forward[: forward.index("foreign_bfloat16") + 1]
-    assert len(trunk) == 16
+    trunk = forward[: forward.index("gate_scale") + 1]
+    assert len(trunk) == 18
     assert backward == ["grad_own", "grad_aux", "scores", "saved", *trunk, "recompute", "need_local", "need_global"]

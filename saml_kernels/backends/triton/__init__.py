@@ -84,9 +84,10 @@ class TritonBackend(FusedBackend):
     ) -> tuple[Tensor, Tensor, Tensor, *tuple[list[Tensor], ...]]:
         from saml_kernels.backends.triton import engine
 
-        gradients = grad_own, grad_aux
-        inputs = x_local, x_global, gated
-        return engine.trunk_backward(*gradients, *inputs, scenario, lists, saved, plan, need_local, need_global)
+        inputs = x_local, x_global
+        return engine.trunk_backward(
+            grad_own, grad_aux, *inputs, gated, scenario, lists, saved, plan, need_local, need_global
+        )
 
     def mutual_forward(
         self, v: Tensor, scenario: Tensor, gate_weight: Tensor, gate_bias: Tensor, score: str, temperature: float

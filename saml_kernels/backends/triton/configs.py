@@ -131,7 +131,7 @@ ELEMENTS_OF_GATED = 32
 MOST_REGISTERS = 255
 """A thread's, on NVIDIA's chips."""
 REGISTERS_OF_WEIGHTS = 96
-"""A thread's of float32 weight gradients of odd widths there."""
+"""A thread's of float32 weight gradients there, of odd widths or of one factor (without an auxiliary network)."""
 REGISTERS_OF_GELU = 192
 """A thread's of float32 layers with the longest epilogue."""
 MATRIX_ROWS = 64
@@ -299,7 +299,8 @@ def _register_bound(stages: list[Stage], itemsize: int) -> int | None:
     if itemsize == 2:
         return MOST_REGISTERS if ragged else None
     # Of float32's other products it reads ahead up to any bound, and spills for that.
-    if ragged and any(isinstance(stage, WeightGradient) for stage in stages):
+    weights = [stage for stage in stages if isinstance(stage, WeightGradient)]
+    if weights and (ragged or not any(stage.k2 for stage in weights)):
         return REGISTERS_OF_WEIGHTS
     if not ragged and any(isinstance(stage, Layer) and stage.activation == "gelu" for stage in stages):
         return REGISTERS_OF_GELU
