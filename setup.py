@@ -79,9 +79,9 @@ def extension_arguments() -> dict[str, Any]:
     os.environ.setdefault("MAX_JOBS", str(default_jobs()))
     omitted = cuda_omitted(torch.version.cuda, cpp_extension.CUDA_HOME)
     macros = [("SAML_KERNELS_TORCH_VERSION", f'"{torch.__version__}"')]
-    # torch's own headers warn; as system headers they stay silent and ours do not hide behind them.
-    # With traps GCC keeps the branches of exp's bounds, in case a comparison traps: no loop over sigmoid vectorises.
+    # Comparisons that might trap make GCC keep exp's bounds as branches, and no loop over a sigmoid vectorises.
     compile_flags = ["-std=c++20", "-O3", "-fno-trapping-math", "-Wall", "-Wextra"]
+    # torch's own headers warn; as system headers they stay silent and ours do not hide behind them.
     compile_flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
     # at::parallel_for is a header: compiled without OpenMP it runs on one thread and says nothing. The library is the
     # one that torch has loaded already, under the same name.
