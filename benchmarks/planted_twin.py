@@ -80,6 +80,7 @@ VARIANTS: Final[dict[str, Variant]] = {
     "none": Variant("no mutual unit", {"mutual_layers": ()}),
     "none_shared": Variant("no mutual unit, shared start", {"mutual_layers": (), "branch_init": "shared"}),
     "paper_long": Variant("the paper's form, longer", length=LONG),
+    "none_long": Variant("no mutual unit, longer", {"mutual_layers": ()}, length=LONG),
     "softmax_long": Variant(
         "views each, shared start, softmax, longer", {**EACH_SHARED, "score": "softmax"}, length=LONG
     ),
@@ -87,6 +88,16 @@ VARIANTS: Final[dict[str, Variant]] = {
         "no mutual unit, shared start, longer", {"mutual_layers": (), "branch_init": "shared"}, length=LONG
     ),
 }
+WITHOUT: Final[Mapping[str, str]] = {
+    BASE: "none",
+    "shared": "none_shared",
+    "each_shared": "none_shared",
+    "softmax": "none_shared",
+    "softmax_all": "none_shared",
+    "paper_long": "none_long",
+    "softmax_long": "none_shared_long",
+}
+"""Variants with a mutual unit, and what they are without it."""
 
 
 def schema_text(text: str) -> str:
@@ -142,9 +153,9 @@ def paired(values: Sequence[float]) -> str:
     return f"**{text}**" if abs(mean) > 2 * error else text
 
 
-def _differences(record: Record, share: float, name: str, measure: str) -> list[float]:
+def _differences(record: Record, share: float, name: str, measure: str, other: str = BASE) -> list[float]:
     cells = [cell["results"] for cell in record["cells"] if cell["share"] == share]
-    return [cell[name][measure] - cell[BASE][measure] for cell in cells]
+    return [cell[name][measure] - cell[other][measure] for cell in cells]
 
 
 def _gains(record: Record, measure: str) -> str:
@@ -174,6 +185,16 @@ def overall_table(record: Record) -> str:
     return _gains(record, "overall")
 
 
+def mutual_table(record: Record) -> str:
+    """AUC of the small scenario with a mutual unit minus without one, the start and the length the same."""
+    rows = []
+    for name, other in WITHOUT.items():
+        columns = [_differences(record, share, name, "small", other) for share in record["shares"]]
+        label = f"{record['variants'][name]} − {record['variants'][other]}"
+        rows.append([label, *map(paired, columns), paired([v for column in columns for v in column])])
+    return pages.markdown(["", *(f"{share:.1%}" for share in record["shares"]), "all"], rows) + "\n"
+
+
 def weight_table(record: Record) -> str:
     """What the small scenario's rows give their twin, and how often it gets most."""
     rows = []
@@ -200,6 +221,7 @@ def setting_table(record: Record) -> str:
 TABLES: Final[dict[str, Callable[[Record], str]]] = {
     "twin small": small_table,
     "twin overall": overall_table,
+    "twin mutual": mutual_table,
     "twin weights": weight_table,
     "twin setting": setting_table,
 }
@@ -229,8 +251,8 @@ def study(data_sets: int, rows: int, training: Record, runs: Path) -> Record:
 @click.command(help=__doc__, context_settings={"show_default": True})
 @click.option("--data-sets", type=click.IntRange(2), default=10)
 @click.option("--rows", type=click.IntRange(1), default=40_000)
-@click.option("--batch-size", type=click.IntRange(1), default=1024)
-@click.option("--weight-decay", type=float, default=3.0)
+@click.option("--batch-size", type=click.IntRange(1), default=TrainOptions().batch_size)
+@click.option("--weight-decay", type=float, default=TrainOptions().weight_decay)
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/planted_twin"))
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=RESULTS)
 @click.option("--render", "only_render", is_flag=True, help="Only the page, from the results")
