@@ -307,23 +307,9 @@ def test_options_that_were_tried_are_not_trained_again(data, schema, tmp_path, m
     assert entry["best"] == 0
 
 
-class Fitted:
-    """As far as a search looks at a model that is fitted as a whole."""
-
-    def __init__(self, schema, num_scenarios, *, vocabulary_sizes, dropout=0.1, hidden_dims=(7,), aux_dims=None, own=3):
-        pass
-
-    def fit(self, train, valid, seed):
-        pass
-
-
-def test_a_fitted_model_has_its_own_hyperparameters_only(monkeypatch):
-    monkeypatch.setitem(models.MODELS, "fitted", Fitted)
-    assert space.space_of("fitted") == {
-        "hidden_dims": space.Choices(("32", "64", "128", "64,32", "128,64", "7")),
-        "dropout": space.Numbers(0.0, 0.5),
-    }
-    assert space.defaults_of("fitted") == {"hidden_dims": (7,), "dropout": 0.1}
+def test_a_fitted_model_has_its_own_hyperparameters_only():
+    assert space.space_of("lightgbm").keys() == {"num_leaves", "tree_rate"}
+    assert space.defaults_of("logistic_regression") == {"local_features": False}
 
 
 @pytest.mark.parametrize("name", models.MODELS)

@@ -75,12 +75,13 @@ def compare(
     from saml_rec.data.preparation import prepare
     from saml_rec.data.schema import load_schema
     from saml_rec.models.construction import check_model, resolve_device
+    from saml_rec.models.registry import installed_models
     from saml_rec.training.loop import time_backends
     from saml_rec.training.options import TrainOptions
 
     names = [name.strip() for name in models.split(",") if name.strip()]
     if names == [comparison.ALL_MODELS]:
-        names = comparison.all_models()
+        names = installed_models()
     comparison.check_models(names)
     comparison.check_directory(out)
     options = TrainOptions(

@@ -2,7 +2,6 @@
 
 from saml_rec.comparison.compare import (
     ALL_MODELS,
-    all_models,
     check_directory,
     check_models,
     compare,
@@ -15,7 +14,6 @@ from saml_rec.comparison.verdicts import all_sentences
 
 __all__ = [
     "ALL_MODELS",
-    "all_models",
     "all_sentences",
     "check_directory",
     "check_models",

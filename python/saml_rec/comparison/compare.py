@@ -8,7 +8,6 @@
 A finished run is not trained or scored again; a run of other options or data is refused.
 """
 
-import importlib.util
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,14 +35,12 @@ from saml_rec.evaluation.metrics import LabelledRows, calibration, evaluate_scor
 from saml_rec.evaluation.mutual_weights import mean_mutual_weights
 from saml_rec.evaluation.scoring import labelled_rows, load_trained
 from saml_rec.files import replacing, write_json
-from saml_rec.models.registry import MODELS, hyperparameters
+from saml_rec.models.registry import hyperparameters
 from saml_rec.run_directory import RunDirectory, read_json, versions
 from saml_rec.training import TrainOptions, train
 
 OVERALL = "overall"
 ALL_MODELS = "all"
-PACKAGES = {"lightgbm": "lightgbm"}
-"""What a model needs beyond the package's own requirements."""
 WITHIN_SCENARIOS = ("auc", "logloss", "gauc")
 """Metrics whose differences are judged in every scenario too; the others only for all rows."""
 TRAINING_CHANGES = ("learning_rate", "weight_decay", "scenario_rate")
@@ -143,11 +140,6 @@ def check_models(models: Sequence[str]) -> None:
         raise InputError(f"models named more than once: {', '.join(repeated)}")
     for model in models:
         hyperparameters(model)
-
-
-def all_models() -> list[str]:
-    """Every model whose packages are installed."""
-    return [model for model in MODELS if model not in PACKAGES or importlib.util.find_spec(PACKAGES[model])]
 
 
 def options_of(model: str, options: TrainOptions, changes: Changes) -> TrainOptions:

@@ -8,9 +8,8 @@ from typing import Any
 
 from saml_rec.comparison.significance import DIFFERS
 from saml_rec.console import METRIC_NAMES
+from saml_rec.models.registry import is_fitted
 
-FITTED = ("logistic_regression", "lightgbm")
-"""Models that are no networks."""
 SIGNS = {"auc": 1, "gauc": 1, "logloss": -1}
 """Metrics that models are ranked by, and whether more is better."""
 BETTER, LEVEL, WORSE = "better", "level", "worse"
@@ -42,7 +41,7 @@ def _verdict(record: Record, metric: str) -> dict[str, Any] | None:
     if not means:
         return None
     ranked = sorted(means, key=lambda name: -means[name])
-    networks = [name for name in ranked if name not in FITTED] or ranked
+    networks = [name for name in ranked if not is_fitted(name)] or ranked
     best = networks[0]
     pairs = differences_of(record, metric, None)
     relations = {name: _relation(pairs, name, best, SIGNS[metric]) for name in ranked if name != best}
@@ -103,7 +102,7 @@ def sentences(record: Record, metric: str) -> list[str]:
         return []
     best, title = verdict["best"], METRIC_NAMES[metric]
     others = verdict["level"] + verdict["worse"]
-    kind = "model" if best in FITTED else "network"
+    kind = "model" if is_fitted(best) else "network"
     lines = [f"By {title}, {best} is the {'best' if others else 'only'} {kind}"]
     if verdict["level"]:
         lines[0] += f"; it cannot be told apart from {_listed(verdict['level'])}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from saml_rec.models.hyperparameters import HYPERPARAMETERS
-from saml_rec.models.registry import MODELS, hyperparameters
+from saml_rec.models.registry import hyperparameters, is_fitted
 from saml_rec.training import TrainOptions
 
 if TYPE_CHECKING:
@@ -122,11 +122,6 @@ MODEL: dict[str, Range] = {
     "num_leaves": Numbers(7, 127, log=True, whole=True),
     "tree_rate": Numbers(0.01, 0.3, log=True),
 }
-
-
-def is_fitted(model: str) -> bool:
-    """Whether a model is fitted as a whole and not by steps of gradients."""
-    return hasattr(MODELS[model], "fit")
 
 
 def defaults_of(model: str) -> dict[str, Any]:
