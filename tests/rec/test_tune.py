@@ -14,7 +14,7 @@ from saml_rec.data import prepare
 from saml_rec.data.schema import load_schema
 from saml_rec.errors import InputError
 from saml_rec.models.construction import check_model, resolve_device
-from saml_rec.models.registry import hyperparameters
+from saml_rec.models.registry import hyperparameters, is_fitted
 from saml_rec.training import TrainOptions, train
 from saml_rec.tuning import search, space
 
@@ -310,6 +310,15 @@ def test_options_that_were_tried_are_not_trained_again(data, schema, tmp_path, m
 def test_a_fitted_model_has_its_own_hyperparameters_only():
     assert space.space_of("lightgbm").keys() == {"num_leaves", "tree_rate"}
     assert space.defaults_of("logistic_regression") == {"local_features": False}
+
+
+@pytest.mark.parametrize("name", [name for name in models.MODELS if is_fitted(name)])
+def test_fitted_models_are_searched_too(data, schema, tmp_path, name):
+    record = tuning.tune(data, schema, (name, "shared_bottom"), 2, OPTIONS, tmp_path)
+    for entry in record["models"].values():
+        assert [trial["number"] for trial in entry["trials"]] == [0, 1]
+        assert all(trial["valid_logloss"] > 0 for trial in entry["trials"])
+    assert "learning_rate" not in record["models"][name]["trials"][0]["options"]
 
 
 @pytest.mark.parametrize("name", models.MODELS)

@@ -277,7 +277,7 @@ def train_and_validate(
         state = _State.fresh(options, schema, data.encoder, device)
         job = _Job(data, options, device, console=console)
         while stopped_by(state.history, options) is None:
-            state.add_epoch(_run_epoch(state, job))
+            state.add_epoch(_fit(state, job) or _run_epoch(state, job))
             say(console, epoch_line(state.history, options.epochs, best_epoch(state.history)))
     return state.history
 
