@@ -20,7 +20,7 @@ demo: $(VENV)/built
 	$(BIN)/saml-rec doctor
 	$(BIN)/saml-rec data ml-100k --out $(DEMO)/data
 	$(BIN)/saml-rec compare --data $(DEMO)/data/ml-100k.csv --schema $(DEMO)/data/ml-100k-age.toml \
-	  --models saml,shared_bottom --seeds 2 --weight-decay 3 --reference-epoch --out $(DEMO)/compare
+	  --models saml,shared_bottom --seeds 2 --reference-epoch --out $(DEMO)/compare
 
 # Triton decides at import whether it compiles or interprets, so its two kinds of tests need processes of their own.
 test: $(VENV)/built
