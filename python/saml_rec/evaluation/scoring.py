@@ -26,7 +26,7 @@ from saml_rec.data.sources import Paths, table_files
 from saml_rec.data.splits import SPLITS, split_of
 from saml_rec.data.table import ROWS_PER_BLOCK, Batch, Fingerprint, reblocked
 from saml_rec.errors import InputError
-from saml_rec.evaluation.metrics import LabelledRows, evaluate_scores
+from saml_rec.evaluation.metrics import LabelledRows, check_rows, evaluate_scores, score_rows
 from saml_rec.files import replacing
 from saml_rec.models.construction import backends_used, build_model, own_random_numbers, parameter_count, resolve_device
 from saml_rec.models.registry import hyperparameters
@@ -343,6 +343,20 @@ def metrics_of(
     rows = labelled_rows(table)
     logits = score(model, table, device, console=console, processes=processes)
     return dict(evaluate_scores(rows, logits, encoder.scenario_names))
+
+
+def overall_of(
+    model: nn.Module, table: Table, device: torch.device, console: Console | None, processes: Processes = ALONE
+) -> dict[str, Any]:
+    """Of all rows together, as :func:`saml_rec.evaluation.metrics.score_rows` gives them.
+
+    Raises:
+        InputError: the table has no labels, or a score is not finite.
+    """
+    rows = labelled_rows(table)
+    logits = score(model, table, device, console=console, processes=processes)
+    check_rows(rows, logits)
+    return dict(score_rows(rows, logits))
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from saml_rec.data.sources import Paths
 from saml_rec.data.splits import SPLITS
 from saml_rec.data.table import Batch
 from saml_rec.errors import InputError
-from saml_rec.evaluation.scoring import metrics_of, recorded, to_device
+from saml_rec.evaluation.scoring import metrics_of, overall_of, recorded, to_device
 from saml_rec.models.construction import (
     backends_used,
     build_model,
@@ -567,11 +567,11 @@ def _run_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[st
                 saver.save(state, _Begun(losses.known, losses.weights, seconds, _random_state(job.device)))
         losses.look()
     seconds = before + time.perf_counter() - start
-    valid = metrics_of(state.model, job.data.tables["valid"], job.data.encoder, job.device, job.console, processes)
+    valid = overall_of(state.model, job.data.tables["valid"], job.device, job.console, processes)
     return {
         "epoch": epoch,
         "train_loss": losses.mean(),
-        "valid": valid["overall"],
+        "valid": valid,
         "seconds": seconds,
         "rows_per_second": len(table) / seconds,
     }
@@ -586,7 +586,7 @@ def _fit(state: _State, job: _Job) -> dict[str, Any] | None:
     fitted = state.model.fit(train, valid, job.options.seed)
     seconds = time.perf_counter() - start
     losses = {
-        name: metrics_of(state.model, table, job.data.encoder, job.device, job.console)["overall"]
+        name: overall_of(state.model, table, job.device, job.console)
         for name, table in (("train", train), ("valid", valid))
     }
     return {
