@@ -25,7 +25,8 @@ def train(saml_rec, small_dataset, tmp_path):
 
     def run(*flags, **options):
         options = {"data": small_dataset.data, "schema": small_dataset.schema, "out": tmp_path / "run"} | options
-        if "hidden_dims" in hyperparameters(options.get("model", "saml")):
+        model = options.get("model", "saml")
+        if model not in models.MODELS or "hidden_dims" in hyperparameters(model):
             options = {"hidden_dims": "8,4"} | options
         pairs = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
         return saml_rec("train", *SMALL, *pairs, *flags)
@@ -105,6 +106,7 @@ def test_options_reach_the_model(train, tmp_path):
         backend="reference",
         lr=0.01,
         weight_decay=0.1,
+        scenario_rate=0.3,
         tables="sparse",
         table_optimizer="adam",
         table_lr=0.03,
@@ -120,6 +122,7 @@ def test_options_reach_the_model(train, tmp_path):
         "batch_size": 64,
         "learning_rate": 0.01,
         "weight_decay": 0.1,
+        "scenario_rate": 0.3,
         "patience": 7,
         "seed": 3,
         "device": "cpu",
@@ -169,6 +172,7 @@ def test_defaults_are_those_of_the_functions():
     assert shown["lr"] == options.pop("learning_rate")
     assert options.pop("model_options") == {}
     assert options.pop("table_learning_rate") is None
+    assert options.pop("scenario_rate") is None
     assert options.pop("table_learning_rates") == {}
     assert {name: shown[name] for name in options} == options
     for name, function in (("synthetic", write_synthetic), ("ml-100k", write_ml100k)):

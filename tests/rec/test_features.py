@@ -501,7 +501,7 @@ def test_without_scenario_aware_features(features, dtype):
     schema = schema_of(*features)
     sizes = {feature.name: V for kind in ("sparse", "multi") for feature in schema.of_kind(kind)}
     torch.manual_seed(0)
-    model = SAML(schema, M, vocabulary_sizes=sizes, hidden_dims=(6, 4)).to(dtype)
+    model = SAML(schema, M, vocabulary_sizes=sizes, hidden_dims=(6, 4), branch_init="independent").to(dtype)
     trained(model)
     batch = batch_of(schema)
     x_global, x_local = model.features(batch)

@@ -35,8 +35,10 @@ every_scenario = pytest.mark.parametrize("own", range(M))
 
 
 def build(name, dtype=torch.float64, seed=0, **options):
+    # From its default start SAML is the auxiliary network alone: nothing else could be told apart.
+    start = {"branch_init": "independent"} if name == "saml" else {}
     torch.manual_seed(seed)
-    model = MODELS[name](SCHEMA, M, vocabulary_sizes=SIZES, **{"hidden_dims": (6, 4)} | options)
+    model = MODELS[name](SCHEMA, M, vocabulary_sizes=SIZES, **{"hidden_dims": (6, 4)} | start | options)
     with torch.no_grad():
         for parameter in model.features.embeddings.parameters():
             parameter.mul_(10)  # far enough from zero that every unit has something to do
@@ -432,8 +434,9 @@ def test_bad_scenario_ids(name):
 
 @every_network
 def test_one_scenario(name):
+    start = {"branch_init": "independent"} if name == "saml" else {}
     torch.manual_seed(0)
-    model = MODELS[name](SCHEMA, 1, vocabulary_sizes=SIZES)
+    model = MODELS[name](SCHEMA, 1, vocabulary_sizes=SIZES, **start)
     batch = make_batch(scenario=torch.zeros(B, dtype=torch.int64), dtype=torch.float32)
     model.loss(batch).backward()
     assert model(batch).logit.isfinite().all()
@@ -480,16 +483,21 @@ def test_pepnet_is_the_formula_sample_by_sample():
     x = model.features(batch)[0]
     item = model.features.embeddings["feature_item"](batch["features"]["item"], batch["scenario"])[0]
 
-    def gate(unit, k, prior):
-        (first, second), (shift, last) = unit.network.weights, unit.network.biases
+    def gate(weights, biases, k, prior):
+        (first, second), (shift, last) = weights, biases
         return 2 * torch.sigmoid(torch.relu(prior @ first[k] + shift[k]) @ second[k] + last[k])
 
+    domain, towers = model.embedding_gate.network, model.towers.towers
+    (read,), (read_shift,) = model.towers.gate_inputs.weights, model.towers.gate_inputs.biases
+    # Every layer's gate has its columns of the first layer, 32 of them.
+    parts = zip(read.split(32, dim=2), read_shift.split(32, dim=1), model.towers.gate_outputs, strict=True)
+    gates = [((w, of.weights[0]), (b, of.biases[0])) for w, b, of in parts]
     for n, own in enumerate(batch["scenario"].tolist()):
-        embedded = x[n] * gate(model.embedding_gate, 0, torch.cat([model.scenario_embedding.weight[own], x[n]]))
-        row, prior = embedded, torch.cat([item[n], embedded])
-        towers = model.towers.towers
-        for unit, weight, bias in zip(model.towers.gates, towers.weights, towers.biases, strict=True):
-            row = torch.relu((gate(unit, own, prior) * row) @ weight[own] + bias[own])
+        asked = torch.cat([model.scenario_embedding.weight[own], x[n]])
+        row = embedded = x[n] * gate(domain.weights, domain.biases, 0, asked)
+        prior = torch.cat([item[n], embedded])
+        for (weights, biases), weight, bias in zip(gates, towers.weights, towers.biases, strict=True):
+            row = torch.relu((gate(weights, biases, own, prior) * row) @ weight[own] + bias[own])
         logit = row @ model.head.weights[0][own] + model.head.biases[0][own]
         torch.testing.assert_close(model(batch).logit[n], logit[0])
 
@@ -652,7 +660,7 @@ def test_scenarios_depart_from_a_shared_start():
     model, batch = build("saml", branch_init="shared", activation="tanh"), make_batch()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    for _ in range(3):
+    for _ in range(6):
         optimizer.zero_grad()
         model.loss(batch).backward()
         optimizer.step()
@@ -733,7 +741,17 @@ def test_parameter_counts(name):
         + M * (mlp_parameters(x, experts) + mlp_parameters(hidden, tower, 1) + mlp_parameters(x, M)),
         "mmoe": experts * mlp_parameters(x, hidden)
         + M * (mlp_parameters(x, experts) + mlp_parameters(hidden, tower, 1)),
+        # Each scenario's expert, the shared one, gates over the two of them, towers.
+        "ple": mlp_parameters(x, hidden)
+        + M * (mlp_parameters(x, hidden) + mlp_parameters(x, 2) + mlp_parameters(hidden, tower, 1)),
+        # The scenarios' embedding and its gate; a gate of the user's and item's 3 + 4 numbers before the one layer.
+        "pepnet": M * 3
+        + mlp_parameters(3 + x, 5, x)
+        + M * (mlp_parameters(7 + x, 5, x) + mlp_parameters(x, hidden) + mlp_parameters(hidden, 1)),
         "shared_bottom": mlp_parameters(x, hidden) + M * mlp_parameters(hidden, tower, 1),
+        "mlp": mlp_parameters(x, hidden, 1),
+        "mlp_scenario": M * 3 + mlp_parameters(3 + x, hidden, 1),
+        "per_scenario": M * mlp_parameters(x, hidden, 1),
     }[name]
     count = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.features.parameters())
     assert count == expected

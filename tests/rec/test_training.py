@@ -152,7 +152,7 @@ def test_run_leaves_its_files(data, schema, model, tmp_path):
 
 
 def test_training_learns(data, schema, tmp_path):
-    options = dataclasses.replace(SMALL, epochs=15, learning_rate=0.02, model_options={"hidden_dims": (16, 8)})
+    options = dataclasses.replace(SMALL, epochs=25, learning_rate=0.02, model_options={"hidden_dims": (16, 8)})
     result = train(data, schema, options, tmp_path)
     assert result.history[-1]["train_loss"] < 0.5 * result.history[0]["train_loss"]
     assert result.metrics["overall"]["auc"] > 0.8

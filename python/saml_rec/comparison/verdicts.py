@@ -8,7 +8,7 @@ from typing import Any
 
 from saml_rec.comparison.significance import DIFFERS
 from saml_rec.console import METRIC_NAMES
-from saml_rec.models.registry import is_fitted
+from saml_rec.models.registry import MODELS, is_fitted
 
 SIGNS = {"auc": 1, "gauc": 1, "logloss": -1}
 """Metrics that models are ranked by, and whether more is better."""
@@ -41,7 +41,7 @@ def _verdict(record: Record, metric: str) -> dict[str, Any] | None:
     if not means:
         return None
     ranked = sorted(means, key=lambda name: -means[name])
-    networks = [name for name in ranked if not is_fitted(name)] or ranked
+    networks = [name for name in ranked if not _is_fitted(name)] or ranked
     best = networks[0]
     pairs = differences_of(record, metric, None)
     relations = {name: _relation(pairs, name, best, SIGNS[metric]) for name in ranked if name != best}
@@ -54,6 +54,11 @@ def _verdict(record: Record, metric: str) -> dict[str, Any] | None:
         "differ": sum(entry["verdict"] == DIFFERS for entry in pairs.values()),
         "adjusted_differ": sum(entry["adjusted_verdict"] == DIFFERS for entry in pairs.values()),
     }
+
+
+def _is_fitted(model: str) -> bool:
+    """A model that is not known here, as of a record from elsewhere, counts as a network."""
+    return model in MODELS and is_fitted(model)
 
 
 def differences_of(record: Record, metric: str, scenario: str | None) -> dict[tuple[str, str], Record]:
@@ -102,7 +107,7 @@ def sentences(record: Record, metric: str) -> list[str]:
         return []
     best, title = verdict["best"], METRIC_NAMES[metric]
     others = verdict["level"] + verdict["worse"]
-    kind = "model" if is_fitted(best) else "network"
+    kind = "model" if _is_fitted(best) else "network"
     lines = [f"By {title}, {best} is the {'best' if others else 'only'} {kind}"]
     if verdict["level"]:
         lines[0] += f"; it cannot be told apart from {_listed(verdict['level'])}"
