@@ -40,20 +40,23 @@ class Study:
         option: of training, or a hyperparameter that all the models have.
         values: the first is what others are compared with.
         models: names in MODELS.
+        resolve: a value and M → what the option is given.
     """
 
     option: str
     values: Sequence[Any]
     models: Sequence[str]
+    resolve: Callable[[Any, int], Any] = lambda value, scenarios: value
 
     @property
     def result(self) -> Path:
         """Where its record is committed."""
         return records.RESULTS / f"{self.option}.json"
 
-    def options(self, model: str, value: Any) -> TrainOptions:
-        """Of a run, but for the seed."""
+    def options(self, model: str, value: Any, scenarios: int) -> TrainOptions:
+        """Of a run with M scenarios, but for the seed."""
         common = TrainOptions(model=model, device="cpu")
+        value = self.resolve(value, scenarios)
         if self.option in hyperparameters(model):
             return replace(common, model_options={self.option: value})
         return replace(common, **{self.option: value})
@@ -70,7 +73,7 @@ def measure(study: Study, out: Path, record: dict[str, Any], seeds: int) -> None
             for model, value in product(study.models, study.values):
                 if (name, model, value) in known:
                     continue
-                common = study.options(model, value)
+                common = study.options(model, value, data.encoder.num_scenarios)
                 histories = [train_and_validate(data, schema, replace(common, seed=seed)) for seed in range(seeds)]
                 best = [best_epoch(history) for history in histories]
                 found = zip(histories, best, strict=True)

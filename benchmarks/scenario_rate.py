@@ -7,19 +7,29 @@ Every network that has such parameters, with their learning rate a share of the 
     python benchmarks/scenario_rate.py --render     the table from the committed result
 """
 
+import math
 from typing import Final
 
 from option_study import Study, command
 
+ROOT: Final = "1/√M"
+
+
+def rate(value: float | str, scenarios: int) -> float:
+    """As training takes it."""
+    return 1 / math.sqrt(scenarios) if isinstance(value, str) else value
+
+
+def label(value: float | str) -> str:
+    return value if isinstance(value, str) else f"rate {value:g}"
+
+
 STUDY: Final = Study(
-    "scenario_rate", (1.0, None), ("saml", "star", "hmoe", "mmoe", "ple", "pepnet", "shared_bottom", "per_scenario")
+    "scenario_rate",
+    (1.0, ROOT),
+    ("saml", "star", "hmoe", "mmoe", "ple", "pepnet", "shared_bottom", "per_scenario"),
+    rate,
 )
-
-
-def label(rate: float | None) -> str:
-    return "1/√M" if rate is None else f"rate {rate:g}"
-
-
 main: Final = command(STUDY, "scenario rate", label, __doc__)
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from saml_rec.models.tables import TableOptions
 from saml_rec.run_directory import load
 from saml_rec.training import TrainOptions, loop, train
 from saml_rec.training.optimizers import Optimizers
-from saml_rec.training.scenario_parameters import default_rate, of_scenarios
+from saml_rec.training.scenario_parameters import of_scenarios
 
 M = 7
 """A size that nothing else has: a parameter whose first dimension is M belongs to scenarios."""
@@ -60,7 +60,19 @@ def test_a_step_is_a_share_as_long(name, decay):
         assert torch.allclose(kept, shrunk, atol=1e-6) or torch.allclose(kept, torch.zeros(()), atol=1e-6), key
 
 
-def test_the_default_is_one_over_the_root_of_the_scenarios(small_dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        ("saml", {}, 1 / math.sqrt(3)),
+        ("saml", {"branch_init": "independent"}, 1.0),
+        ("star", {}, 1 / math.sqrt(3)),
+        ("mmoe", {}, 1.0),
+        ("mlp", {}, 1.0),
+    ],
+)
+def test_scenarios_that_start_alike_learn_slower_by_default(
+    small_dataset, tmp_path, monkeypatch, model, options, expected
+):
     schema = load_schema(small_dataset.schema)
     data = prepare(small_dataset.data, schema, seed=0)
     seen = []
@@ -71,12 +83,11 @@ def test_the_default_is_one_over_the_root_of_the_scenarios(small_dataset, tmp_pa
             super().__init__(*arguments)
 
     monkeypatch.setattr(loop, "Optimizers", Watched)
-    small = TrainOptions(epochs=1, model_options={"hidden_dims": (4,)})
+    small = TrainOptions(model=model, epochs=1, model_options={"hidden_dims": (4,)} | options)
     train(data, schema, small, tmp_path / "default")
     train(data, schema, dataclasses.replace(small, scenario_rate=0.5), tmp_path / "given")
     assert data.encoder.num_scenarios == 3
-    assert seen == [pytest.approx(1 / math.sqrt(3)), 0.5]
-    assert default_rate(1) == 1
+    assert seen == [pytest.approx(expected), 0.5]
 
 
 def test_rate_zero_trains_what_is_shared_alone(small_dataset, tmp_path):

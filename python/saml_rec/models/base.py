@@ -53,6 +53,9 @@ class ScenarioModel(nn.Module, ABC):
         InputError: dropout or id_dropout outside [0, 1).
     """
 
+    scenarios_start_alike = False
+    """Whether all scenarios start as one network and depart from it: their own parameters then learn slower."""
+
     def __init__(
         self,
         schema: Schema,

@@ -112,7 +112,8 @@ class SAML(ScenarioModel):
         self.head = GroupedMLP(
             num_scenarios, self.trunk.hidden_dims[-1] + 1, (1,), activation="identity", backend=backend
         )
-        if branch_init == "shared":
+        self.scenarios_start_alike = branch_init == "shared"
+        if self.scenarios_start_alike:
             with torch.no_grad():
                 self.head.weights[0].zero_()[:, -1] = 1
                 self.head.biases[0].zero_()

@@ -152,7 +152,7 @@ class _State:
         with table_options(tables, processes):
             model = build_model(options.model, options.model_options, schema, encoder).to(device)
         rate = options.scenario_rate
-        scenario_rate = default_rate(encoder.num_scenarios) if rate is None else rate
+        scenario_rate = default_rate(model, encoder.num_scenarios) if rate is None else rate
         optimizer = Optimizers(model, options.learning_rate, options.weight_decay, tables, scenario_rate)
         loss_of: nn.Module = _Loss(model)
         if processes.are_several:

@@ -1,9 +1,11 @@
 """Which parameters belong to single scenarios: those that OF_SCENARIOS names, but for shared parts.
 
-Their learning rate is a share of the others', 1/√M by default. A step has B/M rows of a scenario where shared
-parameters have B, and Adam makes its step as long for few rows as for many: what few rows say by chance is learnt as
-fast as what all of them say. Adam's learning rate follows the root of the rows of a step (Malladi, Lyu, Panigrahi
-and Arora, On the SDEs and scaling rules for adaptive gradient algorithms, NeurIPS 2022).
+In a model whose scenarios start as one network, and depart from it as far as their rows say, their learning rate is a
+share of the others', 1/√M by default. A step has B/M rows of a scenario where shared parameters have B, and Adam makes
+its step as long for few rows as for many: what few rows say by chance is learnt as fast as what all of them say. Adam's
+learning rate follows the root of the rows of a step (Malladi, Lyu, Panigrahi and Arora, On the SDEs and scaling rules
+for adaptive gradient algorithms, NeurIPS 2022). Where scenarios have to learn all of theirs from nothing, as towers and
+gates do, they would only learn it later.
 """
 
 import math
@@ -26,9 +28,9 @@ SHARED = "shared"
 """How layers begin the names of their parts that all scenarios use, such as PLE's shared experts."""
 
 
-def default_rate(num_scenarios: int) -> float:
-    """1/√M."""
-    return 1 / math.sqrt(num_scenarios)
+def default_rate(model: nn.Module, num_scenarios: int) -> float:
+    """1/√M for a model whose scenarios start alike, 1 for others."""
+    return 1 / math.sqrt(num_scenarios) if getattr(model, "scenarios_start_alike", False) else 1.0
 
 
 def of_scenarios(model: nn.Module) -> list[str]:
