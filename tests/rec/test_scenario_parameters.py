@@ -64,15 +64,13 @@ def test_a_step_is_a_share_as_long(name, decay):
     ("model", "options", "expected"),
     [
         ("saml", {}, 1 / math.sqrt(3)),
-        ("saml", {"branch_init": "independent"}, 1.0),
-        ("star", {}, 1 / math.sqrt(3)),
+        ("saml", {"branch_init": "independent"}, 1 / math.sqrt(3)),
+        ("star", {}, 1.0),
         ("mmoe", {}, 1.0),
         ("mlp", {}, 1.0),
     ],
 )
-def test_scenarios_that_start_alike_learn_slower_by_default(
-    small_dataset, tmp_path, monkeypatch, model, options, expected
-):
+def test_each_model_has_its_default(small_dataset, tmp_path, monkeypatch, model, options, expected):
     schema = load_schema(small_dataset.schema)
     data = prepare(small_dataset.data, schema, seed=0)
     seen = []

@@ -134,8 +134,8 @@ def optimizer_options(command: Command) -> Command:
     of_scenarios = click.option(
         "--scenario-rate",
         type=click.FloatRange(0),
-        help="Learning rate of the parameters of single scenarios as a share of --lr. Unless given 1, and 1/√M for M "
-        "scenarios in saml and star, whose scenarios start alike.",
+        help="Learning rate of the parameters of single scenarios as a share of --lr. Unless given 1/√M for saml, M "
+        "scenarios, and 1 for other models.",
     )
     return rate(of_scenarios(decay(budget_options(command))))
 

@@ -47,14 +47,14 @@ class ScenarioModel(nn.Module, ABC):
         vocabulary_sizes: per sparse and multi-valued feature the rows of its tables.
         dropout, id_dropout: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
         local_features: whether features flagged scenario_aware get local tables.
-        branch_views, local_start: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
+        branch_views, alike: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
 
     Raises:
         InputError: dropout or id_dropout outside [0, 1).
     """
 
-    scenarios_start_alike = False
-    """Whether all scenarios start as one network and depart from it: their own parameters then learn slower."""
+    has_slow_scenarios = False
+    """Whether parameters of single scenarios learn 1/√M as fast as the others, unless a rate is given."""
 
     def __init__(
         self,
@@ -65,11 +65,11 @@ class ScenarioModel(nn.Module, ABC):
         id_dropout: float,
         local_features: bool,
         branch_views: str = "own",
-        local_start: str = "drawn",
+        alike: bool = False,
     ) -> None:
         super().__init__()
         self.features = ScenarioAwareFeatures(
-            schema, num_scenarios, vocabulary_sizes, dropout, local_features, id_dropout, branch_views, local_start
+            schema, num_scenarios, vocabulary_sizes, dropout, local_features, id_dropout, branch_views, alike
         )
 
     @property

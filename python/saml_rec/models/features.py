@@ -40,7 +40,7 @@ class ScenarioAwareEmbedding(nn.Module):
         dim: width of an embedding.
         scenario_aware: whether there are local tables.
         feature: its name, by which its table may have a learning rate of its own.
-        local_start: "drawn", or "zero": a local embedding says nothing until rows of its scenario train it.
+        alike: whether all local tables start from the same numbers.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class ScenarioAwareEmbedding(nn.Module):
         dim: int,
         scenario_aware: bool,
         feature: str = "",
-        local_start: str = "drawn",
+        alike: bool = False,
     ) -> None:
         super().__init__()
         self.vocabulary_size = vocabulary_size
-        self.local_start = local_start
+        self.alike = alike
         self.dim = dim
         self.num_local = num_scenarios if scenario_aware else 0
         self.table = make_table((1 + self.num_local) * vocabulary_size, dim, feature)
@@ -73,15 +73,19 @@ class ScenarioAwareEmbedding(nn.Module):
         return self.table.rows[self.vocabulary_size :].unflatten(0, (self.num_local, self.vocabulary_size))
 
     def reset_parameters(self) -> None:
-        """Normal with standard deviation 0.05; zero for empty cells, unknown values and local tables that start so."""
-        for start, rows in ((0, self.vocabulary_size), (self.vocabulary_size, self.num_local * self.vocabulary_size)):
-            is_zero = start > 0 and self.local_start == "zero"
+        """Normal with standard deviation 0.05; zeros for empty cells and unknown values."""
+        size, count = self.vocabulary_size, self.num_local
+        # Rows that are drawn, and where they go.
+        local = (size, range(size, (1 + count) * size, size)) if self.alike else (count * size, (size,))
+        for rows, starts in ((size, (0,)), local):
+            done = 0
             # A part at a time, whole blocks of torch's random numbers: a process may have few of the rows.
-            while rows:
-                part = rows if rows < 2 * ROWS_AT_ONCE else ROWS_AT_ONCE
-                values = torch.zeros(part, self.dim)
-                self.table.fill(start, values if is_zero else values.normal_(std=EMBEDDING_STD))
-                start, rows = start + part, rows - part
+            while done < rows and starts:
+                part = rows - done if rows - done < 2 * ROWS_AT_ONCE else ROWS_AT_ONCE
+                drawn = torch.empty(part, self.dim).normal_(std=EMBEDDING_STD)
+                for start in starts:
+                    self.table.fill(start + done, drawn)
+                done += part
         for table in range(1 + self.num_local):
             self.table.fill(table * self.vocabulary_size, torch.zeros(UNKNOWN_ID + 1, self.dim))
 
@@ -176,7 +180,7 @@ class ScenarioAwareFeatures(nn.Module):
         id_dropout: probability with which an id becomes the unknown one in training, so that the embedding of unknown
             values is trained.
         branch_views: "own" or "each".
-        local_start: of :class:`ScenarioAwareEmbedding`.
+        alike: whether a feature's local tables start from the same numbers.
     """
 
     def __init__(
@@ -188,7 +192,7 @@ class ScenarioAwareFeatures(nn.Module):
         local: bool = True,
         id_dropout: float = 0.0,
         branch_views: str = "own",
-        local_start: str = "drawn",
+        alike: bool = False,
     ) -> None:
         super().__init__()
         for name, probability in (("dropout", dropout), ("id_dropout", id_dropout)):
@@ -210,7 +214,7 @@ class ScenarioAwareFeatures(nn.Module):
         for feature in self._categorical:
             aware = local and feature.scenario_aware
             self.embeddings[_key(feature.name)] = ScenarioAwareEmbedding(
-                num_scenarios, vocabulary_sizes[feature.name], feature.dim, aware, feature.name, local_start
+                num_scenarios, vocabulary_sizes[feature.name], feature.dim, aware, feature.name, alike
             )
             widths.append(feature.dim)
             local_widths += [feature.dim] * aware

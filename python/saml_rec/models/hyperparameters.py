@@ -164,7 +164,7 @@ BranchInit = Annotated[
     Hyperparameter(
         "branch_init",
         click.Choice(["independent", "shared"]),
-        "Whether scenarios start from weights of their own, or all of them as the auxiliary network.",
+        "Whether the scenarios' branches, heads and tables start from numbers of their own or all alike.",
     ),
 ]
 PriorFeatures = Annotated[

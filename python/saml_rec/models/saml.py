@@ -58,12 +58,13 @@ class SAML(ScenarioModel):
         aux_loss_weight: λ.
         branch_views: "own": a row's foreign branches read its own scenario's local tables, as in the paper; "each":
             each branch reads its own scenario's.
-        branch_init: "independent": everything of a scenario is drawn on its own, as in the paper; "shared": all
-            scenarios start as the auxiliary network and depart from it as far as their rows say. Branches and gates
-            start alike, so that foreign streams are comparable from the first step on; local tables start at zero; the
-            heads pass the auxiliary logit on, w_t = [0 ; 1] and c_t = 0.
+        branch_init: "independent": everything of a scenario is drawn on its own, as in the paper; "shared": branches,
+            gates, heads and local tables of all scenarios start alike, so that foreign streams are comparable from the
+            first step on.
         local_features, dropout, id_dropout: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
     """
+
+    has_slow_scenarios = True
 
     def __init__(
         self,
@@ -89,9 +90,9 @@ class SAML(ScenarioModel):
     ) -> None:
         if not 0 <= aux_loss_weight < math.inf:
             raise InputError(f"aux_loss_weight must be finite and at least 0, got {aux_loss_weight}")
-        local_start = "zero" if branch_init == "shared" else "drawn"
+        alike = branch_init == "shared"
         super().__init__(
-            schema, num_scenarios, vocabulary_sizes, dropout, id_dropout, local_features, branch_views, local_start
+            schema, num_scenarios, vocabulary_sizes, dropout, id_dropout, local_features, branch_views, alike
         )
         self.trunk = MultiBranchMLP(
             num_scenarios,
@@ -110,13 +111,13 @@ class SAML(ScenarioModel):
         )
         self.aux_head = nn.Linear(self.trunk.aux_dims[-1], 1)
         self.head = GroupedMLP(
-            num_scenarios, self.trunk.hidden_dims[-1] + 1, (1,), activation="identity", backend=backend
+            num_scenarios,
+            self.trunk.hidden_dims[-1] + 1,
+            (1,),
+            activation="identity",
+            backend=backend,
+            init=branch_init,
         )
-        self.scenarios_start_alike = branch_init == "shared"
-        if self.scenarios_start_alike:
-            with torch.no_grad():
-                self.head.weights[0].zero_()[:, -1] = 1
-                self.head.biases[0].zero_()
         self.aux_loss_weight = aux_loss_weight
 
     def forward(self, batch: Batch) -> SAMLOutput:

@@ -43,8 +43,6 @@ class STAR(ScenarioModel):
         local_features, dropout, id_dropout: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
     """
 
-    scenarios_start_alike = True
-
     def __init__(
         self,
         schema: Schema,

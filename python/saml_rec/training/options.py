@@ -27,7 +27,7 @@ class TrainOptions:
         batch_size: rows a step.
         learning_rate, weight_decay: of AdamW.
         scenario_rate: learning rate of the parameters of single scenarios, as a share of ``learning_rate``; None: 1/√M
-            where a model's scenarios start alike, else 1 (:mod:`saml_rec.training.scenario_parameters`).
+            for SAML, 1 for other models (:mod:`saml_rec.training.scenario_parameters`).
         patience: epochs without a better validation log loss after which training stops; 0 never stops early.
         seed: of the initial weights, shuffling and dropout; also of the split, if the data were prepared with it.
         device: "auto" (a GPU if torch sees one), or what :class:`torch.device` takes.

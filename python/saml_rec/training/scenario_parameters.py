@@ -1,11 +1,11 @@
 """Which parameters belong to single scenarios: those that OF_SCENARIOS names, but for shared parts.
 
-In a model whose scenarios start as one network, and depart from it as far as their rows say, their learning rate is a
-share of the others', 1/√M by default. A step has B/M rows of a scenario where shared parameters have B, and Adam makes
-its step as long for few rows as for many: what few rows say by chance is learnt as fast as what all of them say. Adam's
-learning rate follows the root of the rows of a step (Malladi, Lyu, Panigrahi and Arora, On the SDEs and scaling rules
-for adaptive gradient algorithms, NeurIPS 2022). Where scenarios have to learn all of theirs from nothing, as towers and
-gates do, they would only learn it later.
+Their learning rate is a share of the others', `TrainOptions.scenario_rate`. A step has B/M rows of a scenario where
+shared parameters have B, and Adam makes its step as long for few rows as for many: what few rows say by chance is learnt
+as fast as what all of them say. Adam's learning rate follows the root of the rows of a step (Malladi, Lyu, Panigrahi and
+Arora, On the SDEs and scaling rules for adaptive gradient algorithms, NeurIPS 2022), which makes it 1/√M here. Where
+scenarios have to learn all of theirs, as towers behind gates do, that only delays them: each model says what it is
+given (`ScenarioModel.has_slow_scenarios`), by benchmarks/scenario_rate.py.
 """
 
 import math
@@ -29,8 +29,8 @@ SHARED = "shared"
 
 
 def default_rate(model: nn.Module, num_scenarios: int) -> float:
-    """1/√M for a model whose scenarios start alike, 1 for others."""
-    return 1 / math.sqrt(num_scenarios) if getattr(model, "scenarios_start_alike", False) else 1.0
+    """1/√M for a model that has slow scenarios, 1 for others."""
+    return 1 / math.sqrt(num_scenarios) if getattr(model, "has_slow_scenarios", False) else 1.0
 
 
 def of_scenarios(model: nn.Module) -> list[str]:
