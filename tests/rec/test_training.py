@@ -153,7 +153,8 @@ def test_run_leaves_its_files(data, schema, model, tmp_path):
 
 def test_training_learns(data, schema, tmp_path):
     model_options = {"hidden_dims": (16, 8), "branch_init": "independent"}
-    options = dataclasses.replace(SMALL, epochs=15, learning_rate=0.02, weight_decay=0.0, model_options=model_options)
+    options = dataclasses.replace(SMALL, epochs=15, learning_rate=0.02, weight_decay=0.0, scenario_rate=1.0)
+    options = dataclasses.replace(options, model_options=model_options)
     result = train(data, schema, options, tmp_path)
     assert result.history[-1]["train_loss"] < 0.5 * result.history[0]["train_loss"]
     assert result.metrics["overall"]["auc"] > 0.8

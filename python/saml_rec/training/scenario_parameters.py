@@ -1,11 +1,11 @@
 """Which parameters belong to single scenarios: those that OF_SCENARIOS names, but for shared parts.
 
 Their learning rate is a share of the others', `TrainOptions.scenario_rate`. A step has B/M rows of a scenario where
-shared parameters have B, and Adam makes its step as long for few rows as for many: what few rows say by chance is learnt
-as fast as what all of them say. Adam's learning rate follows the root of the rows of a step (Malladi, Lyu, Panigrahi and
-Arora, On the SDEs and scaling rules for adaptive gradient algorithms, NeurIPS 2022), which makes it 1/√M here. Where
-scenarios have to learn all of theirs, as towers behind gates do, that only delays them: each model says what it is
-given (`ScenarioModel.has_slow_scenarios`), by benchmarks/scenario_rate.py.
+shared parameters have B, and Adam makes its step as long for few rows as for many: what few rows say by chance is
+learnt as fast as what all of them say. Adam's learning rate follows the root of the rows of a step (Malladi, Lyu,
+Panigrahi and Arora, On the SDEs and scaling rules for adaptive gradient algorithms, NeurIPS 2022), which makes it
+1/√M here. Where scenarios have to learn all of theirs, as towers behind gates do, that only delays them: each model
+says what it is given (`ScenarioModel.has_slow_scenarios`), by benchmarks/scenario_rate.py.
 """
 
 import math
