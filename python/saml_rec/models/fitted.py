@@ -4,9 +4,11 @@ Their state is in buffers, so that runs keep and load it as they do a network's 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from saml_rec.data.preparation import Table
@@ -14,6 +16,8 @@ from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
 from saml_rec.models.base import Logits, binary_cross_entropy
 from saml_rec.models.features import Batch, check_scenario_ids
+
+ROWS_AT_ONCE = 2**14
 
 
 class FittedModel(nn.Module, ABC):
@@ -58,6 +62,19 @@ class FittedModel(nn.Module, ABC):
     def check(self, batch: Batch) -> None:
         """InputError for scenario ids that do not fit."""
         check_scenario_ids(batch["scenario"], self.num_scenarios)
+
+
+def gathered(
+    table: Table, columns: Callable[[Batch], Any]
+) -> tuple[list[Any], NDArray[np.float32], NDArray[np.float32] | None]:
+    """What ``columns`` makes of the table's batches, in order, with labels (N,) and, where rows have some, weights."""
+    parts, labels, weights = [], [], []
+    for batch in table.batches(ROWS_AT_ONCE):
+        parts.append(columns(batch))
+        labels.append(batch["label"].numpy())
+        if "weight" in batch:
+            weights.append(batch["weight"].numpy())
+    return parts, np.concatenate(labels), np.concatenate(weights) if weights else None
 
 
 def require_both_labels(labels: Any, name: str) -> None:

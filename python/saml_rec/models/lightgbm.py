@@ -20,10 +20,9 @@ from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
 from saml_rec.models.base import Logits
 from saml_rec.models.features import PADDING_ID, Batch
-from saml_rec.models.fitted import FittedModel, require_both_labels
+from saml_rec.models.fitted import FittedModel, gathered, require_both_labels
 from saml_rec.models.hyperparameters import NumLeaves, NumTrees, TreeRate
 
-ROWS_AT_ONCE = 2**14
 MOST_VALUES = 256
 PATIENCE = 50
 """Trees without a lower log loss on the validation rows, after which boosting stops."""
@@ -132,12 +131,8 @@ class LightGBM(FittedModel):
 
     def _matrix(self, table: Table) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
         """Columns, labels and weights of all rows."""
-        parts = [
-            (self.columns(batch), batch["label"].numpy(), batch["weight"].numpy() if "weight" in batch else None)
-            for batch in table.batches(ROWS_AT_ONCE)
-        ]
-        x, labels, weights = zip(*parts, strict=True)
-        return np.concatenate(x), np.concatenate(labels), None if weights[0] is None else np.concatenate(weights)
+        parts, labels, weights = gathered(table, self.columns)
+        return np.concatenate(parts), labels, weights
 
     def _trees(self) -> Any:
         import lightgbm

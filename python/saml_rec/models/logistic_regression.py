@@ -9,7 +9,7 @@ and value of a feature flagged scenario_aware, w_f,t[id].
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,9 @@ from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
 from saml_rec.models.base import Logits
 from saml_rec.models.features import PADDING_ID, Batch
-from saml_rec.models.fitted import FittedModel, require_both_labels
+from saml_rec.models.fitted import ROWS_AT_ONCE, FittedModel, gathered, require_both_labels
 from saml_rec.models.hyperparameters import InversePenalties, LocalFeatures
 
-ROWS_AT_ONCE = 2**14
 MAX_ITERATIONS = 5000
 TOLERANCE = 1e-6
 """Largest gradient of the mean loss where fitting ends; scikit-learn's own, 1e-4, shows in the weights' third digit."""
@@ -164,20 +163,12 @@ class LogisticRegression(FittedModel):
 
     def _matrix(self, table: Table) -> tuple[sp.csr_matrix, NDArray[Any], NDArray[Any] | None]:
         """One-hot features, labels and weights of all rows."""
-        parts = [
-            (self.one_hot(batch), batch["label"].numpy(), batch["weight"].numpy() if "weight" in batch else None)
-            for batch in self._batches(table)
-        ]
-        x, labels, weights = zip(*parts, strict=True)
-        return (
-            sp.vstack(x, format="csr"),
-            np.concatenate(labels),
-            None if weights[0] is None else np.concatenate(weights),
-        )
+        parts, labels, weights = gathered(table, self.one_hot)
+        return sp.vstack(parts, format="csr"), labels, weights
 
     def _log_loss(self, weight: NDArray[np.float64], table: Table) -> float | None:
         losses, total = 0.0, 0.0
-        for batch in self._batches(table):
+        for batch in table.batches(ROWS_AT_ONCE):
             logits = self.one_hot(batch) @ weight[:-1] + weight[-1]
             of_rows = batch["weight"].double().numpy() if "weight" in batch else np.ones(len(logits))
             # −log of the probability of what happened.
@@ -185,7 +176,3 @@ class LogisticRegression(FittedModel):
             losses += float(of_rows @ np.logaddexp(0, signs * logits))
             total += float(of_rows.sum())
         return losses / total if total else None
-
-    @staticmethod
-    def _batches(table: Table) -> Iterator[Any]:
-        return iter(table.batches(ROWS_AT_ONCE))
