@@ -14,8 +14,6 @@ import scenario_rate
 from saml_rec.data import write_synthetic
 from saml_rec.models.registry import hyperparameters
 
-STUDIES = {"scenario rate": scenario_rate, "id dropout": id_dropout}
-
 
 def test_options_of_training_and_of_models():
     options = scenario_rate.STUDY.options("star", scenario_rate.ROOT, 4)

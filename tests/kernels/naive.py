@@ -239,8 +239,5 @@ def expert_outputs(
     """Each sample through the MLP of every expert: (B, K, d_L)."""
     everyone = range(weights[0].shape[0])
     options = {"activation": activation, "output_activation": output_activation}
-    columns = [
-        grouped_mlp(x, torch.full((len(x),), expert), weights, biases, **options)  # type: ignore[arg-type]
-        for expert in everyone
-    ]
+    columns = [grouped_mlp(x, torch.full((len(x),), expert), weights, biases, **options) for expert in everyone]
     return torch.stack(columns, 1)
