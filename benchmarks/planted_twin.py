@@ -31,7 +31,7 @@ from saml_rec import Schema
 from saml_rec.data import PreparedData, prepare, write_synthetic
 from saml_rec.evaluation.mutual_weights import mean_mutual_weights
 from saml_rec.evaluation.scoring import load_trained
-from saml_rec.files import check_output_file, write_json
+from saml_rec.files import check_output_file
 from saml_rec.run_directory import RunDirectory
 from saml_rec.training import TrainOptions, train
 
@@ -153,9 +153,18 @@ def paired(values: Sequence[float]) -> str:
     return f"**{text}**" if abs(mean) > 2 * error else text
 
 
-def _differences(record: Record, share: float, name: str, measure: str, other: str = BASE) -> list[float]:
-    cells = [cell["results"] for cell in record["cells"] if cell["share"] == share]
-    return [cell[name][measure] - cell[other][measure] for cell in cells]
+def _differences(record: Record, name: str, measure: str, other: str = BASE) -> list[str]:
+    """Of every share, and of all: there the mean over shares of each seed, whose data sets have much in common."""
+    by_share = {
+        share: [
+            cell["results"][name][measure] - cell["results"][other][measure]
+            for cell in record["cells"]
+            if cell["share"] == share
+        ]
+        for share in record["shares"]
+    }
+    by_seed = [statistics.mean(values) for values in zip(*by_share.values(), strict=True)]
+    return [paired(values) for values in (*by_share.values(), by_seed)]
 
 
 def _gains(record: Record, measure: str) -> str:
@@ -167,8 +176,7 @@ def _gains(record: Record, measure: str) -> str:
     rows = [[f"{record['variants'][BASE]}, AUC", *(f"{mean:.4f}" for mean in means)]]
     for name, label in record["variants"].items():
         if name != BASE:
-            columns = [_differences(record, share, name, measure) for share in shares]
-            rows.append([label, *map(paired, columns), paired([v for column in columns for v in column])])
+            rows.append([label, *_differences(record, name, measure)])
     if measure == "small":
         true = [statistics.mean(cell["bayes"] for cell in cells if cell["share"] == share) for share in shares]
         rows.append(["true probabilities, AUC", *(f"{value:.4f}" for value in true), f"{statistics.mean(true):.4f}"])
@@ -189,9 +197,10 @@ def mutual_table(record: Record) -> str:
     """AUC of the small scenario with a mutual unit minus without one, the start and the length the same."""
     rows = []
     for name, other in WITHOUT.items():
-        columns = [_differences(record, share, name, "small", other) for share in record["shares"]]
+        if name not in record["variants"]:
+            continue
         label = f"{record['variants'][name]} − {record['variants'][other]}"
-        rows.append([label, *map(paired, columns), paired([v for column in columns for v in column])])
+        rows.append([label, *_differences(record, name, "small", other)])
     return pages.markdown(["", *(f"{share:.1%}" for share in record["shares"]), "all"], rows) + "\n"
 
 
@@ -262,7 +271,7 @@ def main(
     if not only_render:
         check_output_file(out)
         training = {"batch_size": batch_size, "weight_decay": weight_decay}
-        write_json(out, study(data_sets, rows, training, runs))
+        records.write(out, study(data_sets, rows, training, runs))
     if out == RESULTS:
         record = json.loads(out.read_text(encoding="utf-8"))
         PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), record), encoding="utf-8")

@@ -1,7 +1,9 @@
-"""The study of planted twins: its variants and its tables."""
+"""The study of planted twins: its variants, its tables, and that its page shows its results."""
 
+import json
 import statistics
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason="the extra saml-kernels[bench] is not installed")
@@ -34,7 +36,6 @@ def record(tmp_path_factory):
     kept = {name: study.VARIANTS[name] for name in ("paper", "softmax_all", "none", "none_shared")}
     short = {name: study.Variant(v.label, v.options, v.model, {"epochs": 2, "patience": 3}) for name, v in kept.items()}
     patch.setattr(study, "VARIANTS", short)
-    patch.setattr(study, "WITHOUT", {"paper": "none", "softmax_all": "none_shared"})
     patch.setattr(study, "SHARES", (0.05, 0.1))
     found = study.study(2, 2400, QUICK, tmp_path_factory.mktemp("runs"))
     yield found
@@ -60,6 +61,16 @@ def test_tables_are_of_paired_differences(record):
     assert study.paired(gains) in study.small_table(record)
     error = statistics.stdev(gains) / 2**0.5
     assert f"{statistics.mean(gains):+.4f} ± {error:.4f}" in study.small_table(record)
+    whole = [
+        statistics.mean(
+            cell["results"]["softmax_all"]["small"] - cell["results"]["paper"]["small"]
+            for cell in record["cells"]
+            if cell["seed"] == seed
+        )
+        for seed in (0, 1)
+    ]
+    line = next(line for line in study.small_table(record).splitlines() if "the same, after" in line)
+    assert line.endswith(f"| {study.paired(whole)} |")
     units = [cell["softmax_all"]["small"] - cell["none_shared"]["small"] for cell in cells]
     assert study.paired(units) in study.mutual_table(record)
     table = study.weight_table(record)
@@ -79,3 +90,11 @@ def test_a_finished_training_is_not_repeated(record, tmp_path):
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.pt")}
     assert study.measure(0.1, 3, 1500, QUICK, tmp_path, Console(quiet=True)) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.pt")} == stamps
+
+
+def test_the_page_shows_the_results():
+    page = study.PAGE.read_text(encoding="utf-8")
+    for name in study.TABLES:
+        assert f"<!-- table:{name} -->" in page
+    assert page == study.render(page, json.loads(study.RESULTS.read_text(encoding="utf-8")))
+    assert np.isfinite([cell["bayes"] for cell in json.loads(study.RESULTS.read_text())["cells"]]).all()
