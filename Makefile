@@ -54,9 +54,9 @@ format: $(VENV)/built
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-# AUC on ml-100k over seeds, beside a logistic regression; writes benchmarks/results/ml100k_accuracy.json
+# All models on five data sets; writes benchmarks/results/accuracy_*.json and the tables of docs/results.md. Two hours.
 accuracy: $(VENV)/built
-	$(BIN)/python benchmarks/ml100k_accuracy.py
+	$(BIN)/python benchmarks/accuracy.py
 
 # What needs a GPU, with the machine's own Python and packages: nothing is installed, no network is needed. The first
 # time: make gpu GPU="--command check --out FOLDER", then tune, then measure (docs/benchmarks.md).

@@ -1,4 +1,4 @@
-"""Which model serves the scenarios best: all of them on four data sets, with equal budgets.
+"""Which model serves the scenarios best: all of them on five data sets, with equal budgets.
 
 Every model has its default options, the same epochs and patience, and the same seeds; the best epoch is chosen on the
 validation rows. Each data set is compared twice: as the models are by default, and with local tables for every model
@@ -22,19 +22,24 @@ from rich.console import Console
 
 import page as pages
 import records
+from flights import write_flights
 from records import Record
 from saml_rec import load_schema
 from saml_rec.comparison import compare
 from saml_rec.data import PreparedData, prepare, write_ml100k, write_synthetic
-from saml_rec.files import check_output_file, write_json
+from saml_rec.files import check_output_file
 from saml_rec.models.registry import hyperparameters, installed_models
 from saml_rec.training import TrainOptions
 
 PAGE: Final = pages.DOCS / "results.md"
 SHOWN: Final = ("auc", "logloss")
 """Metrics whose differences are kept."""
+KEPT: Final = (*SHOWN, "gauc", "predicted_over_observed", "pr_auc")
+"""Metrics that are kept, where they are defined."""
 TABLES_OF: Final[Mapping[str, bool | None]] = {"default": None, "local": True}
 """Tables of the models in the two comparisons: whether they are local; None for each model's own default."""
+LOCAL_SEEDS: Final = 3
+"""At most, of the comparison with local tables."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ DATA_SETS: Final[Mapping[str, DataSet]] = {
         "synthetic, one planted twin",
         lambda out: write_synthetic(out, scenarios=6, rows=40_000, smallest_share=0.02, relation="twin"),
     ),
+    "flights": DataSet("flights from New York by carrier", write_flights),
 }
 
 
@@ -84,7 +90,8 @@ def measure(name: str, seeds: int, runs: Path, console: Console) -> Record:
             if local is not None and hyperparameters(model)["local_features"] != local
         }
         out = folder / tables
-        record = compare(data, schema, models, seeds, TrainOptions(), out, changes=changes, console=console)
+        of_these = seeds if local is None else min(seeds, LOCAL_SEEDS)
+        record = compare(data, schema, models, of_these, TrainOptions(), out, changes=changes, console=console)
         comparisons[tables] = condense(record)
     return {**records.training_head(), "seeds": seeds, "rows": rows_of(data), "comparisons": comparisons}
 
@@ -99,10 +106,10 @@ def rows_of(data: PreparedData) -> Record:
 
 
 def condense(record: Record) -> Record:
-    """Of compare.json what the page shows, in five digits."""
+    """Of compare.json what the page shows, and the differences from the best network and from SAML, in five digits."""
     models = {
         name: {
-            "overall": {metric: _short(model["overall"][metric]) for metric in record["metrics"]},
+            "overall": {metric: _short(model["overall"][metric]) for metric in KEPT if metric in record["metrics"]},
             "scenarios": [
                 None if scores["auc"] is None else _digits(scores["auc"]["mean"]) for scores in model["scenarios"]
             ],
@@ -115,10 +122,15 @@ def condense(record: Record) -> Record:
     differences = [
         {key: _rounded(entry[key]) for key in kept} | {"measure": entry["measure"]}
         for entry in record["differences"]
-        if entry["scenario"] is None and entry["measure"] in SHOWN
+        if entry["scenario"] is None and entry["measure"] in SHOWN and is_kept(entry, record["verdicts"])
     ]
     scenarios = [scenario["name"] for scenario in record["scenarios"]]
     return {"scenarios": scenarios, "models": models, "differences": differences, "verdicts": record["verdicts"]}
+
+
+def is_kept(difference: Mapping[str, Any], verdicts: Mapping[str, Any]) -> bool:
+    """Whether one of the pair is SAML or the best network by the difference's metric."""
+    return not {"saml", verdicts[difference["measure"]]["best"]}.isdisjoint((difference["first"], difference["second"]))
 
 
 def _short(summary: Mapping[str, Any] | None) -> Record | None:
@@ -194,9 +206,14 @@ def facts(record: Record) -> str:
     late = [name for name, model in record["comparisons"]["default"]["models"].items() if model["cut_off"]]
     ended = f" Cut off at the last epoch: {', '.join(late)}." if late else ""
     return (
-        f"`{record['command']}`, {record['started'][:10]}, {record['processor']}, {record['threads']} threads; rows: "
-        f"{counts}; {record['seeds']} seeds.{ended}"
+        f"`{record['command']}`, {record['started'][:10]}, {record['processor']}, {threads(record)}; rows: "
+        f"{counts}; {record['seeds']} seeds, with local tables {min(record['seeds'], LOCAL_SEEDS)}.{ended}"
     )
+
+
+def threads(record: Record) -> str:
+    """How many were used."""
+    return f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
 
 
 def render(page: str) -> str:
@@ -217,7 +234,7 @@ def render(page: str) -> str:
 def main(names: Sequence[str], seeds: int, runs: Path, only_render: bool) -> None:
     for name in () if only_render else names or DATA_SETS:
         check_output_file(results_of(name))
-        write_json(results_of(name), measure(name, seeds, runs, Console()))
+        records.write(results_of(name), measure(name, seeds, runs, Console()))
     PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from option_study import Study, command
 
-STUDY: Final = Study("id_dropout", (0.0, 0.05, 0.2), ("saml", "star", "mmoe", "shared_bottom", "mlp"))
+STUDY: Final = Study("id_dropout", (0.0, 0.1), ("saml", "shared_bottom", "mlp"))
 
 
 def label(probability: float) -> str:

@@ -2,6 +2,7 @@
 
     python benchmarks/models.py              # and the table of docs/layers.md
     python benchmarks/models.py --again      # only what is missing in the results or was disturbed
+    python benchmarks/models.py --layer MMoE # only this one; the others stay as they are in the results
     python benchmarks/models.py --render     # the table again, from the results
 
 Every layer computes the same function in plain PyTorch in the ways one would write it (model_kinds.py): towers, gates
@@ -222,16 +223,27 @@ def render(record: Record, page: str) -> str:
 @click.option("--budget", type=click.FloatRange(0, min_open=True), default=8.0, show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=RESULTS, show_default=True)
 @click.option("--again", is_flag=True, help="Only cells that --out lacks, or during which others took processor time")
+@click.option("--layer", "layers", type=click.Choice(list(KINDS)), multiple=True, help="Only these")
 @click.option("--wait", type=click.FloatRange(0), default=0.0, help="Seconds to wait for a quiet machine, each pass")
 @click.option("--render", "only_render", is_flag=True, help="Only the table, from the results")
-def main(rows: int, budget: float, out: Path, again: bool, wait: float, only_render: bool) -> None:
+def main(
+    rows: int, budget: float, out: Path, again: bool, layers: Sequence[str], wait: float, only_render: bool
+) -> None:
     if not only_render:
         compiled_code_only()
         protocol = Protocol(budget=budget)
         record: Record = {**records.head(), "protocol": asdict(protocol), "cells": []}
         kept = records.quiet_cells(out, record) if again and out.exists() else []
+        if layers:
+            others = json.loads(out.read_text(encoding="utf-8"))["cells"] if out.exists() else []
+            kept += [cell for cell in others if cell["layer"] not in layers]
+        present = {cell["layer"] for cell in kept}
         wanted = [
-            Cell(layer, rows, m, *shape) for shape in SHAPES for layer, kind in KINDS.items() for m in kind.scenarios
+            Cell(layer, rows, m, *shape)
+            for shape in SHAPES
+            for layer, kind in KINDS.items()
+            for m in kind.scenarios
+            if not layers or layer in layers or layer in present
         ]
         records.measure_cells(out, record, wanted, kept, lambda cell: measure(cell, protocol, wait))
     record = json.loads(out.read_text(encoding="utf-8"))

@@ -27,7 +27,6 @@ PAGE: Final = page.DOCS / "results.md"
 DATA: Final[dict[str, Callable[[Path], Sequence[Path]]]] = {
     "occupation": lambda folder: write_ml100k(folder, scenario="occupation"),
     "synthetic": lambda folder: write_synthetic(folder, scenarios=6, rows=40_000, smallest_share=0.05, seed=100),
-    "age": lambda folder: write_ml100k(folder, scenario="age"),
 }
 """What writes a table and its schema."""
 
@@ -41,17 +40,19 @@ class Study:
         values: the first is what others are compared with.
         models: names in MODELS.
         resolve: a value and M → what the option is given.
+        name: of the result; that of the option unless given.
     """
 
     option: str
     values: Sequence[Any]
     models: Sequence[str]
     resolve: Callable[[Any, int], Any] = lambda value, scenarios: value
+    name: str | None = None
 
     @property
     def result(self) -> Path:
         """Where its record is committed."""
-        return records.RESULTS / f"{self.option}.json"
+        return records.RESULTS / f"{self.name or self.option}.json"
 
     def options(self, model: str, value: Any, scenarios: int) -> TrainOptions:
         """Of a run with M scenarios, but for the seed."""
@@ -92,26 +93,33 @@ def measure(study: Study, out: Path, record: dict[str, Any], seeds: int) -> None
 
 
 def table(study: Study, record: dict[str, Any], label: Callable[[Any], str]) -> str:
-    """Per model and data set the log loss at the first value, and what others add to it; means over models below."""
+    """Log loss at the first value, and what others add: a line a model and their mean; of one model a line a value."""
     found = {(row["data"], row["model"], row[study.option]): row["valid_logloss"]["mean"] for row in record["runs"]}
-    names = list(dict.fromkeys((row["data"], row["scenarios"]) for row in record["runs"]))
+    names = dict.fromkeys((row["data"], row["scenarios"]) for row in record["runs"])
+    heads = [f"{name}, M = {scenarios}" for name, scenarios in names]
     first, *others = study.values
+
+    def added(name: str, model: str, value: Any) -> float:
+        return float(found[name, model, value] - found[name, model, first])
+
+    if len(study.models) == 1:
+        (model,) = study.models
+        start = [label(first), *(f"{found[name, model, first]:.4f}" for name, _ in names)]
+        rest = [[label(value), *(f"{added(name, model, value):+.4f}" for name, _ in names)] for value in others]
+        return page.markdown(["", *heads], [start, *rest])
+    head = [""]
+    for each in heads:
+        head += [f"{each}: {label(first)}", *(f"{label(value)} adds" for value in others)]
     rows = []
     for model in study.models:
         line = [model]
         for name, _ in names:
-            start = found[name, model, first]
-            line += [f"{start:.4f}", *(f"{found[name, model, value] - start:+.4f}" for value in others)]
+            line += [f"{found[name, model, first]:.4f}", *(f"{added(name, model, value):+.4f}" for value in others)]
         rows.append(line)
     means = ["mean"]
     for name, _ in names:
-        differences = (
-            [found[name, model, value] - found[name, model, first] for model in study.models] for value in others
-        )
-        means += ["", *(f"{statistics.mean(each):+.4f}" for each in differences)]
-    head = [""]
-    for name, scenarios in names:
-        head += [f"{name}, M = {scenarios}: {label(first)}", *(f"{label(value)} adds" for value in others)]
+        gains = ([added(name, model, value) for model in study.models] for value in others)
+        means += ["", *(f"{statistics.mean(each):+.4f}" for each in gains)]
     return page.markdown(head, [*rows, means])
 
 

@@ -1,4 +1,4 @@
-"""Studies of single options by validation log loss: what is run, and the table."""
+"""Studies of single options by validation log loss: what is run, the table, and that the page shows the results."""
 
 import json
 
@@ -10,16 +10,23 @@ from click.testing import CliRunner
 
 import id_dropout
 import option_study
+import saml_forms
 import scenario_rate
 from saml_rec.data import write_synthetic
 from saml_rec.models.registry import hyperparameters
+
+STUDIES = {"scenario rate": scenario_rate, "id dropout": id_dropout, "saml forms": saml_forms}
 
 
 def test_options_of_training_and_of_models():
     options = scenario_rate.STUDY.options("star", scenario_rate.ROOT, 4)
     assert (options.model, options.scenario_rate, options.model_options) == ("star", 0.5, {})
-    options = id_dropout.STUDY.options("mlp", 0.2, 4)
-    assert (options.model, options.scenario_rate, options.model_options) == ("mlp", None, {"id_dropout": 0.2})
+    options = id_dropout.STUDY.options("mlp", 0.1, 4)
+    assert (options.model, options.scenario_rate, options.model_options) == ("mlp", None, {"id_dropout": 0.1})
+    for name, form in saml_forms.FORMS.items():
+        options = saml_forms.STUDY.options("saml", name, 4)
+        assert (options.scenario_rate, options.model_options) == (None, form)
+        assert form.keys() <= hyperparameters("saml").keys()
     for model in id_dropout.STUDY.models:
         assert hyperparameters(model)["id_dropout"] in id_dropout.STUDY.values
 
@@ -45,6 +52,33 @@ def test_a_study_measures_what_its_record_lacks(tmp_path, monkeypatch):
     one, less = (row["valid_logloss"]["mean"] for row in rows)
     assert one != less
     text = page.read_text(encoding="utf-8")
-    assert "| | tiny, M = 4: 1.0 | 0.1 adds |" in text.replace("|  |", "| |")
-    assert f"| shared_bottom | {one:.4f} | {less - one:+.4f} |" in text
-    assert f"| mean |  | {less - one:+.4f} |" in text
+    assert text.splitlines()[1:5] == [
+        "|  | tiny, M = 4 |",
+        "| --- | --- |",
+        f"| 1.0 | {one:.4f} |",
+        f"| 0.1 | {less - one:+.4f} |",
+    ]
+
+
+def test_several_models_are_shown_with_their_mean():
+    study = option_study.Study("dropout", (0.0, 0.5), ("star", "mlp"))
+    losses = {("star", 0.0): 0.5, ("star", 0.5): 0.52, ("mlp", 0.0): 0.6, ("mlp", 0.5): 0.61}
+    runs = [
+        {"data": "tiny", "scenarios": 4, "model": model, "dropout": value, "valid_logloss": {"mean": loss}}
+        for (model, value), loss in losses.items()
+    ]
+    assert option_study.table(study, {"runs": runs}, str).splitlines() == [
+        "|  | tiny, M = 4: 0.0 | 0.5 adds |",
+        "| --- | --- | --- |",
+        "| star | 0.5000 | +0.0200 |",
+        "| mlp | 0.6000 | +0.0100 |",
+        "| mean |  | +0.0150 |",
+    ]
+
+
+@pytest.mark.parametrize("place", STUDIES)
+def test_the_page_shows_the_results(place):
+    module = STUDIES[place]
+    page = option_study.PAGE.read_text(encoding="utf-8")
+    record = json.loads(module.STUDY.result.read_text(encoding="utf-8"))
+    assert f"<!-- {place} -->\n{option_study.table(module.STUDY, record, module.label)}\n<!-- end -->" in page

