@@ -234,9 +234,8 @@ def main(
         protocol = Protocol(budget=budget)
         record: Record = {**records.head(), "protocol": asdict(protocol), "cells": []}
         kept = records.quiet_cells(out, record) if again and out.exists() else []
-        if layers:
-            others = json.loads(out.read_text(encoding="utf-8"))["cells"] if out.exists() else []
-            kept += [cell for cell in others if cell["layer"] not in layers]
+        if layers and out.exists():
+            kept += [cell for cell in records.earlier_cells(out, record) if cell["layer"] not in layers]
         present = {cell["layer"] for cell in kept}
         wanted = [
             Cell(layer, rows, m, *shape)

@@ -179,6 +179,12 @@ def commit() -> str | None:
 
 def quiet_cells(path: Path, record: Record, same: Sequence[str] = ()) -> list[Record]:
     """Those of an earlier run that need not be measured again; what ``same`` names must be as it was then."""
+    cells = earlier_cells(path, record, same)
+    return [cell for cell in cells if all((share or 0) <= QUIET_SHARE for share in cell["others"].values())]
+
+
+def earlier_cells(path: Path, record: Record, same: Sequence[str] = ()) -> list[Record]:
+    """All of an earlier run on this machine; what ``same`` names must be as it was then."""
     if not path.exists():
         raise click.BadParameter(f"there is no earlier run {path}", param_hint="--again")
     earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -186,7 +192,8 @@ def quiet_cells(path: Path, record: Record, same: Sequence[str] = ()) -> list[Re
         # As it would be read back: JSON has lists only.
         if earlier[what] != json.loads(json.dumps(record[what])):
             raise click.BadParameter(f"{what} of {path} differs: {earlier[what]}", param_hint="--again")
-    return [cell for cell in earlier["cells"] if all((share or 0) <= QUIET_SHARE for share in cell["others"].values())]
+    cells: list[Record] = earlier["cells"]
+    return cells
 
 
 def measure_cells(

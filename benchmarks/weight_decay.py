@@ -39,7 +39,7 @@ DECAYS: Final = (0.0, 1.0, 3.0)
 EVERYTHING: Final = "network and tables"
 NETWORK: Final = "network"
 SETTINGS: Final = (*((EVERYTHING, decay) for decay in DECAYS), (NETWORK, 3.0))
-"""What is decayed, and how much; where it is little, both are nearly the same."""
+"""What is decayed, and how much."""
 EPOCHS: Final = 30
 PATIENCE: Final = 3
 CLEAR_ROWS: Final = 10_000

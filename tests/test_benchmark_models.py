@@ -121,3 +121,13 @@ def test_layers_page_shows_the_results() -> None:
         assert "<!-- models -->\n<!-- end -->" in page
         return
     assert models.render(json.loads(models.RESULTS.read_text(encoding="utf-8")), page) == page
+
+
+def test_cells_of_another_machine_are_not_mixed_in(tmp_path):
+    record = json.loads(models.RESULTS.read_text(encoding="utf-8"))
+    out = tmp_path / "models.json"
+    out.write_text(json.dumps(record | {"machine": {"processor": "another"}}), encoding="utf-8")
+    with pytest.raises(click.BadParameter, match=r"machine of .* differs"):
+        records.earlier_cells(out, record)
+    out.write_text(json.dumps(record), encoding="utf-8")
+    assert records.earlier_cells(out, record) == record["cells"]
