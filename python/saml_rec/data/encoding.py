@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from saml_rec.data.schema import FeatureSpec, Schema
 from saml_rec.data.splits import Rows
 from saml_rec.data.table import EncodedTable, Ragged
-from saml_rec.errors import InputError
+from saml_rec.data.values import as_lists
+from saml_rec.errors import InputError, listed, named, shown
 
 FORMAT = 1
 EMPTY_ID = 0  # an empty cell and padding; its embedding is the zero vector
@@ -119,8 +120,8 @@ class Encoder:
             if self.schema.scenarios.unseen == "refuse":
                 branches = tuple(name for name in self.scenario_names if name != OTHER)
                 raise InputError(
-                    f"scenario column {self.schema.scenario!r} has {listed(unseen, 5)}, not among the training rows, "
-                    f"whose scenarios are {listed(branches, 50)}"
+                    f"scenario column {named(self.schema.scenario)} has {listed(unseen, 5, 40)}, not among the training "
+                    f"rows, whose scenarios are {listed(branches, 50, 40)}"
                     '; [scenarios] unseen = "other" or "drop" in the schema lets such rows pass'
                 )
             fate = self._id_of_fate(self.schema.scenarios.unseen)
@@ -196,7 +197,7 @@ class Encoder:
             InputError: the content is of another format.
         """
         if content.get("format") != FORMAT:
-            raise InputError(f"encoder: format {FORMAT} expected, got {content.get('format')!r}")
+            raise InputError(f"encoder: format {FORMAT} expected, got {shown(content.get('format'))}")
         return cls(
             schema=Schema.from_dict(content["schema"], source="encoder"),
             scenario_names=tuple(content["scenario_names"]),
@@ -227,11 +228,9 @@ def flat(column: pl.Series, feature: FeatureSpec) -> pl.Series:
 
 def _lists(column: pl.Series, feature: FeatureSpec) -> pl.Series:
     """A bag or sequence column as List(String) without empty pieces; an empty cell is an empty list."""
-    values = pl.col(column.name)
-    if column.dtype == pl.String:
-        values = values.str.split(feature.separator)
-    pieces = values.list.eval(pl.element().filter(pl.element() != ""))
-    return column.to_frame().select(pieces.fill_null([])).to_series().cast(pl.List(pl.String))
+    lists = as_lists(column, feature.separator)
+    pieces = pl.col(column.name).list.eval(pl.element().filter(pl.element() != ""))
+    return lists.to_frame().select(pieces.fill_null([])).to_series().cast(pl.List(pl.String))
 
 
 def _explode(lists: pl.Series) -> pl.Series:
@@ -269,8 +268,3 @@ def natural_order(names: list[str]) -> tuple[str, ...]:
     if all(INTEGER.fullmatch(name) for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
-
-
-def listed(names: tuple[str, ...], at_most: int) -> str:
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(repr(name) for name in names[:at_most]) + more

@@ -20,7 +20,7 @@ from rich.console import Console
 from saml_rec.console import say
 from saml_rec.data.cache import Cache, cache_directory, key_of
 from saml_rec.data.cells import Checks
-from saml_rec.data.encoding import OTHER, Encoder, listed
+from saml_rec.data.encoding import OTHER, Encoder
 from saml_rec.data.learning import Learner
 from saml_rec.data.order import WINDOW_ROWS
 from saml_rec.data.readers import TableFiles
@@ -29,7 +29,7 @@ from saml_rec.data.sources import Paths
 from saml_rec.data.splits import SPLITS, Split, check_split, check_weights, needs_a_pass, split_of, weighted_labels
 from saml_rec.data.stored import StoredTable, TableWriter, fingerprint_of
 from saml_rec.data.table import EncodedTable, joined
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, listed
 
 MEMORY_ROWS = WINDOW_ROWS
 Table = EncodedTable | StoredTable
