@@ -44,7 +44,7 @@ def named(name: Any) -> str:
 
 
 def listed(names: Sequence[Any], at_most: int = MOST_SHOWN, most: int = MOST_SHOWN) -> str:
-    """Names as a message lists them: the first ones, ``at_most`` in ``most`` characters, and how many more there are."""
+    """Names as a message lists them: the first ones, ``at_most`` in ``most`` characters, and how many others."""
     parts: list[str] = []
     left = most
     for name in names[:at_most]:

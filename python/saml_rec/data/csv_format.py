@@ -112,8 +112,8 @@ def csv_format(path: Path, options: CsvOptions, roles: Roles) -> CsvFormat:
     The separator is the one that gives the header the most names in ``roles.needed``; of several the one that gives all
     rows as many fields as the header; of several of those the first of SEPARATORS. The decimal is a comma where the
     columns in ``roles.numbers`` have numbers with one, not always before three digits, and none with a point, and
-    fields are not separated by commas. Lines before the header that begin with ``#`` are left out, unless the last one has as
-    many fields as the next line and so is the header; so is a line ``sep=;``, which decides.
+    fields are not separated by commas. Lines before the header that begin with ``#`` are left out, unless the last has
+    as many fields as the next line and so is the header; so is a line ``sep=;``, which decides.
 
     Args:
         path: the file.

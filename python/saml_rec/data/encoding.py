@@ -120,8 +120,8 @@ class Encoder:
             if self.schema.scenarios.unseen == "refuse":
                 branches = tuple(name for name in self.scenario_names if name != OTHER)
                 raise InputError(
-                    f"scenario column {named(self.schema.scenario)} has {listed(unseen, 5, 40)}, not among the training "
-                    f"rows, whose scenarios are {listed(branches, 50, 40)}"
+                    f"scenario column {named(self.schema.scenario)} has {listed(unseen, 5, 40)}, not among the "
+                    f"training rows, whose scenarios are {listed(branches, 50, 40)}"
                     '; [scenarios] unseen = "other" or "drop" in the schema lets such rows pass'
                 )
             fate = self._id_of_fate(self.schema.scenarios.unseen)
@@ -149,6 +149,10 @@ class Encoder:
             known = values.drop_nulls().unique()
             numbers = pl.Series([id_of.get(value, UNKNOWN_ID) for value in known], dtype=pl.Int32)
         return values.replace_strict(known, numbers, default=EMPTY_ID, return_dtype=pl.Int32).to_numpy()
+
+    def ids_of(self, feature: FeatureSpec) -> Mapping[str, int]:
+        """The values that have an id of their own in a sparse, multi or sequence feature; none where it has buckets."""
+        return self._id_of.get(feature.item or feature.name, {})
 
     @cached_property
     def _id_of(self) -> dict[str, dict[str, int]]:

@@ -114,7 +114,7 @@ def require_csv_columns(paths: Paths) -> None:
         InputError: a column of a Parquet file holds lists, structures, bytes or durations; or as :func:`read_frame`.
     """
     for path in table_files(paths):
-        for name, dtype in open_table(path).columns.items():
+        for name, dtype in _ParquetFile(path).columns.items() if is_parquet(path) else ():
             if dtype.is_nested() or dtype in NOT_IN_CSV:
                 raise InputError(
                     f"{path}: column {named(name)} holds {named(dtype)}, which CSV cannot hold; write a .parquet file"
