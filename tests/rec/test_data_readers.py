@@ -717,6 +717,8 @@ def test_a_separator_that_has_to_be_named(read):
     with pytest.raises(InputError, match=message):
         read(content)
     assert read(content, csv=CsvOptions("^")).equals(read(GOOD))
+    with pytest.raises(InputError, match="if ' ' separates fields, name it with --separator"):
+        read(GOOD.replace(",", " "))
     with pytest.raises(InputError, match=r"if ',' separates fields, name it with --separator"):
         read(GOOD, csv=CsvOptions("^"))
 

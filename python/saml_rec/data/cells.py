@@ -20,7 +20,7 @@ MISSING = ("nan", "na", "n/a", "null", "none", "\\n")
 """What stands for a number that is not there; in lower case."""
 DECIMALS = {".": "", ",": " with a decimal comma"}
 SPLIT_NAMES = {"val": "valid", "validation": "valid"}
-SEPARATOR = re.compile(r"[^\w.\"' -]")
+SEPARATOR = re.compile(r"[^\w.\"'-]")
 """What may separate names in a header."""
 MOST_OF_HEADER = 10_000
 TIME = "a number or an ISO-8601 date or time"

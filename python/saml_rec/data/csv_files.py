@@ -93,9 +93,9 @@ class CsvFile:
             while block:
                 while block[-1] == QUOTE and (more := file.read(BLOCK_BYTES)):
                     block += more
-                content = np.frombuffer(block, np.uint8)
-                places = np.flatnonzero(content == QUOTE)
-                if len(places):
+                if QUOTE in block:
+                    content = np.frombuffer(block, np.uint8)
+                    places = np.flatnonzero(content == QUOTE)
                     left = content[places - 1]
                     right = content[np.minimum(places + 1, len(content) - 1)]
                     left[places == 0] = before

@@ -62,7 +62,9 @@ def value_lists(column: pl.Series, separator: str, where: Where) -> pl.Series:
     if inner.is_float():
         is_inexact = _of_each(column, _is_inexact(pl.element(), inner)).list.any().fill_null(False)
         refuse(is_inexact, column, where, f"lists of which each value is {_exact(inner)}")
-    return _evaluate(column, pl.col(column.name).list.eval(_spelled(pl.element(), inner).replace(TRUTH)), where)
+    lists = _evaluate(column, pl.col(column.name).list.eval(_spelled(pl.element(), inner)), where)
+    has_truth = lists.explode().is_in(list(TRUTH)).any()
+    return _of_each(lists, pl.element().replace(TRUTH)) if has_truth else lists
 
 
 def as_lists(column: pl.Series, separator: str) -> pl.Series:
