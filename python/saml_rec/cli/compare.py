@@ -10,6 +10,7 @@ from saml_rec.cli.options import (
     ModelOption,
     TableRates,
     cache_option,
+    csv_options,
     data_option,
     device_option,
     optimizer_options,
@@ -21,6 +22,7 @@ from saml_rec.errors import InputError
 
 @click.command()
 @data_option("Table of labelled rows, CSV (also .gz, .zst) or Parquet.")
+@csv_options
 @click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
 @click.option("--out", type=FILE, required=True, help="Directory; made if missing. Runs finished there are kept.")
 @click.option(
@@ -46,6 +48,8 @@ from saml_rec.errors import InputError
 @cache_option
 def compare(
     data: tuple[Path, ...],
+    separator: str | None,
+    decimal: str | None,
     schema: Path,
     out: Path,
     models: str,
@@ -72,6 +76,7 @@ def compare(
     """
     from saml_rec import comparison, tuning
     from saml_rec.console import backend_seconds, say, stdout
+    from saml_rec.data.csv_format import CsvOptions
     from saml_rec.data.preparation import prepare
     from saml_rec.data.schema import load_schema
     from saml_rec.models.construction import check_model, resolve_device
@@ -84,6 +89,7 @@ def compare(
         names = installed_models()
     comparison.check_models(names)
     comparison.check_directory(out)
+    csv = CsvOptions(separator, decimal)
     options = TrainOptions(
         epochs=epochs,
         batch_size=batch_size,
@@ -107,7 +113,7 @@ def compare(
     for name in names:
         check_model(name, own[name].model_options, loaded_schema, resolve_device(device))
     console = stdout()
-    prepared = prepare(data, loaded_schema, seed=split_seed, cache=cache, console=console)
+    prepared = prepare(data, loaded_schema, seed=split_seed, cache=cache, console=console, csv=csv)
     if found is not None:
         found.require_same_data(prepared)
     record = comparison.compare(

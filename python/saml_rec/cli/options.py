@@ -73,6 +73,11 @@ def table_rates(given: TableRates) -> dict[str, Any]:
 Command = Callable[..., Any]
 
 
+def warn(line: str) -> None:
+    """Says on stderr what does not end the command."""
+    click.echo(f"warning: {line}", err=True)
+
+
 def data_option(text: str, *, required: bool = True) -> Callable[[Command], Command]:
     """A table, in one file or several."""
     where = "A file, a folder or a quoted pattern; may be repeated."
@@ -82,6 +87,34 @@ def data_option(text: str, *, required: bool = True) -> Callable[[Command], Comm
 def cache_option(command: Command) -> Command:
     text = "Directory for encoded data of more than a million rows; default: SAML_REC_CACHE, or the user's cache."
     return click.option("--cache", type=FILE, help=text)(command)
+
+
+class Separator(click.ParamType):
+    """One character, or its name."""
+
+    name = "separator"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "CHARACTER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}.get(value, value)
+
+
+def csv_options(command: Command) -> Command:
+    """How CSV files are written."""
+    separator = click.option(
+        "--separator",
+        type=Separator(),
+        help="What separates the fields of CSV files: a character, or tab. Unless given it is found in each file: "
+        "comma, semicolon, tab or bar.",
+    )
+    decimal = click.option(
+        "--decimal",
+        type=click.Choice((".", ",")),
+        help="What separates the fraction of a number in CSV files. Unless given it is found in each file.",
+    )
+    return separator(decimal(command))
 
 
 def hyperparameter_options(command: Command) -> Command:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from polars.io.plugins import register_io_source
 from rich.console import Console
 from torch import Tensor, nn
 
-from saml_rec.console import progress
+from saml_rec.console import progress, say
 from saml_rec.data.cells import Checks
+from saml_rec.data.coverage import Coverage, scored_lines
+from saml_rec.data.csv_format import CsvOptions
 from saml_rec.data.encoding import DROPPED, Encoder
 from saml_rec.data.order import Share
 from saml_rec.data.preparation import Table, encoded_rows, for_split, with_codes
@@ -37,6 +39,7 @@ PREDICTION = "prediction"
 SCORING_BATCH_SIZE = 8192
 PREDICTION_ROWS = 2**15
 """Rows that are read, scored and written at a time."""
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,14 @@ class TrainedModel:
     def logits(self, table: Table, *, console: Console | None = None) -> NDArray[np.float64]:
         """Scores before the sigmoid, (N,)."""
         return score(self.model, table, self.device, console=console)
+
+    def files(self, paths: Paths, csv: CsvOptions | None) -> TableFiles:
+        """A table, its CSV files as ``csv`` says, or else what training was told, or else as they show themselves."""
+        return TableFiles(paths, self.schema, (csv or CsvOptions()).over(CsvOptions(**self.content.get("csv", {}))))
+
+    def lines(self, scored: Coverage) -> list[tuple[bool, str]]:
+        """What is worth a line of the features of scored rows, each with whether it is a warning."""
+        return list(scored_lines(self.encoder, scored, self.content.get("features", {})))
 
 
 def load_trained(run: Path, *, device: str = "auto", backend: str | None = None) -> TrainedModel:
@@ -101,6 +112,8 @@ def evaluate(
     device: str = "auto",
     backend: str | None = None,
     console: Console | None = None,
+    csv: CsvOptions | None = None,
+    warn: Warn = lambda _: None,
 ) -> dict[str, Any]:
     """Measures of a finished run's model.
 
@@ -111,7 +124,9 @@ def evaluate(
         split: the rows that were this split in training, checked to be the same rows; None: all rows of
             ``data_path``, or the test rows when that is None too.
         device, backend: as :func:`load_trained`.
-        console: where to show progress; None prints nothing.
+        console: where to show progress, and what is notable of the rows; None prints nothing.
+        csv: how CSV files are written; what training was told unless given, else found in each of them.
+        warn: takes what is wrong with the rows, a line each.
 
     Returns:
         What saml-rec evaluate writes: see docs/cli.md.
@@ -125,9 +140,11 @@ def evaluate(
         split = split or "test"
         data_path = _training_file(run, trained.content)
     start = time.perf_counter()
-    rows, logits = _scored(trained, TableFiles(data_path, trained.schema), split, run, console)
+    coverage = Coverage(trained.encoder)
+    rows, logits = _scored(trained, trained.files(data_path, csv), split, run, console, coverage)
     metrics = evaluate_scores(rows, logits, trained.encoder.scenario_names)
     seconds = time.perf_counter() - start
+    _say(trained.lines(coverage), console, warn)
     return {
         "model": trained.content["options"]["model"],
         "split": split,
@@ -137,23 +154,38 @@ def evaluate(
         "parameters": parameter_count(trained.model),
         "device": str(trained.device),
         "backend": backends_used(trained.model, trained.device),
-        "data": {"path": recorded(data_path)},
+        "data": {"path": recorded(data_path), "features": coverage.shares()},
         "timing": {"seconds": seconds, "rows_per_second": len(logits) / seconds},
         "versions": versions(),
     }
 
 
+def _say(lines: list[tuple[bool, str]], console: Console | None, warn: Warn) -> None:
+    for is_wrong, line in lines:
+        if is_wrong:
+            warn(line)
+        else:
+            say(console, line)
+
+
 def _scored(
-    trained: TrainedModel, files: TableFiles, split: str | None, run: Path, console: Console | None
+    trained: TrainedModel,
+    files: TableFiles,
+    split: str | None,
+    run: Path,
+    console: Console | None,
+    coverage: Coverage,
 ) -> tuple[LabelledRows, NDArray[np.float64]]:
-    """All rows, or those of a split, and their logits; a chunk at a time."""
+    """All rows, or those of a split, and their logits; a chunk at a time. Counts them in ``coverage``."""
+    for line in files.format_lines():
+        say(console, line)
     divided, expected = None, 0
     if split is not None:
         divided = split_of(trained.schema, files.checked(for_split(trained.schema)), trained.content["options"]["seed"])
         chosen = with_codes(divided, files.checked(for_split(trained.schema)))
         expected = sum(int((codes == SPLITS.index(split)).sum()) for _, codes in chosen)
     digest = Fingerprint(expected)
-    tables = encoded_rows(trained.encoder, files.checked(Checks(split=split is not None)), divided)
+    tables = encoded_rows(trained.encoder, files.checked(Checks(split=split is not None)), divided, {split: coverage})
     chosen_tables = (table for name, table in tables if split in (None, name))
     parts: list[tuple[LabelledRows, NDArray[np.float64]]] = []
     for table in reblocked(chosen_tables, ROWS_PER_BLOCK):
@@ -193,10 +225,12 @@ class Predictions:
     Args:
         columns: names and types, the prediction last.
         frames: the rows in order, a bounded number at a time.
+        lines: what there is to say of the rows so far, each line with whether it is a warning.
     """
 
     columns: Mapping[str, polars.DataType]
     frames: Iterator[polars.DataFrame]
+    lines: Callable[[], list[tuple[bool, str]]]
 
     def write(self, out: Path) -> int:
         """Writes a .csv or .parquet file, whole or not at all; the number of rows.
@@ -241,6 +275,7 @@ def predictions(
     device: str = "auto",
     backend: str | None = None,
     console: Console | None = None,
+    csv: CsvOptions | None = None,
 ) -> Predictions:
     """The rows of a table with the probability that their label is 1, read and scored as they are asked for.
 
@@ -250,6 +285,7 @@ def predictions(
             It needs no label. Several files have the same columns.
         device, backend: as :func:`load_trained`.
         console: where to show progress; None prints nothing.
+        csv: as of :func:`evaluate`.
 
     Returns:
         The table as :func:`saml_rec.data.read_frame` reads it, with a column ``prediction``, float64 in [0, 1]; null
@@ -260,7 +296,9 @@ def predictions(
         OSError: a file cannot be read.
     """
     trained = load_trained(run, device=device, backend=backend)
-    files = TableFiles(data_path, trained.schema)
+    files = trained.files(data_path, csv)
+    for line in files.format_lines():
+        say(console, line)
     first = files.files[0]
     columns = files.columns[first]
     for file, other in files.columns.items():
@@ -271,17 +309,25 @@ def predictions(
             raise InputError(f"{file}: its columns are not those of {first}: {'; '.join(changed) or 'another order'}")
     checks = Checks(label=False, split=False)
     files.require(checks)
+    coverage = Coverage(trained.encoder)
     scored = (
-        _with_prediction(trained, frame, checked, console) for frame, checked in files.pairs(checks, PREDICTION_ROWS)
+        _with_prediction(trained, frame, checked, coverage, console)
+        for frame, checked in files.pairs(checks, PREDICTION_ROWS)
     )
-    return Predictions({**columns, PREDICTION: polars.Float64()}, scored)
+    return Predictions({**columns, PREDICTION: polars.Float64()}, scored, lambda: trained.lines(coverage))
 
 
 def _with_prediction(
-    trained: TrainedModel, frame: polars.DataFrame, checked: polars.DataFrame, console: Console | None
+    trained: TrainedModel,
+    frame: polars.DataFrame,
+    checked: polars.DataFrame,
+    coverage: Coverage,
+    console: Console | None,
 ) -> polars.DataFrame:
     scenario = trained.encoder.scenario_ids(checked[trained.schema.scenario])
-    logits = trained.logits(trained.encoder.encode_kept(checked, scenario), console=console)
+    table = trained.encoder.encode_kept(checked, scenario)
+    coverage.add(checked, table)
+    logits = trained.logits(table, console=console)
     probabilities = np.full(frame.height, np.nan)
     probabilities[scenario != DROPPED] = torch.from_numpy(logits).sigmoid().numpy()
     return frame.with_columns(polars.Series(PREDICTION, probabilities).fill_nan(None))

@@ -399,6 +399,7 @@ def _write(
             "path": None if data_path is None else recorded(data_path),
             "unseen_scenarios": dict(data.unseen),
             "rows": {name: len(data.tables[name]) for name in SPLITS},
+            "features": data.shares(),
         },
         "timing": _timing(history, len(data.tables["train"])),
         "versions": versions(),
@@ -407,6 +408,8 @@ def _write(
         model_file = {
             **identity,
             "data_path": metrics["data"]["path"],
+            "features": metrics["data"]["features"],
+            "csv": data.csv.to_dict(),
             "encoder": data.encoder.to_dict(),
             "best_epoch": metrics["best_epoch"],
             "versions": metrics["versions"],
