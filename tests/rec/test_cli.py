@@ -8,12 +8,14 @@ import typing
 
 import polars
 import pytest
+import torch
 
 from saml_rec import models
 from saml_rec.cli import main
 from saml_rec.data import write_ml100k, write_synthetic
 from saml_rec.models.hyperparameters import HYPERPARAMETERS
 from saml_rec.models.registry import hyperparameters
+from saml_rec.sealed import load, save
 from saml_rec.training import loop as training
 
 SMALL = ("--epochs", 1, "--batch-size", 64)
@@ -406,6 +408,87 @@ def test_scoring_refuses_in_one_line(saml_rec, finished_run, small_dataset, tmp_
     assert_one_error(saml_rec(*(known.get(argument, argument) for argument in arguments)), part)
     assert not list(tmp_path.iterdir())
     assert {*finished_run.iterdir()} == before
+
+
+def resealed(change):
+    """Changes what model.pt holds, and gives it the digest of that."""
+
+    def apply(run):
+        content = load(run / "model.pt", "model")
+        change(content)
+        save(run / "model.pt", "model", content)
+
+    return apply
+
+
+def written(name, content):
+    return lambda run: (run / name).write_text(content, encoding="utf-8")
+
+
+FIRST = "features.embeddings.feature_user.table.weight"
+DAMAGES = {
+    "a tensor is missing": (resealed(lambda c: c["weights"].pop(FIRST)), "model.pt: its parts do not fit", "Missing"),
+    "a tensor is wide": (resealed(lambda c: c["weights"].update({FIRST: torch.ones(3, 3)})), "model.pt: its", "size"),
+    "a tensor is text": (resealed(lambda c: c["weights"].update({FIRST: "x"})), "model.pt: its parts do not fit"),
+    "no weights": (resealed(lambda c: c.pop("weights")), "model.pt: is damaged: its part weights is None"),
+    "weights are a list": (resealed(lambda c: c.update(weights=[])), "model.pt: is damaged: its part weights is []"),
+    "the model is unknown": (resealed(lambda c: c["options"].update(model="samml")), "model.pt: there is no", "samml"),
+    "the model is no name": (resealed(lambda c: c["options"].update(model=[1])), "model.pt: its parts do not fit"),
+    "an option is unknown": (resealed(lambda c: c["options"]["model_options"].update(depth=3)), "model.pt: ", "depth"),
+    "the schema is empty": (resealed(lambda c: c.update(schema={})), "model.pt: schema: label is missing"),
+    "the encoder is empty": (resealed(lambda c: c.update(encoder={})), "model.pt: encoder: format"),
+    "no vocabulary": (resealed(lambda c: c["encoder"].pop("vocabularies")), "model.pt: its parts do not", "KeyError"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_model_whose_parts_do_not_fit_is_one_line(saml_rec, finished_run, small_dataset, tmp_path, name):
+    damage, *parts = DAMAGES[name]
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    damage(run)
+    assert_one_error(saml_rec("evaluate", run), str(run), *parts)
+    given = ("--data", small_dataset.data, "--out", tmp_path / "p.csv")
+    assert_one_error(saml_rec("predict", run, *given), str(run), *parts)
+    assert not (tmp_path / "p.csv").exists()
+
+
+def of_earlier_format(run, results):
+    """As version 0.1 left it, with this in metrics.json and history.json."""
+    content = load(run / "model.pt", "model")
+    del content["results"]
+    torch.save({**content, "format": 1}, run / "model.pt")
+    for name, text in results.items():
+        (run / name).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "history.json"])
+@pytest.mark.parametrize("text", ["[]", "{}", "3", "", "[1]", "[" * 10_000])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_damaged_results_of_a_finished_run(train, tmp_path, finished_run, name, text, earlier):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    if earlier:
+        of_earlier_format(run, {name: text})
+    else:
+        (run / name).write_text(text, encoding="utf-8")
+    result = train("--resume", epochs=2)
+    assert_one_error(result, f"{run / name}: is damaged: ")
+
+
+def test_a_digit_changed_in_the_results_of_a_finished_run(train, tmp_path, finished_run):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    metrics["overall"]["auc"] += 1e-4
+    (run / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    assert_one_error(train("--resume", epochs=2), "metrics.json: is damaged: it is not as it was written")
+
+
+def test_a_finished_run_of_the_earlier_format_is_read(train, saml_rec, tmp_path, finished_run):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    of_earlier_format(run, {})
+    assert "is finished already (best epoch" in train("--resume", epochs=2).stdout
+    assert saml_rec("evaluate", run).exit_code == 0
+    now, before = (json.loads((run / f).read_text(encoding="utf-8")) for f in ("evaluation-test.json", "metrics.json"))
+    assert now["overall"] == before["overall"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from saml_rec.errors import InputError, did_you_mean
+from saml_rec.files import require_regular
 
 Kind = Literal["sparse", "multi", "dense", "sequence"]
 Pooling = Literal["mean", "sum"]
@@ -279,6 +280,7 @@ def load_schema(path: str | Path) -> Schema:
         InputError: the file cannot be read, is not TOML, or describes no valid schema; names the file and the key.
     """
     path = Path(path)
+    require_regular(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

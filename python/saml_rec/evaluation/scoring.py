@@ -31,7 +31,8 @@ from saml_rec.files import replacing
 from saml_rec.models.construction import backends_used, build_model, own_random_numbers, parameter_count, resolve_device
 from saml_rec.models.registry import hyperparameters
 from saml_rec.processes import ALONE, Processes
-from saml_rec.run_directory import RunDirectory, differences, load, versions
+from saml_rec.run_directory import RunDirectory, differences, versions
+from saml_rec.sealed import content_of
 
 PREDICTION = "prediction"
 SCORING_BATCH_SIZE = 8192
@@ -75,19 +76,20 @@ def load_trained(run: Path, *, device: str = "auto", backend: str | None = None)
         raise InputError(f"{run}: holds no run")
     if not directory.finished:
         raise InputError(f"{run}: holds an unfinished run; finish it with train --resume")
-    content = load(directory.model, "model")
-    schema = Schema.from_dict(content["schema"], source=str(directory.model))
-    encoder = Encoder.from_dict(content["encoder"])
-    options = content["options"]
-    model_options = dict(options["model_options"])
+    content = directory.load_model()
+    with content_of(directory.model):
+        schema = Schema.from_dict(content["schema"])
+        encoder = Encoder.from_dict(content["encoder"])
+        name, model_options = content["options"]["model"], dict(content["options"]["model_options"])
+        known = hyperparameters(name)
     if backend is not None:
-        if "backend" not in hyperparameters(options["model"]):
-            raise InputError(f"model {options['model']} has no kernels and takes no backend, got {backend!r}")
+        if "backend" not in known:
+            raise InputError(f"model {name} has no kernels and takes no backend, got {backend!r}")
         model_options["backend"] = backend
     target = resolve_device(device)
-    with own_random_numbers(target):
-        model = build_model(options["model"], model_options, schema, encoder)
-    model.load_state_dict(content.pop("weights"))
+    with content_of(directory.model), own_random_numbers(target):
+        model = build_model(name, model_options, schema, encoder)
+        model.load_state_dict(content.pop("weights"))
     model.to(target).eval()
     backends_used(model, target)
     return TrainedModel(model, encoder, schema, target, content)
@@ -162,7 +164,7 @@ def _scored(
         parts.append((labelled_rows(table), trained.logits(table, console=console)))
     if not parts:
         raise InputError(f"{files.name}: has no rows to evaluate" + (f" in split {split}" if split else ""))
-    if split is not None and digest.hexdigest() != trained.content["data"][split]:
+    if split is not None and digest.hexdigest() != trained.content["data"].get(split):
         raise InputError(f"{files.name}: its {split} rows are not those that {run} was trained with")
     rows = LabelledRows.joined([part for part, _ in parts])
     if rows.weights is not None and not rows.weights.any():
@@ -379,7 +381,7 @@ def recorded(paths: Paths) -> str | list[str]:
 
 
 def _training_file(run: Path, content: Mapping[str, Any]) -> Paths:
-    known = content["data_path"]
+    known = content.get("data_path")
     if known is None:
         raise InputError(f"{run}: does not know its training file; name one with --data")
     try:
