@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,20 @@ def require_regular(path: Path) -> None:
         return
     if kind := KINDS.get(stat.S_IFMT(mode)):
         raise InputError(f"{path}: is {kind}; expected a regular file")
+
+
+def require_text_name(path: Path) -> None:
+    """Refuses a name that only Python could open: polars takes text.
+
+    Raises:
+        InputError: the name has bytes that are no text in the encoding of the system's file names.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        hint = "rename it" if encoding == "utf-8" else "set PYTHONUTF8=1, or rename it"
+        raise InputError(f"{path}: this name is not {encoding}, the encoding of file names here; {hint}") from None
 
 
 def check_output_file(path: Path) -> None:

@@ -16,7 +16,8 @@ from saml_rec.cli.options import (
     patience_option,
     table_rates,
 )
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, shortened
+from saml_rec.models.hyperparameters import MOST_SEED, Whole
 
 
 @click.command()
@@ -29,8 +30,8 @@ from saml_rec.errors import InputError
     show_default=True,
     help="Separated by commas; all: every model whose packages are installed.",
 )
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each model.")
-@click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of a random split.")
+@click.option("--seeds", type=Whole(1), default=5, show_default=True, help="Runs of each model.")
+@click.option("--split-seed", type=Whole(0, MOST_SEED), default=0, show_default=True, help="Of a random split.")
 @optimizer_options
 @patience_option
 @click.option(
@@ -100,7 +101,9 @@ def compare(
     changes: dict[str, dict[str, Any]] = {name: found.best_options(name) if found else {} for name in names}
     for name, keyword, value in settings:
         if name not in changes:
-            raise InputError(f"--set {name}.{keyword.replace('_', '-')}: {name} is not among --models")
+            raise InputError(
+                f"--set {shortened(name)}.{keyword.replace('_', '-')}: {shortened(name)} is not among --models"
+            )
         changes[name][keyword] = value
     loaded_schema = load_schema(schema)
     own = {name: comparison.options_of(name, options, changes[name]).resolved() for name in names}

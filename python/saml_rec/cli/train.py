@@ -17,6 +17,7 @@ from saml_rec.cli.options import (
     patience_option,
     table_rates,
 )
+from saml_rec.models.hyperparameters import MOST_SEED, Whole
 
 if TYPE_CHECKING:
     from saml_rec.processes import Processes
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 )
 @optimizer_options
 @patience_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, shuffling and split.")
+@click.option("--seed", type=Whole(0, MOST_SEED), default=0, show_default=True, help="Of weights, shuffling and split.")
 @device_option
 @cache_option
-@click.option("--checkpoint-steps", type=click.IntRange(1), help="Also save within an epoch after so many steps.")
+@click.option("--checkpoint-steps", type=Whole(1), help="Also save within an epoch after so many steps.")
 @click.option(
     "--checkpoint-minutes",
     type=click.FloatRange(0, min_open=True),

@@ -14,6 +14,7 @@ from saml_rec.cli.options import (
     patience_option,
     table_rates,
 )
+from saml_rec.models.hyperparameters import MOST_SEED, Whole
 
 
 @click.command()
@@ -21,9 +22,9 @@ from saml_rec.cli.options import (
 @click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
 @click.option("--out", type=FILE, required=True, help="Directory for tune.json; made if missing.")
 @click.option("--models", default="saml,shared_bottom", show_default=True, help="Architectures, separated by commas.")
-@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Of each model.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sampler and of every run.")
-@click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of a random split.")
+@click.option("--trials", type=Whole(1), default=20, show_default=True, help="Of each model.")
+@click.option("--seed", type=Whole(0, MOST_SEED), default=0, show_default=True, help="Of the sampler and of every run.")
+@click.option("--split-seed", type=Whole(0, MOST_SEED), default=0, show_default=True, help="Of a random split.")
 @budget_options
 @patience_option
 @device_option

@@ -33,7 +33,7 @@ from saml_rec.console import METRIC_NAMES, interval, say, spread, table_of
 from saml_rec.data.preparation import PreparedData
 from saml_rec.data.schema import Schema
 from saml_rec.data.sources import Paths, named
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, shortened
 from saml_rec.evaluation.metrics import LabelledRows, calibration, evaluate_scores, score_rows
 from saml_rec.evaluation.mutual_weights import mean_mutual_weights
 from saml_rec.evaluation.scoring import labelled_rows, load_trained
@@ -148,7 +148,7 @@ def check_models(models: Sequence[str]) -> None:
     if not models:
         raise InputError("no models to compare")
     if repeated := sorted({model for model in models if models.count(model) > 1}):
-        raise InputError(f"models named more than once: {', '.join(repeated)}")
+        raise InputError(f"models named more than once: {shortened(', '.join(repeated))}")
     for model in models:
         hyperparameters(model)
 

@@ -27,7 +27,7 @@ from saml_rec.data.splits import SPLITS, split_of
 from saml_rec.data.table import ROWS_PER_BLOCK, Batch, Fingerprint, reblocked
 from saml_rec.errors import InputError
 from saml_rec.evaluation.metrics import LabelledRows, check_rows, evaluate_scores, score_rows
-from saml_rec.files import replacing
+from saml_rec.files import replacing, require_regular
 from saml_rec.models.construction import backends_used, build_model, own_random_numbers, parameter_count, resolve_device
 from saml_rec.models.registry import hyperparameters
 from saml_rec.processes import ALONE, Processes
@@ -391,4 +391,5 @@ def _training_file(run: Path, content: Mapping[str, Any]) -> Paths:
     for path in files:
         if not path.exists():
             raise InputError(f"{path}: the file that {run} was trained on is gone; name it with --data and --split")
+        require_regular(path)
     return known if isinstance(known, str) else tuple(known)

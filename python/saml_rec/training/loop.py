@@ -595,7 +595,10 @@ def _run_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[st
         losses.look()
     _require_finite(state, processes, epoch, len(losses.known))
     seconds = before + time.perf_counter() - start
-    valid = overall_of(state.model, job.data.tables["valid"], job.device, job.console, processes)
+    try:
+        valid = overall_of(state.model, job.data.tables["valid"], job.device, job.console, processes)
+    except InputError as error:
+        raise InputError(f"{error}, after epoch {epoch}; try a lower learning rate") from error
     return {
         "epoch": epoch,
         "train_loss": losses.mean(),
@@ -742,7 +745,7 @@ def _require_same(out: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -
     """Refuses to go on with other options, another schema or other data."""
     for part in ("options", "schema", "tables"):
         if changes := differences(saved.get(part), now[part]):
-            raise InputError(f"{out}: cannot resume, {part} changed: {'; '.join(changes)}")
+            raise InputError(f"{out}: cannot resume, {part} changed: {shortened('; '.join(changes))}")
     if saved.get("without_decay") != now["without_decay"]:
         raise InputError(
             f"{out}: cannot resume, in this version weight decay shrinks other parameters than in the one that began "

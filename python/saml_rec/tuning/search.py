@@ -63,7 +63,7 @@ def check_tuning_directory(out: Path, models: Sequence[str], trials: int) -> Non
     if not models:
         raise InputError("no models to tune")
     if repeated := sorted({model for model in models if models.count(model) > 1}):
-        raise InputError(f"models named more than once: {', '.join(repeated)}")
+        raise InputError(f"models named more than once: {shortened(', '.join(repeated))}")
     for model in models:
         hyperparameters(model)
     if trials < 1:
@@ -76,7 +76,7 @@ def check_tuning_directory(out: Path, models: Sequence[str], trials: int) -> Non
         return
     for model, found in read_tuning(out / FILE)["models"].items():
         if model not in models:
-            raise InputError(f"{out}: holds trials of {model}; name it too, so that all models have as many")
+            raise InputError(f"{out}: holds trials of {shortened(model)}; name it too, so that all models have as many")
         if len(found["trials"]) > trials:
             raise InputError(f"{out}: holds {len(found['trials'])} trials of {model}, more than {trials}")
 
@@ -169,7 +169,7 @@ def _begun(data: PreparedData, schema: Schema, options: TrainOptions, path: Path
     before = read_tuning(path)
     for part in SAME:
         if changes := differences(before[part], now[part], "" if part == "options" else part):
-            raise InputError(f"{path}: cannot go on, {part} changed: {'; '.join(changes)}")
+            raise InputError(f"{path}: cannot go on, {part} changed: {shortened('; '.join(changes))}")
     return now | {"models": before["models"]}
 
 
@@ -186,7 +186,7 @@ def _tune_model(
     space = {name: each.to_dict() for name, each in space_of(model).items()}
     entry = record["models"].setdefault(model, {"space": space, "trials": [], "best": None})
     if changes := differences(entry["space"], space):
-        raise InputError(f"{path}: cannot go on, the ranges of {model} changed: {'; '.join(changes)}")
+        raise InputError(f"{path}: cannot go on, the ranges of {model} changed: {shortened('; '.join(changes))}")
     study = _study_of(model, entry["trials"])
     total = record["trials"]
     for number in range(len(entry["trials"]), total):
