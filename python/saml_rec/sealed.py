@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from saml_rec.errors import InputError, escaped, is_out_of_memory, quoted, shortened
+from saml_rec.errors import InputError, escaped, is_out_of_memory, memory_for, quoted, shortened
 from saml_rec.files import json_bytes, replacing, require_regular, write_json
 
 FORMAT = 2
@@ -76,7 +76,8 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     require_regular(path)
     with path.open("rb") as file:
         is_sealed = _require_whole(path, file)
-        content = _read(path, file if is_sealed else io.BytesIO(file.read()), is_sealed)
+        with memory_for(f"reading {path}"):
+            content = _read(path, file if is_sealed else io.BytesIO(file.read()), is_sealed)
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise InputError(f"{path}: is not a {kind} file of saml-rec")
     found = content.get("format")

@@ -17,8 +17,8 @@ import torch
 from saml_rec.data import read_table
 from saml_rec.data.learning import Learner
 from saml_rec.data.schema import load_schema
-from saml_rec.errors import InputError
-from saml_rec.files import check_output_file, replacing, temporary_path, write_json
+from saml_rec.errors import InputError, quoted, shortened
+from saml_rec.files import check_output_file, leftovers, replacing, temporary_path, write_json
 from saml_rec.run_directory import RunDirectory, differences
 from saml_rec.sealed import MARK, SEAL_BYTES, load, read_json, read_sealed_json, save, write_sealed_json
 
@@ -49,6 +49,66 @@ def test_replacing_leaves_no_trace_of_a_failure(tmp_path, failure):
     with pytest.raises(failure):
         fail()
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("file", b"old")]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755])
+def test_replacing_keeps_the_mode_also_while_it_writes(tmp_path, mode):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    with replacing(path) as file:
+        (temporary,) = set(tmp_path.iterdir()) - {path}
+        assert stat.S_IMODE(temporary.stat().st_mode) == mode
+        file.write(b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert path.read_bytes() == b"new"
+
+
+def test_temporary_names_cannot_be_foreseen_and_fit(tmp_path):
+    path = tmp_path / ("ö" * 127)
+    assert len({temporary_path(path) for _ in range(50)}) == 50
+    write(path)
+    assert path.read_bytes() == b"new"
+    left = temporary_path(path)
+    left.touch()
+    temporary_path(tmp_path / "other").touch()
+    assert leftovers(path) == [left]
+
+
+def test_a_temporary_name_that_is_taken_is_not_written_to(tmp_path, monkeypatch):
+    taken = tmp_path / ".file.0.tmp"
+    taken.symlink_to(tmp_path / "victim")
+    monkeypatch.setattr("saml_rec.files.temporary_path", lambda path: taken)
+    with pytest.raises(FileExistsError):
+        write(tmp_path / "file")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match="loop: is a symbolic link to itself"):
+        check_output_file(tmp_path / "loop")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("größe", "größe"),
+        ("a\nb\x1b[3m\udcff", r"a\nb\x1b[3m\udcff"),
+        ("x" * 80, "x" * 80),
+        ("x" * 81, "x" * 79 + "…"),
+        ("\n" * 41, "\\n" * 39 + "\\…"),
+    ],
+)
+def test_shortened(text, shown):
+    assert shortened(text) == shown
+    assert len(shortened(text)) <= 80
+
+
+def test_quoted():
+    assert quoted("a'b") == '"a\'b"'
+    assert len(quoted("x" * 10**6)) == len(quoted(list(range(1000)))) == 80
+    assert quoted(16**6000) == "a number of thousands of digits"
 
 
 def test_replacing_follows_a_link_and_obeys_the_umask(tmp_path):

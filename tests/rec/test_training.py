@@ -603,6 +603,37 @@ def test_the_training_loss_is_the_weighted_mean_of_its_batches(weighted, tmp_pat
         assert abs(expected - float(network.loss(unweighted.batch(torch.arange(len(table)))))) > 1e-4
 
 
+def test_the_training_loss_is_the_mean_of_rows_and_not_of_batches(data, schema, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Optimizers, "step", lambda self: None)
+    options = dataclasses.replace(SMALL, epochs=1, batch_size=300, model_options={"hidden_dims": (8, 4)})
+    history = train(data, schema, options, tmp_path).history
+    table, network = data.tables["train"], load_trained(tmp_path).model
+    with torch.no_grad():
+        whole = float(network.loss(table.batch(torch.arange(len(table)))))
+        batches = [float(network.loss(batch)) for batch in table.batches(300, generator=shuffling(1))]
+    assert history[0]["train_loss"] == pytest.approx(whole, rel=1e-5)
+    assert abs(np.mean(batches) - whole) > 1e-4 * whole
+
+
+def shuffling(epoch):
+    return torch.Generator().manual_seed(loop.stream_seed(SMALL.seed, loop.SHUFFLING, epoch))
+
+
+@pytest.mark.usefixtures("scripted")
+def test_every_epoch_has_all_rows_in_an_order_of_its_own(data, schema, tmp_path, monkeypatch):
+    seen = []
+    loss = Scripted.loss
+    monkeypatch.setattr(Scripted, "loss", lambda self, batch: seen.append(batch["dense"][:, 0]) or loss(self, batch))
+    train(data, schema, TrainOptions(model="Scripted", epochs=3, batch_size=64, patience=0), tmp_path)
+    orders = [torch.cat(seen[5 * epoch : 5 * epoch + 5]) for epoch in range(3)]
+    everything = data.tables["train"].dense[:, 0].sort().values
+    for order in orders:
+        assert torch.equal(order.sort().values, everything)
+    for number, order in enumerate(orders):
+        assert all((order != other).float().mean() > 0.5 for other in orders[number + 1 :])
+        assert (order != data.tables["train"].dense[:, 0]).float().mean() > 0.5
+
+
 def test_metrics_and_resumption_of_a_weighted_run(weighted, weighted_dataset, tmp_path, train_one_epoch):
     data, schema = weighted
     whole = train(data, schema, SMALL, tmp_path / "whole", data_path=weighted_dataset.data)

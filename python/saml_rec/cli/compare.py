@@ -16,7 +16,7 @@ from saml_rec.cli.options import (
     patience_option,
     table_rates,
 )
-from saml_rec.errors import InputError, shortened
+from saml_rec.errors import InputError, memory_for, shortened
 from saml_rec.models.hyperparameters import MOST_SEED, Whole
 
 
@@ -110,7 +110,8 @@ def compare(
     for name in names:
         check_model(name, own[name].model_options, loaded_schema, resolve_device(device))
     console = stdout()
-    prepared = prepare(data, loaded_schema, seed=split_seed, cache=cache, console=console)
+    with memory_for("preparing the data"):
+        prepared = prepare(data, loaded_schema, seed=split_seed, cache=cache, console=console)
     if found is not None:
         found.require_same_data(prepared)
     record = comparison.compare(

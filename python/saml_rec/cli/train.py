@@ -17,6 +17,7 @@ from saml_rec.cli.options import (
     patience_option,
     table_rates,
 )
+from saml_rec.errors import memory_for
 from saml_rec.models.hyperparameters import MOST_SEED, Whole
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def _train(
     resolved.check_features(schema)
     check_model(resolved.model, resolved.model_options, schema, resolve_device(resolved.device))
     console = stdout() if processes.is_first else None
-    prepared = processes.in_turn(lambda: prepare(data, schema, seed=resolved.seed, cache=cache, console=console))
+    with memory_for("preparing the data"):
+        prepared = processes.in_turn(lambda: prepare(data, schema, seed=resolved.seed, cache=cache, console=console))
     result = train(
         prepared,
         schema,

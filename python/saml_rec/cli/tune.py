@@ -14,6 +14,7 @@ from saml_rec.cli.options import (
     patience_option,
     table_rates,
 )
+from saml_rec.errors import memory_for
 from saml_rec.models.hyperparameters import MOST_SEED, Whole
 
 
@@ -76,7 +77,8 @@ def tune(
     for name in names:
         check_model(name, {}, loaded_schema, resolve_device(device))
     console = stdout()
-    prepared = prepare(data, loaded_schema, seed=split_seed, cache=cache, console=console)
+    with memory_for("preparing the data"):
+        prepared = prepare(data, loaded_schema, seed=split_seed, cache=cache, console=console)
     record = tuning.tune(prepared, loaded_schema, names, trials, options, out, data_path=data, console=console)
     console.print(tuning.tuning_table(record))
     console.print(tuning.tried_table(record))

@@ -25,7 +25,7 @@ from saml_rec.data.schema import Schema
 from saml_rec.data.sources import Paths, table_files
 from saml_rec.data.splits import SPLITS, split_of
 from saml_rec.data.table import ROWS_PER_BLOCK, Batch, Fingerprint, reblocked
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, memory_for, quoted, shortened
 from saml_rec.evaluation.metrics import LabelledRows, check_rows, evaluate_scores, score_rows
 from saml_rec.files import replacing, require_regular
 from saml_rec.models.construction import backends_used, build_model, own_random_numbers, parameter_count, resolve_device
@@ -168,7 +168,9 @@ def _scored(
         raise InputError(f"{files.name}: its {split} rows are not those that {run} was trained with")
     rows = LabelledRows.joined([part for part, _ in parts])
     if rows.weights is not None and not rows.weights.any():
-        raise InputError(f"{files.name}: weight column {trained.schema.weight!r}: all {len(rows)} rows have weight 0")
+        raise InputError(
+            f"{files.name}: weight column {quoted(trained.schema.weight)}: all {len(rows)} rows have weight 0"
+        )
     return rows, np.concatenate([logits for _, logits in parts])
 
 
@@ -270,7 +272,9 @@ def predictions(
             raise InputError(f"{file}: already has a column {PREDICTION!r}")
         if other != columns:
             changed = differences({k: str(v) for k, v in columns.items()}, {k: str(v) for k, v in other.items()})
-            raise InputError(f"{file}: its columns are not those of {first}: {'; '.join(changed) or 'another order'}")
+            raise InputError(
+                f"{file}: its columns are not those of {first}: {shortened('; '.join(changed)) or 'another order'}"
+            )
     checks = Checks(label=False, split=False)
     files.require(checks)
     scored = (
@@ -315,7 +319,11 @@ def score(
     model.eval()
     parts = [torch.empty(0, dtype=torch.float64)]
     share = Share(processes.rank, processes.count)
-    with torch.no_grad(), progress(console, "scoring", num_batches(table, batch_size)) as advance:
+    with (
+        memory_for("scoring"),
+        torch.no_grad(),
+        progress(console, "scoring", num_batches(table, batch_size)) as advance,
+    ):
         for batch in table.batches(batch_size, share=share):
             # A model whose tables are in several processes is asked by all of them.
             rows = len(batch["scenario"])

@@ -33,7 +33,7 @@ from saml_rec.data.schema import Schema
 from saml_rec.data.sources import Paths
 from saml_rec.data.splits import SPLITS
 from saml_rec.data.table import Batch
-from saml_rec.errors import InputError, shortened
+from saml_rec.errors import InputError, memory_for, shortened
 from saml_rec.evaluation.scoring import metrics_of, overall_of, recorded, to_device
 from saml_rec.models.construction import (
     backends_used,
@@ -301,7 +301,7 @@ def train_and_validate(
         state = _State.fresh(options, schema, data.encoder, device)
         job = _Job(data, options, device, console=console)
         while stopped_by(state.history, options) is None:
-            state.add_epoch(_fit(state, job) or _run_epoch(state, job))
+            state.add_epoch(_next_epoch(state, job))
             say(console, epoch_line(state.history, options.epochs, best_epoch(state.history)))
     return state.history
 
@@ -368,7 +368,7 @@ def _run_epochs(
     if len(job.data.tables["valid"]) == 0:
         say(console, "no validation rows: no early stopping, the last epoch is kept")
     while stopped_by(state.history, job.options) is None:
-        entry = _fit(state, job) or _run_epoch(state, job, _Saver(checkpoints, save_state, processes))
+        entry = _next_epoch(state, job, _Saver(checkpoints, save_state, processes))
         state.add_epoch(entry)
         save_state()
         say(console, epoch_line(state.history, job.options.epochs, best_epoch(state.history)))
@@ -555,6 +555,12 @@ class _Losses:
             )
         self.known += losses.unbind()
         self.own = []
+
+
+def _next_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[str, Any]:
+    """Trains for one epoch, or fits the model; the entry of the history."""
+    with memory_for(f"epoch {len(state.history) + 1} of training"):
+        return _fit(state, job) or _run_epoch(state, job, saver)
 
 
 def _run_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[str, Any]:

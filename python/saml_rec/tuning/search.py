@@ -78,7 +78,7 @@ def check_tuning_directory(out: Path, models: Sequence[str], trials: int) -> Non
         if model not in models:
             raise InputError(f"{out}: holds trials of {shortened(model)}; name it too, so that all models have as many")
         if len(found["trials"]) > trials:
-            raise InputError(f"{out}: holds {len(found['trials'])} trials of {model}, more than {trials}")
+            raise InputError(f"{out}: holds {len(found['trials'])} trials of {shortened(model)}, more than {trials}")
 
 
 def read_tuning(path: Path) -> Record:
