@@ -726,7 +726,10 @@ def test_budgets_that_are_no_number(saml_rec):
         ("[" * 5000, "is not valid TOML"),
         ("label = " + "[" * 100_000 + "]" * 100_000, "nested too deeply"),
         ("label = " + "9" * 6000, "is not valid TOML"),
-        ("label = 0x" + "f" * 6000, "label must be the name of a column, not a number of thousands of digits"),
+        (
+            "scenario = 'b'\nfeatures = {}\nlabel = 0x" + "f" * 6000,
+            "label must be the name of a column, not a number of thousands of digits",
+        ),
         ("split = [0x" + "f" * 6000 + ", 0, 0]\nlabel = 'a'\nscenario = 'b'\nfeatures = {}", "three fractions"),
         ("label = '" + "x" * 500 + "'\nscenario = '" + "x" * 500 + "'\nfeatures.a.kind = 'dense'", "they must differ"),
         ("'" + "\\t" * 300 + "' = 1", "unknown key"),
