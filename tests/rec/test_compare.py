@@ -227,8 +227,8 @@ os.fsync = call
 torch.set_num_threads(1)
 cli.main(arguments, prog_name="saml-rec")
 """
-# Checkpoints at the start and after the epoch, model, history, metrics, scores, run.json, compare.json, the page: a file
-# and its directory each.
+# Checkpoints at the start and after the epoch, model, history, metrics, scores, run.json, compare.json, the page: for a
+# file and its directory each.
 MOMENTS = sorted(np.random.default_rng(0).choice(np.arange(1, 18), 4, replace=False).tolist())
 
 
