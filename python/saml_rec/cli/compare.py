@@ -17,7 +17,8 @@ from saml_rec.cli.options import (
     patience_option,
     table_rates,
 )
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, memory_for, shortened
+from saml_rec.models.hyperparameters import MOST_SEED, Whole
 
 
 @click.command()
@@ -31,8 +32,8 @@ from saml_rec.errors import InputError
     show_default=True,
     help="Separated by commas; all: every model whose packages are installed.",
 )
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each model.")
-@click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of a random split.")
+@click.option("--seeds", type=Whole(1), default=5, show_default=True, help="Runs of each model.")
+@click.option("--split-seed", type=Whole(0, MOST_SEED), default=0, show_default=True, help="Of a random split.")
 @optimizer_options
 @patience_option
 @click.option(
@@ -106,14 +107,17 @@ def compare(
     changes: dict[str, dict[str, Any]] = {name: found.best_options(name) if found else {} for name in names}
     for name, keyword, value in settings:
         if name not in changes:
-            raise InputError(f"--set {name}.{keyword.replace('_', '-')}: {name} is not among --models")
+            raise InputError(
+                f"--set {shortened(name)}.{keyword.replace('_', '-')}: {shortened(name)} is not among --models"
+            )
         changes[name][keyword] = value
     loaded_schema = load_schema(schema)
     own = {name: comparison.options_of(name, options, changes[name]).resolved() for name in names}
     for name in names:
         check_model(name, own[name].model_options, loaded_schema, resolve_device(device))
     console = stdout()
-    prepared = prepare(data, loaded_schema, seed=split_seed, cache=cache, console=console, csv=csv)
+    with memory_for("preparing the data"):
+        prepared = prepare(data, loaded_schema, seed=split_seed, cache=cache, console=console, csv=csv)
     if found is not None:
         found.require_same_data(prepared)
     record = comparison.compare(

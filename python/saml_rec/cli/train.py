@@ -18,6 +18,8 @@ from saml_rec.cli.options import (
     patience_option,
     table_rates,
 )
+from saml_rec.errors import memory_for
+from saml_rec.models.hyperparameters import MOST_SEED, Whole
 
 if TYPE_CHECKING:
     from saml_rec.processes import Processes
@@ -38,10 +40,10 @@ if TYPE_CHECKING:
 )
 @optimizer_options
 @patience_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, shuffling and split.")
+@click.option("--seed", type=Whole(0, MOST_SEED), default=0, show_default=True, help="Of weights, shuffling and split.")
 @device_option
 @cache_option
-@click.option("--checkpoint-steps", type=click.IntRange(1), help="Also save within an epoch after so many steps.")
+@click.option("--checkpoint-steps", type=Whole(1), help="Also save within an epoch after so many steps.")
 @click.option(
     "--checkpoint-minutes",
     type=click.FloatRange(0, min_open=True),
@@ -150,9 +152,10 @@ def _train(
     resolved.check_features(schema)
     check_model(resolved.model, resolved.model_options, schema, resolve_device(resolved.device))
     console = stdout() if processes.is_first else None
-    prepared = processes.in_turn(
-        lambda: prepare(data, schema, seed=resolved.seed, cache=cache, console=console, csv=options_of_csv)
-    )
+    with memory_for("preparing the data"):
+        prepared = processes.in_turn(
+            lambda: prepare(data, schema, seed=resolved.seed, cache=cache, console=console, csv=options_of_csv)
+        )
     result = train(
         prepared,
         schema,

@@ -19,7 +19,7 @@ import polars as pl
 
 from saml_rec.data.csv_format import LONGEST_CELL, SEPARATORS, CsvOptions, Roles, csv_format
 from saml_rec.data.sources import DAMAGED, HEAD_BYTES, is_compressed, open_bytes
-from saml_rec.errors import InputError, escaped, named, shown
+from saml_rec.errors import InputError, named, shortened, shown
 
 BLOCK_BYTES = 2**22
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -52,7 +52,7 @@ class CsvFile:
                 raise InputError(f"{path} has more than one column {named(name)}")
 
     def frames(self, columns: Sequence[str] | None, rows: int) -> Iterator[pl.DataFrame]:
-        """The rows in order, at most ``rows`` at a time, all columns String, null where a cell is empty and not quoted.
+        """The rows in order, at most ``rows`` at a time, all columns String, null where a cell is empty and not shown.
 
         Args:
             columns: those that are read, all unless given. Rows with too few fields show where all are read only.
@@ -144,7 +144,7 @@ class CsvFile:
             is_named = place < len(self.names)
             where += f", column {named(self.names[place])}" if is_named else f", field {place + 1}"
         return (
-            f"{where}: expected a quoted cell to end in a quote before a separator or the end of the line, and a quote "
+            f"{where}: expected a shown cell to end in a quote before a separator or the end of the line, and a quote "
             f"within it to be written twice, got {shown(record[start : start + 30])}"
         )
 
@@ -289,4 +289,4 @@ class CsvFile:
 
 def first_line(error: BaseException) -> str:
     """What an error says, as a message shows it."""
-    return escaped(" ".join(str(error).strip().partition("\n\n")[0].split()))
+    return shortened(" ".join(str(error).strip().partition("\n\n")[0].split()))

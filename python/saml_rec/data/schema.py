@@ -31,7 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from saml_rec.errors import MOST_OF_NAME, InputError, did_you_mean, escaped, named, shown
+from saml_rec.errors import MOST_OF_NAME, InputError, did_you_mean, named, shortened, shown
+from saml_rec.files import require_regular
 
 Kind = Literal["sparse", "multi", "dense", "sequence"]
 Pooling = Literal["mean", "sum"]
@@ -40,6 +41,7 @@ Fate = Literal["other", "drop", "refuse"]
 DEFAULT_SPLIT = (0.8, 0.1, 0.1)
 MAX_BUCKETS = 2**30  # ids are 32-bit integers
 MAX_SIZE = 65536  # bound on dim, heads and max_length: beyond it a value is a slip of the keyboard
+MAX_ROWS = 2**63 - 1  # what a count of rows can reach
 
 _OPTIONAL_COLUMNS = ("time", "split_column", "weight", "group")
 # The keys a feature of each kind may have besides "kind".
@@ -135,7 +137,7 @@ class ScenarioRule:
     unseen: Fate = "refuse"
 
     def __post_init__(self) -> None:
-        if type(self.min_rows) is not int or self.min_rows < 1:
+        if type(self.min_rows) is not int or not 1 <= self.min_rows <= MAX_ROWS:
             raise InputError(f"scenarios.min_rows must be a whole number of at least 1, not {shown(self.min_rows)}")
         for key in ("rare", "unseen"):
             if (fate := getattr(self, key)) not in get_args(Fate):
@@ -279,6 +281,7 @@ def load_schema(path: str | Path) -> Schema:
         InputError: the file cannot be read, is not TOML, or describes no valid schema; names the file and the key.
     """
     path = Path(path)
+    require_regular(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -291,8 +294,11 @@ def load_schema(path: str | Path) -> Schema:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     try:
         mapping = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {escaped(str(error))}") from None
+    except RecursionError:
+        raise InputError(f"{path} is not a schema: its values are nested too deeply") from None
+    except ValueError as error:
+        # Besides TOMLDecodeError that of an integer of thousands of digits.
+        raise InputError(f"{path} is not valid TOML: {shortened(' '.join(str(error).split()))}") from None
     return Schema.from_dict(mapping, source=str(path))
 
 
@@ -355,7 +361,7 @@ def _parse_feature(name: str, table: Any) -> FeatureSpec:
 
 
 def _bare(name: str) -> str:
-    return escaped(name, MOST_OF_NAME)
+    return shortened(name, MOST_OF_NAME)
 
 
 def _is_size(value: Any) -> bool:
@@ -371,7 +377,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "kind": (lambda value: isinstance(value, str) and value in _KEYS, f"one of {', '.join(_KEYS)}"),
     "scenario_aware": (lambda value: isinstance(value, bool), "true or false"),
     "dim": (_is_size, f"a whole number from 1 to {MAX_SIZE}"),
-    "min_count": (lambda value: type(value) is int and value >= 1, "a whole number of at least 1"),
+    "min_count": (lambda value: type(value) is int and 1 <= value <= MAX_ROWS, "a whole number of at least 1"),
     "buckets": (
         lambda value: type(value) is int and 0 <= value <= MAX_BUCKETS,
         f"a whole number from 1 to {MAX_BUCKETS}, or 0 for a vocabulary",
@@ -393,7 +399,7 @@ def _check(where: str, key: str, value: Any) -> None:
 
 def _check_split(split: Any) -> None:
     is_triple = isinstance(split, (list, tuple)) and len(split) == 3
-    if not is_triple or not all(type(part) in (int, float) and math.isfinite(part) for part in split):
+    if not is_triple or not all(type(part) in (int, float) and abs(part) <= MAX_SIZE for part in split):
         raise InputError(
             f"split must be three fractions (train, valid, test) such as [0.8, 0.1, 0.1], not {shown(split)}"
         )

@@ -27,13 +27,14 @@ from saml_rec.data.schema import Schema
 from saml_rec.data.sources import Paths, table_files
 from saml_rec.data.splits import SPLITS, split_of
 from saml_rec.data.table import ROWS_PER_BLOCK, Batch, Fingerprint, reblocked
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, memory_for, shortened, shown
 from saml_rec.evaluation.metrics import LabelledRows, check_rows, evaluate_scores, score_rows
-from saml_rec.files import replacing
+from saml_rec.files import replacing, require_regular
 from saml_rec.models.construction import backends_used, build_model, own_random_numbers, parameter_count, resolve_device
 from saml_rec.models.registry import hyperparameters
 from saml_rec.processes import ALONE, Processes
-from saml_rec.run_directory import RunDirectory, differences, load, versions
+from saml_rec.run_directory import RunDirectory, differences, versions
+from saml_rec.sealed import content_of
 
 PREDICTION = "prediction"
 SCORING_BATCH_SIZE = 8192
@@ -86,19 +87,20 @@ def load_trained(run: Path, *, device: str = "auto", backend: str | None = None)
         raise InputError(f"{run}: holds no run")
     if not directory.finished:
         raise InputError(f"{run}: holds an unfinished run; finish it with train --resume")
-    content = load(directory.model, "model")
-    schema = Schema.from_dict(content["schema"], source=str(directory.model))
-    encoder = Encoder.from_dict(content["encoder"])
-    options = content["options"]
-    model_options = dict(options["model_options"])
+    content = directory.load_model()
+    with content_of(directory.model):
+        schema = Schema.from_dict(content["schema"])
+        encoder = Encoder.from_dict(content["encoder"])
+        name, model_options = content["options"]["model"], dict(content["options"]["model_options"])
+        known = hyperparameters(name)
     if backend is not None:
-        if "backend" not in hyperparameters(options["model"]):
-            raise InputError(f"model {options['model']} has no kernels and takes no backend, got {backend!r}")
+        if "backend" not in known:
+            raise InputError(f"model {name} has no kernels and takes no backend, got {backend!r}")
         model_options["backend"] = backend
     target = resolve_device(device)
-    with own_random_numbers(target):
-        model = build_model(options["model"], model_options, schema, encoder)
-    model.load_state_dict(content.pop("weights"))
+    with content_of(directory.model), own_random_numbers(target):
+        model = build_model(name, model_options, schema, encoder)
+        model.load_state_dict(content.pop("weights"))
     model.to(target).eval()
     backends_used(model, target)
     return TrainedModel(model, encoder, schema, target, content)
@@ -194,11 +196,13 @@ def _scored(
         parts.append((labelled_rows(table), trained.logits(table, console=console)))
     if not parts:
         raise InputError(f"{files.name}: has no rows to evaluate" + (f" in split {split}" if split else ""))
-    if split is not None and digest.hexdigest() != trained.content["data"][split]:
+    if split is not None and digest.hexdigest() != trained.content["data"].get(split):
         raise InputError(f"{files.name}: its {split} rows are not those that {run} was trained with")
     rows = LabelledRows.joined([part for part, _ in parts])
     if rows.weights is not None and not rows.weights.any():
-        raise InputError(f"{files.name}: weight column {trained.schema.weight!r}: all {len(rows)} rows have weight 0")
+        raise InputError(
+            f"{files.name}: weight column {shown(trained.schema.weight)}: all {len(rows)} rows have weight 0"
+        )
     return rows, np.concatenate([logits for _, logits in parts])
 
 
@@ -306,7 +310,9 @@ def predictions(
             raise InputError(f"{file}: already has a column {PREDICTION!r}")
         if other != columns:
             changed = differences({k: str(v) for k, v in columns.items()}, {k: str(v) for k, v in other.items()})
-            raise InputError(f"{file}: its columns are not those of {first}: {'; '.join(changed) or 'another order'}")
+            raise InputError(
+                f"{file}: its columns are not those of {first}: {shortened('; '.join(changed)) or 'another order'}"
+            )
     checks = Checks(label=False, split=False)
     files.require(checks)
     coverage = Coverage(trained.encoder)
@@ -359,7 +365,11 @@ def score(
     model.eval()
     parts = [torch.empty(0, dtype=torch.float64)]
     share = Share(processes.rank, processes.count)
-    with torch.no_grad(), progress(console, "scoring", num_batches(table, batch_size)) as advance:
+    with (
+        memory_for("scoring"),
+        torch.no_grad(),
+        progress(console, "scoring", num_batches(table, batch_size)) as advance,
+    ):
         for batch in table.batches(batch_size, share=share):
             # A model whose tables are in several processes is asked by all of them.
             rows = len(batch["scenario"])
@@ -425,7 +435,7 @@ def recorded(paths: Paths) -> str | list[str]:
 
 
 def _training_file(run: Path, content: Mapping[str, Any]) -> Paths:
-    known = content["data_path"]
+    known = content.get("data_path")
     if known is None:
         raise InputError(f"{run}: does not know its training file; name one with --data")
     try:
@@ -435,4 +445,5 @@ def _training_file(run: Path, content: Mapping[str, Any]) -> Paths:
     for path in files:
         if not path.exists():
             raise InputError(f"{path}: the file that {run} was trained on is gone; name it with --data and --split")
+        require_regular(path)
     return known if isinstance(known, str) else tuple(known)
