@@ -56,6 +56,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_directory(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
@@ -63,7 +64,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             error.strerror = error.strerror or str(error)
             error.filename, error.filename2 = str(path), None
         raise
-    sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -262,9 +262,13 @@ class Predictions:
                 lazy = register_io_source(counted, schema=dict(self.columns))
                 try:
                     lazy.sink_parquet(file)
-                except Exception:
+                except Exception as error:
                     if failed:
                         raise failed[0] from None
+                    # What the system says of the file has no type of its own there.
+                    _, said, reason = str(error).partition("underlying IO error: ")
+                    if said:
+                        raise OSError(reason) from error
                     raise
             else:
                 for frame in counted():
