@@ -81,7 +81,7 @@ def warn(line: str) -> None:
 
 def data_option(text: str, *, required: bool = True) -> Callable[[Command], Command]:
     """A table, in one file or several."""
-    where = "A file, a folder or a shown pattern; may be repeated."
+    where = "A file, a folder or a quoted pattern; may be repeated."
     return click.option(
         "--data", type=FILE, multiple=True, required=required, callback=_openable, help=f"{text} {where}"
     )

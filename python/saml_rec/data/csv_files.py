@@ -52,7 +52,7 @@ class CsvFile:
                 raise InputError(f"{path} has more than one column {named(name)}")
 
     def frames(self, columns: Sequence[str] | None, rows: int) -> Iterator[pl.DataFrame]:
-        """The rows in order, at most ``rows`` at a time, all columns String, null where a cell is empty and not shown.
+        """The rows in order, at most ``rows`` at a time, all columns String, null where a cell is empty and not quoted.
 
         Args:
             columns: those that are read, all unless given. Rows with too few fields show where all are read only.
@@ -144,7 +144,7 @@ class CsvFile:
             is_named = place < len(self.names)
             where += f", column {named(self.names[place])}" if is_named else f", field {place + 1}"
         return (
-            f"{where}: expected a shown cell to end in a quote before a separator or the end of the line, and a quote "
+            f"{where}: expected a quoted cell to end in a quote before a separator or the end of the line, and a quote "
             f"within it to be written twice, got {shown(record[start : start + 30])}"
         )
 

@@ -36,7 +36,7 @@ def read_frame(path: str | Path, csv: CsvOptions | None = None) -> pl.DataFrame:
 
     Returns:
         One row per row of the file, in its order, with all columns: String from CSV, null where a cell is empty and
-        not shown; from Parquet in the types of the file.
+        not quoted; from Parquet in the types of the file.
 
     Raises:
         InputError: the file cannot be read as a table.

@@ -126,7 +126,7 @@ def _value_of_token(token: pl.Expr, unescaped: dict[str, str]) -> pl.Expr:
 
 
 def _unescaped(tokens: pl.Series, where: Where) -> dict[str, str]:
-    """What the shown tokens with a backslash in them say, as JSON or else as Python."""
+    """What the quoted tokens with a backslash in them say, as JSON or else as Python."""
     with_escape = tokens.drop_nulls().explode().drop_nulls().unique()
     result = {}
     for token in with_escape.filter(with_escape.str.contains("\\", literal=True)):
