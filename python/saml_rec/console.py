@@ -1,5 +1,6 @@
 """What commands print: a line an epoch, a progress bar on a terminal, tables of metrics."""
 
+import errno
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,12 @@ def print_written(paths: Iterable[Path]) -> None:
         print(f"wrote {path}")
 
 
+class _Stdout(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves the exit status to the command: rich's own would be that of a defect."""
+        raise BrokenPipeError(errno.EPIPE, "nobody reads the output any more")
+
+
 def stdout() -> Console:
     """The terminal, or where a pipe leads."""
-    return Console(highlight=False)
+    return _Stdout(highlight=False)

@@ -1,7 +1,10 @@
-"""Files that are written whole or not at all, and checks of an output path before any work is done."""
+"""Files that are written whole or not at all, and checks of paths before any work is done."""
 
 import json
 import os
+import secrets
+import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +12,25 @@ from typing import Any, BinaryIO
 
 from saml_rec.errors import InputError
 
+STEM = 40
+"""Characters of a file's name that the name of its temporary file has: names are 255 bytes long at most."""
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
 
 def temporary_path(path: Path) -> Path:
-    """Where :func:`replacing` collects the bytes of ``path``: a hidden file of this process beside it."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Where :func:`replacing` may collect the bytes of ``path``: a hidden file beside it that nobody can foresee."""
+    return path.with_name(f".{path.name[:STEM]}.{secrets.token_hex(8)}.tmp")
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Temporary files of ``path`` that a killed process left. The last part of the path may be a pattern."""
+    return list(path.parent.glob(f".{path.name[:STEM]}.*.tmp"))
 
 
 @contextmanager
@@ -20,7 +38,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file whose content becomes ``path`` when the block ends, and is thrown away when it raises.
 
     The bytes go to a temporary file in the same directory, reach the disk, and replace ``path`` in one
-    step, so a reader sees the old file or the new one, also after a crash or a full disk.
+    step, so a reader sees the old file or the new one, also after a crash or a full disk. A file that is replaced
+    leaves its mode to the new one.
 
     Raises:
         OSError: the directory or the disk refuses the file.
@@ -28,17 +47,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     path = path.resolve()
     temporary = temporary_path(path)
     try:
-        with temporary.open("wb") as file:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.is_file() else None
+        # What others may not read, they may not read while it is written either.
+        with os.fdopen(os.open(temporary, NEW, 0o666 if mode is None else 0o600), "w+b") as file:
+            if mode is not None and mode != stat.S_IMODE(temporary.stat().st_mode):
+                temporary.chmod(mode)
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_directory(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            # What libraries raise may have a text and no number.
+            error.strerror = error.strerror or str(error)
             error.filename, error.filename2 = str(path), None
         raise
-    sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:
@@ -52,16 +77,55 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def json_bytes(content: Any) -> bytes:
+    """Strict JSON (no NaN, no Infinity) in UTF-8. A file name that is not UTF-8 has its bytes as ``\\udcXX``.
+
+    Raises:
+        ValueError: ``content`` holds a number that JSON has no notation for.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    # Python's escape of such a byte is JSON's.
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Writes strict JSON (no NaN, no Infinity), whole or not at all.
+    """Writes :func:`json_bytes`, whole or not at all.
 
     Raises:
         ValueError: ``content`` holds a number that JSON has no notation for.
         OSError: the directory or the disk refuses the file.
     """
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    written = json_bytes(content)
     with replacing(path) as file:
-        file.write(text.encode() + b"\n")
+        file.write(written)
+
+
+def require_regular(path: Path) -> None:
+    """Refuses what can be read only once, or never ends, before it is opened. Nothing there is no matter.
+
+    Raises:
+        InputError: the path is a named pipe, a socket or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if kind := KINDS.get(stat.S_IFMT(mode)):
+        raise InputError(f"{path}: is {kind}; expected a regular file")
+
+
+def require_text_name(path: Path) -> None:
+    """Refuses a name that only Python could open: polars takes text.
+
+    Raises:
+        InputError: the name has bytes that are no text in the encoding of the system's file names.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        hint = "rename it" if encoding == "utf-8" else "set PYTHONUTF8=1, or rename it"
+        raise InputError(f"{path}: this name is not {encoding}, the encoding of file names here; {hint}") from None
 
 
 def check_output_file(path: Path) -> None:
@@ -72,7 +136,10 @@ def check_output_file(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is not a regular file")
-    directory = path.resolve().parent
+    try:
+        directory = path.resolve().parent
+    except RuntimeError:
+        raise InputError(f"{path}: is a symbolic link to itself") from None
     if not directory.is_dir():
         raise InputError(f"{path}: the directory {directory} does not exist")
     if not os.access(directory, os.W_OK | os.X_OK):

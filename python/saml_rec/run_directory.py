@@ -5,15 +5,12 @@
     history.json    at the end: one entry an epoch
     metrics.json    at the end, last: a directory that has it holds a finished run
 
-Every file is written whole or not at all. The .pt files hold tensors and plain values only and are read
-with ``weights_only=True``: opening a run never executes code from it.
+Every file is written whole or not at all, and the .pt files say whether they are (:mod:`saml_rec.sealed`). model.pt has
+the digests of the other two.
 """
 
-import json
 import os
-import pickle
 import platform
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +23,9 @@ import sklearn
 import torch
 
 import saml_kernels
-from saml_rec.errors import InputError
-from saml_rec.files import replacing, write_json
+from saml_rec.errors import InputError, shortened, shown
+from saml_rec.files import leftovers, write_json
+from saml_rec.sealed import json_digest, load, read_as_written
 
 fcntl: ModuleType | None
 try:
@@ -35,7 +33,20 @@ try:
 except ImportError:
     fcntl = None
 
-FORMAT = 1
+BESIDE = ("evaluation-*.json", "run.json", "test-logits.npy")
+"""What evaluating and comparing write into the directory of a run."""
+RESULTS = "results"
+"""Key of model.pt under which the digests of history.json and metrics.json stand, by their names."""
+MODEL_PARTS = {"options": dict, "schema": dict, "encoder": dict, "data": dict, "weights": dict, "best_epoch": int}
+CHECKPOINT_PARTS = {
+    "options": dict,
+    "schema": dict,
+    "data": dict,
+    "weights": dict,
+    "best_weights": dict,
+    "optimizer": dict,
+    "history": list,
+}
 
 
 @dataclass(frozen=True)
@@ -130,74 +141,60 @@ class RunDirectory:
             file.unlink(missing_ok=True)
 
     def _leftovers(self) -> Iterator[Path]:
-        for file in (self.checkpoint, self.model, self.history, self.metrics):
-            yield from self.path.glob(f".{file.name}.*.tmp")
+        for file in (self.checkpoint, self.model, self.history, self.metrics, *map(self.path.joinpath, BESIDE)):
+            yield from leftovers(file)
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The content of checkpoint.pt.
+
+        Raises:
+            InputError: it is damaged, or something else.
+            OSError: it cannot be opened.
+        """
+        return _with_parts(self.checkpoint, "checkpoint", CHECKPOINT_PARTS)
+
+    def load_model(self) -> dict[str, Any]:
+        """The content of model.pt.
+
+        Raises:
+            InputError: it is damaged, or something else.
+            OSError: it cannot be opened.
+        """
+        return _with_parts(self.model, "model", MODEL_PARTS)
+
+    def digests_of_results(self, history: list[dict[str, Any]], metrics: Mapping[str, Any]) -> dict[str, str]:
+        """What model.pt has to say of the files that :meth:`write_results` writes."""
+        return {self.history.name: json_digest(history), self.metrics.name: json_digest(metrics)}
 
     def write_results(self, history: list[dict[str, Any]], metrics: Mapping[str, Any]) -> None:
         """Writes history.json and then metrics.json, which marks the run finished."""
         write_json(self.history, history)
         write_json(self.metrics, metrics)
 
-    def read_results(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """History and metrics of a finished run."""
-        return read_json(self.history), read_json(self.metrics)
+    def read_results(self, saved: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """History and metrics of a finished run.
+
+        Args:
+            saved: of model.pt.
+
+        Raises:
+            InputError: a file is damaged.
+            OSError: it cannot be opened.
+        """
+        digests = saved.get(RESULTS, {})
+        history, metrics = (read_as_written(file, digests.get(file.name)) for file in (self.history, self.metrics))
+        if not isinstance(history, list) or not history or not all(isinstance(entry, dict) for entry in history):
+            raise InputError(f"{self.history}: is damaged: expected a list of epochs")
+        if not isinstance(metrics, dict) or not {"overall", "scenarios", "best_epoch", "epochs"} <= metrics.keys():
+            raise InputError(f"{self.metrics}: is damaged: expected an object with overall, scenarios and epochs")
+        return history, metrics
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of a run.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: is damaged: {error}") from error
-
-
-def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
-    """Writes tensors and plain values, whole or not at all.
-
-    Args:
-        path: the file.
-        kind: what it holds, "checkpoint" or "model"; :func:`load` asks for the same.
-        content: what :func:`torch.load` reads with ``weights_only=True``.
-
-    Raises:
-        OSError: the directory or the disk refuses the file.
-    """
-    with replacing(path) as file:
-        try:
-            torch.save({"kind": kind, "format": FORMAT, **content}, file)
-        except RuntimeError as error:
-            # A write that fails makes torch fail once more, when it closes the archive.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
-
-
-def load(path: Path, kind: str) -> dict[str, Any]:
-    """Reads a file of :func:`save`; tensors come to the CPU.
-
-    Raises:
-        InputError: the file is damaged, of another kind or of another format.
-        OSError: it cannot be opened.
-    """
-    try:
-        # torch.load does not compare checksums: a flipped bit would pass for a weight.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise InputError(f"{path}: is damaged (checksum of {damaged})")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: is damaged or was not written by saml-rec") from error
-    if not isinstance(content, dict) or content.get("kind") != kind:
-        raise InputError(f"{path}: is not a {kind} file of saml-rec")
-    if content["format"] != FORMAT:
-        raise InputError(f"{path}: has format {content['format']}, this version reads format {FORMAT}")
+def _with_parts(path: Path, kind: str, parts: Mapping[str, type]) -> dict[str, Any]:
+    content = load(path, kind)
+    for name, expected in parts.items():
+        if not isinstance(content.get(name), expected):
+            raise InputError(f"{path}: is damaged: its part {name} is {shown(content.get(name))}")
     return content
 
 
@@ -215,7 +212,7 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
             for position, (old, new) in enumerate(zip(before, now, strict=True))
             for difference in differences(old, new, f"{name}[{position}]")
         ]
-    return [] if before == now else [f"{name} was {before!r}, is {now!r}"]
+    return [] if before == now else [f"{shortened(name)} was {shown(before)}, is {shown(now)}"]
 
 
 def versions() -> dict[str, str]:

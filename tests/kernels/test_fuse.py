@@ -157,6 +157,15 @@ def test_fused_towers_behave_as_the_list():
         model.towers[3]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_fused_towers_are_in_the_mode_of_the_list(training):
+    model = nn.ModuleDict({"towers": towers()}).train(not training)
+    model["towers"].train(training)
+    saml_kernels.fuse(model)
+    assert {module.training for module in model["towers"].modules()} == {training}
+    assert model.training is not training
+
+
 def test_fuse_keeps_frozen_parameters_frozen():
     model = SomebodysModel()
     model.towers.requires_grad_(False)

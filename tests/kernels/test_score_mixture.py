@@ -152,6 +152,18 @@ def test_mixture_of_extreme_predictions_stays_finite():
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
+def test_mixture_of_scores_near_a_half_keeps_its_digits():
+    """In float32, where log H − log(1 − H) keeps two of seven."""
+    layer = ScoreMixture(M, D, ())
+    scores = 1e-5 * torch.arange(1, M + 1, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.networks.biases[-1].copy_(scores.view_as(layer.networks.biases[-1]))
+    x, scenario = torch.zeros(B, D), torch.arange(B) % M
+    torch.testing.assert_close(layer(x, scenario).double(), scores.mean().expand(B), rtol=1e-5, atol=0)
+
+
 def test_every_scenario_scores_every_row():
     layer = ScoreMixture(M, D, (6,), dtype=torch.float64)
     x, scenario = batch()

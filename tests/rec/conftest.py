@@ -136,7 +136,7 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
             [sys.executable, *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )

@@ -1,19 +1,26 @@
 import dataclasses
+import errno
 import inspect
 import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import typing
+from pathlib import Path
 
 import polars
 import pytest
+import torch
 
 from saml_rec import models
 from saml_rec.cli import main
 from saml_rec.data import write_ml100k, write_synthetic
+from saml_rec.files import write_json
 from saml_rec.models.hyperparameters import HYPERPARAMETERS
 from saml_rec.models.registry import hyperparameters
+from saml_rec.sealed import load, save
 from saml_rec.training import loop as training
 
 SMALL = ("--epochs", 1, "--batch-size", 64)
@@ -408,6 +415,87 @@ def test_scoring_refuses_in_one_line(saml_rec, finished_run, small_dataset, tmp_
     assert {*finished_run.iterdir()} == before
 
 
+def resealed(change):
+    """Changes what model.pt holds, and gives it the digest of that."""
+
+    def apply(run):
+        content = load(run / "model.pt", "model")
+        change(content)
+        save(run / "model.pt", "model", content)
+
+    return apply
+
+
+def written(name, content):
+    return lambda run: (run / name).write_text(content, encoding="utf-8")
+
+
+FIRST = "features.embeddings.feature_user.table.weight"
+DAMAGES = {
+    "a tensor is missing": (resealed(lambda c: c["weights"].pop(FIRST)), "model.pt: its parts do not fit", "Missing"),
+    "a tensor is wide": (resealed(lambda c: c["weights"].update({FIRST: torch.ones(3, 3)})), "model.pt: its", "size"),
+    "a tensor is text": (resealed(lambda c: c["weights"].update({FIRST: "x"})), "model.pt: its parts do not fit"),
+    "no weights": (resealed(lambda c: c.pop("weights")), "model.pt: is damaged: its part weights is None"),
+    "weights are a list": (resealed(lambda c: c.update(weights=[])), "model.pt: is damaged: its part weights is []"),
+    "the model is unknown": (resealed(lambda c: c["options"].update(model="samml")), "model.pt: there is no", "samml"),
+    "the model is no name": (resealed(lambda c: c["options"].update(model=[1])), "model.pt: its parts do not fit"),
+    "an option is unknown": (resealed(lambda c: c["options"]["model_options"].update(depth=3)), "model.pt: ", "depth"),
+    "the schema is empty": (resealed(lambda c: c.update(schema={})), "model.pt: schema: label is missing"),
+    "the encoder is empty": (resealed(lambda c: c.update(encoder={})), "model.pt: encoder: format"),
+    "no vocabulary": (resealed(lambda c: c["encoder"].pop("vocabularies")), "model.pt: its parts do not", "KeyError"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_model_whose_parts_do_not_fit_is_one_line(saml_rec, finished_run, small_dataset, tmp_path, name):
+    damage, *parts = DAMAGES[name]
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    damage(run)
+    assert_one_error(saml_rec("evaluate", run), str(run), *parts)
+    given = ("--data", small_dataset.data, "--out", tmp_path / "p.csv")
+    assert_one_error(saml_rec("predict", run, *given), str(run), *parts)
+    assert not (tmp_path / "p.csv").exists()
+
+
+def of_earlier_format(run, results):
+    """As version 0.1 left it, with this in metrics.json and history.json."""
+    content = load(run / "model.pt", "model")
+    del content["results"]
+    torch.save({**content, "format": 1}, run / "model.pt")
+    for name, text in results.items():
+        (run / name).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "history.json"])
+@pytest.mark.parametrize("text", ["[]", "{}", "3", "", "[1]", "[" * 10_000])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_damaged_results_of_a_finished_run(train, tmp_path, finished_run, name, text, earlier):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    if earlier:
+        of_earlier_format(run, {name: text})
+    else:
+        (run / name).write_text(text, encoding="utf-8")
+    result = train("--resume", epochs=2)
+    assert_one_error(result, f"{run / name}: is damaged: ")
+
+
+def test_a_digit_changed_in_the_results_of_a_finished_run(train, tmp_path, finished_run):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    metrics["overall"]["auc"] += 1e-4
+    (run / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    assert_one_error(train("--resume", epochs=2), "metrics.json: is damaged: it is not as it was written")
+
+
+def test_a_finished_run_of_the_earlier_format_is_read(train, saml_rec, tmp_path, finished_run):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    of_earlier_format(run, {})
+    assert "is finished already (best epoch" in train("--resume", epochs=2).stdout
+    assert saml_rec("evaluate", run).exit_code == 0
+    now, before = (json.loads((run / f).read_text(encoding="utf-8")) for f in ("evaluation-test.json", "metrics.json"))
+    assert now["overall"] == before["overall"]
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_predict_adds_a_column(saml_rec, finished_run, dataset_of, small_dataset, tmp_path, suffix):
     dataset = dataset_of(small_dataset.frame.drop("click"))
@@ -477,6 +565,293 @@ def test_doctor(saml_rec):
     from saml_kernels import doctor
 
     assert saml_rec("doctor").stdout == doctor.report() + "\n"
+
+
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def in_c_locale():
+    """Runs the command in a process that knows ASCII only; arguments may be bytes."""
+
+    def run(*arguments, stdout=subprocess.PIPE):
+        given = [part if isinstance(part, bytes) else os.fsencode(str(part)) for part in arguments]
+        return subprocess.run(
+            [sys.executable, "-m", "saml_rec", *given],
+            env={**os.environ, **C_LOCALE},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=240,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_that_are_no_text_in_a_locale_without_them(in_c_locale, small_dataset, tmp_path):
+    name = "größe ".encode() + b"\xff"
+    folder = os.fsencode(tmp_path) + b"/" + name
+    os.mkdir(folder)  # noqa: PTH102
+    schema, run, out = folder + b"/s.toml", folder + b"/run", folder + b"/p.csv"
+    shutil.copy(small_dataset.schema, schema)
+    given = ("--schema", schema, "--out", run, *SMALL, "--hidden-dims", "8,4")
+    done = in_c_locale("train", "--data", small_dataset.data, *given)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"gr\udcc3\udcb6\udcc3\udc9fe \udcff/run/metrics.json" in done.stdout
+    assert in_c_locale("evaluate", run).returncode == 0
+    assert in_c_locale("predict", run, "--data", small_dataset.data, "--out", out).returncode == 0
+    assert sorted(os.listdir(folder)) == [b"p.csv", b"run", b"s.toml"]  # noqa: PTH208
+    # What polars reads needs a name that is text.
+    shutil.copy(small_dataset.data, folder + b"/d.csv")
+    refused = in_c_locale("train", "--data", folder + b"/d.csv", *given, "--overwrite")
+    assert refused.returncode == 2
+    assert refused.stderr.count(b"\n") == 1
+    assert b"d.csv: this name is not ascii, the encoding of file names here; set PYTHONUTF8=1, or rename it" in (
+        refused.stderr
+    )
+
+
+def test_a_name_that_is_no_text_survives_json(tmp_path):
+    write_json(tmp_path / "a.json", {"path": "gr\udcffe"})
+    assert json.loads((tmp_path / "a.json").read_bytes()) == {"path": "gr\udcffe"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipe")
+def test_nobody_reads_the_output_any_more(small_dataset, tmp_path, in_c_locale, train):
+    given = ("--data", small_dataset.data, "--schema", small_dataset.schema, "--out", tmp_path / "run")
+    read, write = os.pipe()
+    os.close(read)
+    done = in_c_locale("train", *given, *SMALL, "--hidden-dims", "8,4", stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+    assert train("--resume").exit_code == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
+@pytest.mark.parametrize("arguments", [("--help",), ("doctor",)])
+def test_the_output_is_full(in_c_locale, arguments):
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = in_c_locale(*arguments, stdout=full)
+    assert (done.returncode, done.stderr) == (2, b"error: No space left on device\n")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("full", [(errno.ENOSPC, "No space left on device"), ("No space left (os error 28)",)])
+def test_a_full_disk_in_predict_leaves_the_old_file(
+    saml_rec, finished_run, small_dataset, tmp_path, monkeypatch, suffix, full
+):
+    out = tmp_path / f"predictions.{suffix}"
+    out.write_bytes(b"old")
+    out.chmod(0o600)
+
+    def fail(*_, **__):
+        raise OSError(*full)
+
+    name = "DataFrame.write_csv" if suffix == "csv" else "LazyFrame.sink_parquet"
+    given = ("predict", finished_run, "--data", small_dataset.data, "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"polars.{name}", fail)
+        assert_one_error(saml_rec(*given), f"{out}: No space left")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [(out.name, b"old")]
+    assert saml_rec(*given).exit_code == 0
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+LIMITED = """
+import resource, signal, sys
+from saml_rec.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+main(prog_name="saml-rec")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_file_that_the_system_refuses_to_let_grow(python, finished_run, small_dataset, tmp_path, suffix):
+    out = tmp_path / f"predictions.{suffix}"
+    done = python("-c", LIMITED, "predict", finished_run, "--data", small_dataset.data, "--out", out)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {out}: File too large")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+MANY_DIGITS, BEYOND = "9" * 6000, str(2**64)
+
+
+@pytest.mark.parametrize("number", [MANY_DIGITS, BEYOND, f"-{MANY_DIGITS}"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--epochs"),
+        ("train", "--batch-size"),
+        ("train", "--seed"),
+        ("train", "--hidden-dims"),
+        ("train", "--num-experts"),
+        ("train", "--num-leaves"),
+        ("train", "--checkpoint-steps"),
+        ("tune", "--trials"),
+        ("compare", "--seeds"),
+        ("compare", "--set"),
+        ("bench", "--rows"),
+        ("bench", "--local-dim"),
+        ("bench", "--hidden"),
+        ("data", "synthetic", "--users"),
+        ("data", "synthetic", "--scenarios"),
+    ],
+)
+def test_numbers_that_nothing_can_count_to(saml_rec, arguments, number):
+    *command, option = arguments
+    result = saml_rec(*command, option, f"saml.hidden-dims={number}" if option == "--set" else number)
+    if command == ["data", "synthetic"] and number[0] == "-" and not result.stderr.startswith("Usage"):
+        pytest.skip("negative sizes are the generator's to refuse")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: saml-rec")
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: Invalid value for '")
+    assert len(last) < 220
+
+
+def test_budgets_that_are_no_number(saml_rec):
+    for budget in ("nan", "inf", "1e400"):
+        assert "is not finite." in saml_rec("bench", "--budget", budget).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 5000, "is not valid TOML"),
+        ("label = " + "[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("label = " + "9" * 6000, "is not valid TOML"),
+        (
+            "scenario = 'b'\nfeatures = {}\nlabel = 0x" + "f" * 6000,
+            "label must be the name of a column, not a number of thousands of digits",
+        ),
+        ("split = [0x" + "f" * 6000 + ", 0, 0]\nlabel = 'a'\nscenario = 'b'\nfeatures = {}", "three fractions"),
+        ("label = '" + "x" * 500 + "'\nscenario = '" + "x" * 500 + "'\nfeatures.a.kind = 'dense'", "they must differ"),
+        ("'" + "\\t" * 300 + "' = 1", "unknown key"),
+        ("'" + "k" * 3000 + "' = 1", "unknown key"),
+        ("label = 'a'\nscenario = 'b'\nfeatures.'" + "n" * 900 + "'.kind = 'denser'", "kind must be one of"),
+        (
+            "label = 'a'\nscenario = 'b'\nfeatures.c = {kind = 'sparse', min_count = " + BEYOND + "}",
+            "min_count must be",
+        ),
+        ("label = 'a'\nscenario = 'b'\nfeatures.c.kind = 'sparse'\nscenarios.min_rows = " + BEYOND, "min_rows must be"),
+    ],
+)
+def test_schemas_of_absurd_size_are_one_short_line(train, tmp_path, text, message):
+    schema = tmp_path / "absurd.toml"
+    schema.write_text(text, encoding="utf-8")
+    result = train(schema=schema)
+    assert_one_error(result, "absurd.toml", message)
+    assert len(result.stderr) < len(str(schema)) + 400
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--model", LONG),
+        ("train", "--device", f"{LONG}:1"),
+        ("train", "--device", "\x1b[31mred"),
+        ("train", "--table-lr", f"{LONG}=0.1"),
+        ("train", f"--{LONG}"),
+        ("train", "--gate", LONG),
+        ("train", "--lr", "1 " * 5000),
+        ("train", "--hidden-dims", LONG),
+        (LONG,),
+        ("evaluate", "run", "--split", LONG),
+        ("compare", "--models", LONG),
+        ("compare", "--models", f"{LONG},{LONG}"),
+        ("compare", "--set", f"{LONG}.dropout=0.1"),
+        ("compare", "--set", f"saml.{LONG}=0.1"),
+        ("compare", "--set", f"saml.dropout={LONG}"),
+        ("tune", "--models", LONG),
+    ],
+)
+def test_messages_quote_80_characters_at_most(saml_rec, small_dataset, tmp_path, arguments):
+    files = ("--data", small_dataset.data, "--schema", small_dataset.schema, "--out", tmp_path / "out")
+    command = arguments[0] if arguments[0] in ("train", "compare", "tune") else None
+    result = saml_rec(*arguments, *(files if command else ()))
+    assert result.exit_code == 2
+    line = result.stderr.splitlines()[-1]
+    assert "\x1b" not in line
+    assert "x" * 80 not in line
+    assert len(line) < 900  # names of all options there are
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_pipes_and_devices_are_refused_before_they_are_opened(train, saml_rec, finished_run, tmp_path):
+    pipe, folder = tmp_path / "pipe.csv", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    os.mkfifo(folder / "a.csv")
+    for path in (pipe, folder, tmp_path / "*.csv", Path("/dev/zero")):
+        if "*" not in path.name:
+            assert_one_error(train(data=path), "expected a regular file")
+        assert saml_rec("predict", finished_run, "--data", path, "--out", tmp_path / "p.csv").exit_code == 2
+    assert_one_error(train(schema=pipe), "pipe.csv: is a named pipe; expected a regular file")
+    assert_one_error(saml_rec("predict", finished_run, "--data", "x.csv", "--out", pipe), "is not a regular file")
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "model.pt", "metrics.json", "history.json"])
+def test_a_pipe_in_a_run_directory_is_refused(train, finished_run, tmp_path, name):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    if name == "checkpoint.pt":
+        (run / "metrics.json").unlink()
+    assert_one_error(train("--resume", epochs=2), f"{run / name}: is a named pipe; expected a regular file")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("Unable to allocate 3 TiB"), ": Unable to allocate 3 TiB"),
+        (MemoryError(), ": the system has none left"),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+            ": DefaultCPUAllocator",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), ": CUDA out of memory"),
+        (RuntimeError("std::bad_alloc"), ": std::bad_alloc"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("where", "work"),
+    [
+        ("saml_rec.data.preparation.prepare", "preparing the data"),
+        ("saml_rec.training.loop._run_epoch", "epoch 1 of training"),
+        ("saml_rec.evaluation.scoring.num_batches", "epoch 1 of training"),
+        ("saml_rec.training.loop._State.fresh", "saml-rec train"),
+    ],
+)
+def test_memory_that_cannot_be_had_is_one_line(train, monkeypatch, error, said, where, work):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(where, fail)
+    result = train()
+    expected = said.replace(": the system has none left", "") if work == "saml-rec train" else said
+    work = "scoring" if where.endswith("num_batches") else work
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"error: not enough memory for {work}{expected}" in result.stderr
+
+
+def test_other_runtime_errors_are_defects(train, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(training, "_run_epoch", fail)
+    result = train()
+    assert result.exit_code == 1
+    assert isinstance(result.exception, RuntimeError)
 
 
 def test_runs_as_a_module(python):

@@ -152,6 +152,110 @@ def test_scores_are_kept_and_not_made_again_unless_they_are_gone_or_of_another_m
     assert len(scored) == 3
 
 
+def flipped(path, bit):
+    content = bytearray(path.read_bytes())
+    content[-1 - bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+RUN = "runs/shared_bottom/seed-0"
+LOGITS, ADDED = f"{RUN}/test-logits.npy", f"{RUN}/run.json"
+KEPT_DAMAGES = {
+    "the lowest bit of a score": (lambda out: flipped(out / LOGITS, 0), LOGITS),
+    "a bit of the header": (lambda out: flipped(out / LOGITS, 8 * 4 * 40 + 100), LOGITS),
+    "an empty file of scores": (lambda out: (out / LOGITS).write_bytes(b""), LOGITS),
+    "an archive for scores": (lambda out: np.savez((out / LOGITS).open("wb"), a=np.ones(3)), LOGITS),
+    "a list": (lambda out: (out / ADDED).write_text("[]"), ADDED),
+    "nothing": (lambda out: (out / ADDED).write_text(""), ADDED),
+    "nested": (lambda out: (out / ADDED).write_text("[" * 100_000), ADDED),
+    "an empty object": (lambda out: (out / ADDED).write_text("{}"), ADDED),
+    "another weight": (lambda out: (out / ADDED).write_text((out / ADDED).read_text().replace("null", "[]")), ADDED),
+}
+
+
+@pytest.mark.parametrize("name", KEPT_DAMAGES)
+def test_what_a_command_before_kept_is_made_again_if_it_is_damaged(compared, small_dataset, saml_rec, tmp_path, name):
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    damage, file = KEPT_DAMAGES[name]
+    before, scores = read(out), (out / LOGITS).read_bytes()
+    damage(out)
+    result = saml_rec(*arguments(small_dataset, out))
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stdout.splitlines() if line.endswith("; making it again")]
+    assert line.startswith(f"{out / file}: is damaged")
+    after = read(out)
+    for model in after["models"].values():
+        del model["peak_bytes"]  # of a run that nobody watched
+    for model in before["models"].values():
+        del model["peak_bytes"]
+    assert after == before
+    assert (out / LOGITS).read_bytes() == scores
+    assert "making it again" not in saml_rec(*arguments(small_dataset, out)).stdout
+
+
+@pytest.mark.parametrize("name", ["model.pt", "metrics.json", "history.json"])
+def test_a_damaged_run_ends_a_comparison_in_one_line(compared, small_dataset, saml_rec, tmp_path, name):
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    flipped(out / RUN / name, 1000)
+    before = (out / "compare.json").read_bytes()
+    result = saml_rec(*arguments(small_dataset, out))
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith(f"error: {out / RUN / name}: is damaged")
+    assert (out / "compare.json").read_bytes() == before
+    # Without the run the comparison goes on.
+    shutil.rmtree(out / RUN)
+    assert saml_rec(*arguments(small_dataset, out)).exit_code == 0
+
+
+# Compares in a process that kills itself before its synchronisation number COUNT, or finds the disk full there.
+ENDED = """
+import errno, os, signal, sys, torch
+from saml_rec import cli
+count, how, *arguments = sys.argv[1:]
+fsync, calls = os.fsync, 0
+def call(descriptor):
+    global calls
+    calls += 1
+    if calls == int(count) and how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if calls == int(count):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return fsync(descriptor)
+os.fsync = call
+torch.set_num_threads(1)
+cli.main(arguments, prog_name="saml-rec")
+"""
+# Checkpoints at the start and after the epoch, model, history, metrics, scores, run.json, compare.json, the page: for a
+# file and its directory each.
+MOMENTS = sorted(np.random.default_rng(0).choice(np.arange(1, 18), 4, replace=False).tolist())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill", "full"])
+@pytest.mark.parametrize("count", MOMENTS)
+def test_a_comparison_that_ends_anywhere_goes_on_to_the_same_result(
+    small_dataset, python, saml_rec, tmp_path, how, count
+):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    given = {"models": "shared_bottom", "seeds": 1, "epochs": 1}
+    assert saml_rec(*arguments(small_dataset, whole, **given)).exit_code == 0
+    ended = python("-c", ENDED, count, how, *arguments(small_dataset, out, **given))
+    if how == "kill":
+        assert ended.returncode == -9
+    else:
+        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+        assert ended.stderr.startswith(f"error: {out}")
+        assert "No space left on device" in ended.stderr
+    result = saml_rec(*arguments(small_dataset, out, **given))
+    assert result.exit_code == 0, result.output
+    records = [read(each) for each in (whole, out)]
+    assert records[0]["models"]["shared_bottom"]["overall"] == records[1]["models"]["shared_bottom"]["overall"]
+    names = [sorted(str(path.relative_to(each)) for path in each.rglob("*")) for each in (whole, out)]
+    assert names[0] == names[1]
+
+
 def test_differences_are_those_of_the_runs_with_errors_of_rows_and_seeds(compared):
     record = read(compared)
     aucs = {}

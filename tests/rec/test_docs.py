@@ -11,6 +11,10 @@ import polars
 import pytest
 
 from saml_rec.cli import main
+from saml_rec.data.encoding import flat
+from saml_rec.data.readers import TableFiles, read_table
+from saml_rec.data.schema import Schema
+from saml_rec.errors import InputError
 from saml_rec.models.hyperparameters import HYPERPARAMETERS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -86,6 +90,57 @@ def test_the_schema_and_the_loop_of_data_md(tmp_path, monkeypatch, capsys):
     exec(block(DATA, "python").replace("...", "print(batch['features']['item_id'].tolist())"), {})
     # 32 training rows, every item eight times: ids from 2 on, equally frequent ones by value.
     assert capsys.readouterr().out == f"{[2, 3, 5, 4] * 8}\n"
+
+
+def examples(name):
+    """Rows of a table of examples in data.md: their cells without the bars that Markdown escapes."""
+    table = DATA.partition(f"<!-- {name} -->")[2].partition("<!-- end -->")[0].strip().splitlines()[2:]
+    assert table
+    return [[cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in table]
+
+
+USUAL = {"label": "0", "s": "de", "time": "5", "split": "train", "sparse": "x", "multi": "x", "dense": "1"}
+
+
+@pytest.mark.parametrize(("column", "cell", "result"), examples("cells"))
+def test_the_cells_of_data_md(tmp_path, column, cell, result):
+    split = {"split_column": "split"} if column == "split" else {"time": "time"}
+    features = {kind: {"kind": kind} for kind in ("sparse", "multi", "dense")}
+    schema = Schema.from_dict({"label": "label", "scenario": "s", "features": features, **split})
+    usual = dict(USUAL)
+    if column == "time" and "beside" not in result:
+        usual["time"] = "2024-01-30"
+    if column == "label" and "beside" not in result:
+        usual["label"] = "1"
+    path = tmp_path / "a.csv"
+    polars.DataFrame([usual, usual | {column: cell.strip("`")}]).write_csv(path)
+    if result.startswith("refused"):
+        with pytest.raises(InputError, match=re.escape(result.partition(": ")[2])):
+            read_table(path, schema)
+        return
+    value = read_table(path, schema)[column][1]
+    found = [] if value is None else [str(value)]
+    if column == "multi":
+        found = flat(read_table(path, schema)[column][1:], schema.feature("multi")).to_list()
+    expected = result.removeprefix("read as ")
+    assert (", ".join(f"`{each}`" for each in found) or "nothing") == expected
+
+
+@pytest.mark.parametrize(("content", "result"), examples("files"))
+def test_the_files_of_data_md(tmp_path, content, result):
+    features = {"item": {"kind": "sparse"}, "price": {"kind": "dense"}}
+    schema = Schema.from_dict({"label": "label", "scenario": "s", "features": features})
+    path = tmp_path / "a.csv"
+    path.write_bytes(content.strip("`").replace("⏎", "\n").replace("⇥", "\t").encode())
+    if result.startswith("refused: "):
+        with pytest.raises(InputError, match=re.escape(result.removeprefix("refused: "))):
+            read_table(path, schema)
+        return
+    kind, _, item = result.partition(": ")
+    frame = read_table(path, schema)
+    assert frame.to_dicts() == [{"label": 1, "s": "de", "item": item.strip("`") or "a", "price": 1.5}]
+    lines = TableFiles(path, schema).format_lines()
+    assert lines == ([] if kind == "read as usual" else [f"{path}: {kind}"])
 
 
 @pytest.mark.slow

@@ -227,7 +227,7 @@ def test_a_choice_needs_validation_rows(data, schema):
         ("logistic_regression", {"inverse_penalties": (1.0, 0.0)}, "inverse_penalties must be positive and finite"),
         ("lightgbm", {"num_trees": 0}, "num_trees must be at least 1, got 0"),
         ("lightgbm", {"num_leaves": 1}, "num_leaves must be at least 2, got 1"),
-        ("lightgbm", {"tree_rate": 0.0}, r"tree_rate must be above 0, got 0\.0"),
+        ("lightgbm", {"tree_rate": 0.0}, r"tree_rate must be above 0 and finite, got 0\.0"),
     ],
 )
 def test_bad_options(data, schema, name, options, message):

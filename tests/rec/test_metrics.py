@@ -57,6 +57,12 @@ def test_auc_counts_pairs_in_order(rows):
     assert auc == (pytest.approx(sum(pairs) / len(pairs)) if pairs else None)
 
 
+def test_auc_orders_scores_whose_probabilities_are_equal():
+    """Above 37 the sigmoid is 1."""
+    scores = evaluate([0, 1, 0, 1], [40.0, 50.0, 60.0, 70.0], [0, 0, 0, 0])["overall"]
+    assert scores["auc"] == 0.75
+
+
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_has_log_loss_but_no_auc(label):
     scores = evaluate([label, 0, 1], [1.0, -1.0, 1.0], [0, 1, 1])["scenarios"]["a"]

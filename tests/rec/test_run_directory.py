@@ -1,20 +1,26 @@
+import copy
 import dataclasses
+import hashlib
 import io
 import json
+import math
+import os
 import pickle
 import stat
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from saml_rec.data import read_table
 from saml_rec.data.learning import Learner
 from saml_rec.data.schema import load_schema
-from saml_rec.errors import InputError
-from saml_rec.files import check_output_file, replacing, temporary_path, write_json
-from saml_rec.run_directory import RunDirectory, differences, load, save
+from saml_rec.errors import InputError, shortened, shown
+from saml_rec.files import check_output_file, leftovers, replacing, temporary_path, write_json
+from saml_rec.run_directory import RunDirectory, differences
+from saml_rec.sealed import MARK, SEAL_BYTES, load, read_json, read_sealed_json, save, write_sealed_json
 
 CONTENT = {"weights": {"w": torch.arange(500.0)}, "history": [{"epoch": 1, "valid": {"auc": None}}]}
 
@@ -45,6 +51,66 @@ def test_replacing_leaves_no_trace_of_a_failure(tmp_path, failure):
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("file", b"old")]
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755])
+def test_replacing_keeps_the_mode_also_while_it_writes(tmp_path, mode):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    with replacing(path) as file:
+        (temporary,) = set(tmp_path.iterdir()) - {path}
+        assert stat.S_IMODE(temporary.stat().st_mode) == mode
+        file.write(b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert path.read_bytes() == b"new"
+
+
+def test_temporary_names_cannot_be_foreseen_and_fit(tmp_path):
+    path = tmp_path / ("ö" * 127)
+    assert len({temporary_path(path) for _ in range(50)}) == 50
+    write(path)
+    assert path.read_bytes() == b"new"
+    left = temporary_path(path)
+    left.touch()
+    temporary_path(tmp_path / "other").touch()
+    assert leftovers(path) == [left]
+
+
+def test_a_temporary_name_that_is_taken_is_not_written_to(tmp_path, monkeypatch):
+    taken = tmp_path / ".file.0.tmp"
+    taken.symlink_to(tmp_path / "victim")
+    monkeypatch.setattr("saml_rec.files.temporary_path", lambda path: taken)
+    with pytest.raises(FileExistsError):
+        write(tmp_path / "file")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match="loop: is a symbolic link to itself"):
+        check_output_file(tmp_path / "loop")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("größe", "größe"),
+        ("a\nb\x1b[3m\udcff", r"a\nb\x1b[3m\udcff"),
+        ("x" * 80, "x" * 80),
+        ("x" * 81, "x" * 38 + "..." + "x" * 39),
+        ("a" + "\n" * 41, "a" + "\\n" * 18 + "\\..." + "n" + "\\n" * 19),
+    ],
+)
+def test_shortened(text, expected):
+    assert shortened(text) == expected
+    assert len(shortened(text)) <= 80
+
+
+def test_shown():
+    assert shown("a'b") == '"a\'b"'
+    assert len(shown("x" * 10**6)) == len(shown(list(range(1000)))) == 80
+    assert shown(16**6000) == "a number of thousands of digits"
+
+
 def test_replacing_follows_a_link_and_obeys_the_umask(tmp_path):
     (tmp_path / "target").write_bytes(b"old")
     (tmp_path / "link").symlink_to(tmp_path / "target")
@@ -57,7 +123,7 @@ def test_replacing_follows_a_link_and_obeys_the_umask(tmp_path):
 
 def test_a_disk_that_refuses_the_bytes_is_an_os_error_and_leaves_no_trace(tmp_path, python):
     program = (
-        "import resource, signal, sys, torch; from pathlib import Path; from saml_rec.run_directory import save\n"
+        "import resource, signal, sys, torch; from pathlib import Path; from saml_rec.sealed import save\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
         "try:\n    save(Path(sys.argv[1]), 'model', {'w': torch.zeros(100000)})\n"
         "except OSError as error:\n    print(error.strerror, error.filename)\n"
@@ -92,38 +158,178 @@ def test_round_trip(tmp_path):
     assert loaded["history"] == CONTENT["history"]
 
 
-@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.9, 0.999])
-def test_truncated_file(tmp_path, share):
-    path = tmp_path / "a.pt"
-    save(path, "model", CONTENT)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(InputError, match=r"a\.pt: is damaged"):
+@pytest.fixture
+def sealed(tmp_path):
+    """A small file of a model, and its bytes."""
+    save(tmp_path / "a.pt", "model", CONTENT)
+    return tmp_path / "a.pt", (tmp_path / "a.pt").read_bytes()
+
+
+def assert_refused(path, content, match=r"a\.pt: is damaged"):
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=match) as error:
         load(path, "model")
+    assert "\n" not in str(error.value)
 
 
-def test_flipped_bit_in_a_weight(tmp_path):
-    path = tmp_path / "a.pt"
-    save(path, "model", CONTENT)
-    content = bytearray(path.read_bytes())
+def test_a_file_cut_short_anywhere_is_refused(sealed):
+    path, good = sealed
+    lengths = np.random.default_rng(0).integers(0, len(good), 60)
+    for length in {0, 1, len(good) - 1, len(good) - SEAL_BYTES, len(good) - SEAL_BYTES - 1, *map(int, lengths)}:
+        assert_refused(path, good[:length])
+
+
+def test_a_bit_flipped_anywhere_is_refused(sealed):
+    path, good = sealed
+    with zipfile.ZipFile(path) as archive:
+        directory = archive.start_dir
+    positions = {*range(directory, len(good)), *np.random.default_rng(0).integers(0, directory, 300).tolist()}
+    for position in positions:
+        assert_refused(path, good[:position] + bytes([good[position] ^ 1 << position % 8]) + good[position + 1 :])
+
+
+def test_torch_alone_takes_damaged_files(sealed):
+    """Which is why load compares a digest."""
+    path, good = sealed
+    content = bytearray(good)
     content[content.index(CONTENT["weights"]["w"].numpy().tobytes()) + 100] ^= 1
     path.write_bytes(content)
-    torch.load(path, weights_only=True)  # Passes unseen, which is why load compares checksums.
-    with pytest.raises(InputError, match=r"a\.pt: is damaged"):
+    torch.load(path, weights_only=True)
+
+
+def test_swapped_and_added_content_is_refused(sealed):
+    path, good = sealed
+    half = len(good) // 2
+    other = {**CONTENT, "weights": {"w": torch.ones(500)}}
+    save(path, "model", other)
+    for content in (good[half:] + good[:half], good + b"\0", good[:-SEAL_BYTES] + path.read_bytes()[-SEAL_BYTES:]):
+        assert_refused(path, content)
+
+
+def unsealed(path, content):
+    """As version 0.1 wrote it."""
+    torch.save({"kind": "model", "format": 1, **content}, path)
+    return path.read_bytes()
+
+
+def test_a_file_of_the_earlier_format_is_read_or_refused_but_never_another(tmp_path):
+    path = tmp_path / "a.pt"
+    content = {"weights": {"a": torch.arange(8.0), "b": torch.arange(8.0) + 100}}
+    good = unsealed(path, content)
+    assert torch.equal(load(path, "model")["weights"]["b"], content["weights"]["b"])
+    with zipfile.ZipFile(path) as archive:
+        directory = archive.start_dir
+    refused = 0
+    for position in [*range(directory, len(good)), *range(0, directory, 7)]:
+        # Bit 4 of a method of compression makes torch read what is not there, and zipfile nothing.
+        for bit in {4, position % 8}:
+            path.write_bytes(good[:position] + bytes([good[position] ^ 1 << bit]) + good[position + 1 :])
+            try:
+                loaded = load(path, "model")
+            except InputError as error:
+                refused += 1
+                assert str(error).startswith(str(path))  # noqa: PT017
+                assert "\n" not in str(error)  # noqa: PT017
+            else:
+                assert all(torch.equal(loaded["weights"][name], content["weights"][name]) for name in "ab")
+    assert refused > 500
+
+
+def test_a_file_of_this_format_without_its_digest_is_refused(sealed):
+    path, good = sealed
+    without = good[: -SEAL_BYTES - 2] + b"\0\0"
+    path.write_bytes(without)
+    torch.load(path, weights_only=True)
+    assert_refused(path, without, "it has no checksum at its end")
+
+
+def test_zip_programs_and_torch_read_the_file(sealed):
+    path, good = sealed
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert archive.comment == b"saml-rec sha256 " + hashlib.sha256(good[:-SEAL_BYTES]).hexdigest().encode()
+    assert torch.equal(torch.load(path, weights_only=True)["weights"]["w"], CONTENT["weights"]["w"])
+
+
+def sealed_archive(path, entries, **options):
+    """A file with a digest that somebody made of other entries."""
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+        archive.comment = MARK + b"0" * 64
+    body = path.read_bytes()[:-SEAL_BYTES]
+    path.write_bytes(body + MARK + hashlib.sha256(body).hexdigest().encode())
+
+
+def test_a_file_that_grows_when_unpacked_is_refused_before(tmp_path, monkeypatch):
+    path = tmp_path / "a.pt"
+    monkeypatch.setattr(torch, "load", pytest.fail)
+    sealed_archive(path, {"a/data.pkl": bytes(10**7)}, compression=zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 10**5
+    with pytest.raises(InputError, match=r"in .* bytes its part 'a/data.pkl' would have 10000000"):
+        load(path, "model")
+    # Several names for the same bytes.
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", bytes(10**4))
+        archive.filelist += [copy.copy(archive.filelist[0]) for _ in range(3)]
+        archive._didModify = True
+    with pytest.raises(InputError, match=r"would have 10000$"):
         load(path, "model")
 
 
-def test_flipped_bits_anywhere_are_found_or_harmless(tmp_path):
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_neither_written_nor_read(tmp_path, number):
     path = tmp_path / "a.pt"
+    broken = {"optimizer": [{"step": torch.tensor(1), "exp_avg": torch.tensor([0.0, number])}]}
     save(path, "model", CONTENT)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"a\.pt: not written, optimizer\.0\.exp_avg has numbers that are not finite"):
+        save(path, "model", broken)
+    assert path.read_bytes() == before
+    unsealed(path, broken)
+    with pytest.raises(InputError, match=r"a\.pt: optimizer\.0\.exp_avg has numbers that are not finite"):
+        load(path, "model")
+
+
+SEALED_JSON = {"größe": 0.1, "list": [1, {"a": None}], "name": "\udcff"}
+
+
+def test_sealed_json_round_trip_and_damage(tmp_path):
+    path = tmp_path / "a.json"
+    write_sealed_json(path, SEALED_JSON)
+    assert read_sealed_json(path) == SEALED_JSON
     good = path.read_bytes()
-    for position in range(0, len(good), 97):
-        path.write_bytes(good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :])
-        try:
-            loaded = load(path, "model")
-        except InputError as error:
-            assert "\n" not in str(error)  # noqa: PT017
-        else:
-            assert torch.equal(loaded["weights"]["w"], CONTENT["weights"]["w"])
+    for position in range(len(good)):
+        for bit in range(8):
+            path.write_bytes(good[:position] + bytes([good[position] ^ 1 << bit]) + good[position + 1 :])
+            try:
+                found = read_sealed_json(path)
+            except InputError as error:
+                assert "\n" not in str(error)  # noqa: PT017
+                assert len(str(error)) < len(str(path)) + 150  # noqa: PT017
+            else:
+                # In the name of the checksum, as a file without one.
+                assert {name: found.get(name) for name in SEALED_JSON} == SEALED_JSON
+    for length in range(len(good) - 1):
+        path.write_bytes(good[:length])
+        with pytest.raises(InputError, match=r"a\.json: is damaged"):
+            read_sealed_json(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "[" * 100_000, '{"a": ' + "9" * 6000 + "}", "\xff", "{} {}"])
+def test_json_of_something_else(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"a\.json: is damaged"):
+        read_sealed_json(path)
+
+
+@pytest.mark.parametrize("read", [lambda path: load(path, "model"), read_json, read_sealed_json, load_schema])
+def test_a_named_pipe_is_refused_before_it_is_opened(tmp_path, read):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="pipe: is a named pipe; expected a regular file"):
+        read(path)
 
 
 class Attack:

@@ -11,7 +11,7 @@ from saml_rec.data.schema import FeatureSpec, Schema, load_schema
 from saml_rec.errors import InputError
 from saml_rec.models.registry import MODELS, is_fitted
 from saml_rec.models.tables import TableOptions
-from saml_rec.run_directory import load
+from saml_rec.sealed import load
 from saml_rec.training import TrainOptions, loop, train
 from saml_rec.training.optimizers import Optimizers
 from saml_rec.training.scenario_parameters import of_scenarios

@@ -20,7 +20,7 @@ from saml_rec.evaluation.metrics import LabelledRows, score_rows
 from saml_rec.evaluation.scoring import evaluate, load_trained
 from saml_rec.models.construction import build_model
 from saml_rec.models.registry import hyperparameters, is_fitted
-from saml_rec.run_directory import load
+from saml_rec.sealed import load, save
 from saml_rec.training import TrainOptions, best_epoch, is_cut_off, loop, stopped_by, train, train_and_validate
 
 SMALL = TrainOptions(epochs=3, batch_size=64, patience=0, model_options={"hidden_dims": (8, 4), "dropout": 0.2})
@@ -83,6 +83,20 @@ class NotFinite(Scripted):
         return super().loss(batch) * (math.nan if self.steps == 12 else 1)
 
 
+class Exploding(Scripted):
+    """Its loss is 0 always, and at step BROKEN, counted over all epochs, a weight that no score reads becomes NaN."""
+
+    BROKEN = 10
+
+    def __init__(self, schema, num_scenarios, *, vocabulary_sizes):
+        super().__init__(schema, num_scenarios, vocabulary_sizes=vocabulary_sizes)
+        self.hidden = nn.Parameter(torch.zeros(()))
+
+    def loss(self, batch):
+        loss = super().loss(batch) * 0
+        return (self.hidden - self.hidden.detach()).sqrt() if self.steps == self.BROKEN else loss
+
+
 class Overflowing(Scripted):
     def forward(self, batch):
         return Output(super().forward(batch).logit + math.inf)
@@ -91,7 +105,7 @@ class Overflowing(Scripted):
 @pytest.fixture
 def scripted(monkeypatch):
     """Makes the scripted models known by name."""
-    for model in (Scripted, Worsening, NotFinite, Overflowing):
+    for model in (Scripted, Worsening, NotFinite, Exploding, Overflowing):
         monkeypatch.setitem(models.MODELS, model.__name__, model)
 
 
@@ -253,6 +267,50 @@ def test_loss_that_is_not_finite_names_epoch_and_step(data, schema, tmp_path):
 
 
 @pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize(("broken", "epoch", "step", "kept"), [(10, 2, 5, 1), (8, 2, 3, 1), (20, 4, 5, 3)])
+@pytest.mark.parametrize("every", [None, 1])
+def test_weights_that_are_not_finite_are_never_saved(
+    data, schema, tmp_path, monkeypatch, broken, epoch, step, kept, every
+):
+    """Also after the last step of all, and where neither loss nor scores show them."""
+    monkeypatch.setattr(Exploding, "BROKEN", broken)
+    options, times = TrainOptions(model="Exploding", epochs=4, batch_size=64, patience=0), loop.CheckpointTimes(every)
+    seen = step if every else 5
+    message = (
+        f"^a weight or its optimizer's state is not finite at epoch {epoch}, step {seen}, in hidden; try a lower le"
+    )
+    with pytest.raises(InputError, match=message):
+        train(data, schema, options, tmp_path, checkpoints=times)
+    assert {file.name for file in tmp_path.iterdir()} == {"checkpoint.pt"}
+    saved = load(tmp_path / "checkpoint.pt", "checkpoint")
+    assert len(saved["history"]) == kept
+    assert saved["weights"]["hidden"].isfinite()
+    assert (saved["begun"] is None) == (every is None or step == 1)
+    # The last good one can be gone on from.
+    monkeypatch.setattr(Exploding, "BROKEN", 0)
+    assert len(train(data, schema, options, tmp_path, resume=True).history) == 4
+
+
+@pytest.mark.usefixtures("scripted")
+def test_weights_that_are_not_finite_fail_without_a_run_too(data, schema):
+    with pytest.raises(InputError, match="is not finite at epoch 2, step 5, in hidden"):
+        train_and_validate(data, schema, TrainOptions(model="Exploding", epochs=4, batch_size=64))
+
+
+def test_state_that_is_not_finite_is_found_in_every_optimizer(data, schema, tmp_path, monkeypatch):
+    for tables, table_optimizer in (("dense", "rowwise_adagrad"), ("sparse", "rowwise_adagrad"), ("sparse", "adam")):
+        options = dataclasses.replace(SMALL, epochs=1, tables=tables, table_optimizer=table_optimizer)
+        names = []
+        monkeypatch.setattr(loop, "not_finite", lambda found, names=names: names.extend(found))
+        train_and_validate(data, schema, options)
+        monkeypatch.undo()
+        table = "features.embeddings.feature_user.table"
+        state = "exp_avg of" if table_optimizer == "adam" or tables == "dense" else "squares of"
+        assert f"{table}.weight" in names
+        assert {f"{state} {table}.weight", f"{state} {table}"} & set(names), names
+
+
+@pytest.mark.usefixtures("scripted")
 def test_scores_that_are_not_finite(data, schema, tmp_path):
     with pytest.raises(InputError, match="gives 40 of 40 rows a score that is not finite"):
         train(data, schema, TrainOptions(model="Overflowing"), tmp_path)
@@ -324,6 +382,49 @@ def test_resume_refuses_other_options(data, schema, stopped_run, changes, messag
     with pytest.raises(InputError, match=message):
         train(data, schema, dataclasses.replace(SMALL, **changes), stopped_run, resume=True)
     assert (stopped_run / "checkpoint.pt").read_bytes() == before
+
+
+NUMBER = "features.embeddings.feature_user.table.weight"
+
+
+def narrow_state(content):
+    next(iter(content["optimizer"]["optimizers"]["network"]["state"].values()))["exp_avg"] = torch.ones(2, 7)
+
+
+CHECKPOINT_DAMAGES = {
+    "a tensor is missing": (lambda c: c["weights"].pop(NUMBER), "its parts do not fit together: RuntimeError: Missing"),
+    "a tensor is wide": (
+        lambda c: c["weights"].update({NUMBER: torch.ones(3, 3)}),
+        "its parts do not .* size mismatch",
+    ),
+    "the best is wide": (
+        lambda c: c["best_weights"].update({NUMBER: torch.ones(3)}),
+        "weights and best weights differ",
+    ),
+    "no optimizer": (lambda c: c.pop("optimizer"), "its part optimizer is None"),
+    "an empty optimizer": (lambda c: c.update(optimizer={}), "its parts do not fit together: KeyError"),
+    "a state is narrow": (narrow_state, r"its parts do not .* exp_avg is \(2, 7\) of"),
+    "a history of numbers": (lambda c: c.update(history=[1]), "its parts do not fit together: TypeError"),
+    "no data": (lambda c: c.update(data={}), "cannot resume, the data changed"),
+    "an unknown model": (
+        lambda c: c["options"].update(model="samml"),
+        "cannot resume, options changed: model was 'samml'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_DAMAGES)
+def test_a_checkpoint_whose_parts_do_not_fit_is_refused_and_left(data, schema, stopped_run, name):
+    change, message = CHECKPOINT_DAMAGES[name]
+    path = stopped_run / "checkpoint.pt"
+    content = load(path, "checkpoint")
+    change(content)
+    save(path, "checkpoint", content)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=f"^{stopped_run}.*: {message}|: is damaged: {message}") as error:
+        train(data, schema, SMALL, stopped_run, resume=True)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
 
 
 def test_resume_takes_options_that_mean_the_same(data, schema, stopped_run):
@@ -500,6 +601,37 @@ def test_the_training_loss_is_the_weighted_mean_of_its_batches(weighted, tmp_pat
     unweighted = dataclasses.replace(table, weight=None)
     with torch.no_grad():
         assert abs(expected - float(network.loss(unweighted.batch(torch.arange(len(table)))))) > 1e-4
+
+
+def test_the_training_loss_is_the_mean_of_rows_and_not_of_batches(data, schema, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Optimizers, "step", lambda self: None)
+    options = dataclasses.replace(SMALL, epochs=1, batch_size=300, model_options={"hidden_dims": (8, 4)})
+    history = train(data, schema, options, tmp_path).history
+    table, network = data.tables["train"], load_trained(tmp_path).model
+    with torch.no_grad():
+        whole = float(network.loss(table.batch(torch.arange(len(table)))))
+        batches = [float(network.loss(batch)) for batch in table.batches(300, generator=shuffling(1))]
+    assert history[0]["train_loss"] == pytest.approx(whole, rel=1e-5)
+    assert abs(np.mean(batches) - whole) > 1e-4 * whole
+
+
+def shuffling(epoch):
+    return torch.Generator().manual_seed(loop.stream_seed(SMALL.seed, loop.SHUFFLING, epoch))
+
+
+@pytest.mark.usefixtures("scripted")
+def test_every_epoch_has_all_rows_in_an_order_of_its_own(data, schema, tmp_path, monkeypatch):
+    seen = []
+    loss = Scripted.loss
+    monkeypatch.setattr(Scripted, "loss", lambda self, batch: seen.append(batch["dense"][:, 0]) or loss(self, batch))
+    train(data, schema, TrainOptions(model="Scripted", epochs=3, batch_size=64, patience=0), tmp_path)
+    orders = [torch.cat(seen[5 * epoch : 5 * epoch + 5]) for epoch in range(3)]
+    everything = data.tables["train"].dense[:, 0].sort().values
+    for order in orders:
+        assert torch.equal(order.sort().values, everything)
+    for number, order in enumerate(orders):
+        assert all((order != other).float().mean() > 0.5 for other in orders[number + 1 :])
+        assert (order != data.tables["train"].dense[:, 0]).float().mean() > 0.5
 
 
 def test_metrics_and_resumption_of_a_weighted_run(weighted, weighted_dataset, tmp_path, train_one_epoch):

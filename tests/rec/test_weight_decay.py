@@ -12,7 +12,7 @@ from saml_rec.models import MODELS
 from saml_rec.models.construction import build_model
 from saml_rec.models.registry import is_fitted
 from saml_rec.models.tables import TableOptions, make_table, table_options
-from saml_rec.run_directory import load, save
+from saml_rec.sealed import load, save
 from saml_rec.training import TrainOptions, train
 from saml_rec.training.decay import without_decay
 from saml_rec.training.optimizers import Optimizers

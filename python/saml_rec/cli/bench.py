@@ -9,16 +9,14 @@ from saml_rec.cli.options import (
     device_option,
 )
 from saml_rec.errors import InputError
-from saml_rec.models.hyperparameters import IntegerList
+from saml_rec.models.hyperparameters import Finite, IntegerList, Whole
 
 
 @click.command()
-@click.option("--rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows of the batch.")
-@click.option("--scenarios", type=click.IntRange(1), default=8, show_default=True, help="Scenarios, a branch each.")
-@click.option(
-    "--local-dim", type=click.IntRange(0), default=256, show_default=True, help="Width of the branches' input."
-)
-@click.option("--global-dim", type=click.IntRange(0), default=256, show_default=True, help="Width of the shared input.")
+@click.option("--rows", type=Whole(1), default=4096, show_default=True, help="Rows of the batch.")
+@click.option("--scenarios", type=Whole(1), default=8, show_default=True, help="Scenarios, a branch each.")
+@click.option("--local-dim", type=Whole(0), default=256, show_default=True, help="Width of the branches' input.")
+@click.option("--global-dim", type=Whole(0), default=256, show_default=True, help="Width of the shared input.")
 @click.option(
     "--hidden",
     type=IntegerList(),
@@ -30,7 +28,7 @@ from saml_rec.models.hyperparameters import IntegerList
 @device_option
 @click.option(
     "--budget",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     default=20.0,
     show_default=True,
     help="Seconds of measuring; at least five rounds are measured.",

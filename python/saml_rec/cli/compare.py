@@ -10,17 +10,20 @@ from saml_rec.cli.options import (
     ModelOption,
     TableRates,
     cache_option,
+    csv_options,
     data_option,
     device_option,
     optimizer_options,
     patience_option,
     table_rates,
 )
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, memory_for, shortened
+from saml_rec.models.hyperparameters import MOST_SEED, Whole
 
 
 @click.command()
 @data_option("Table of labelled rows, CSV (also .gz, .zst) or Parquet.")
+@csv_options
 @click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
 @click.option("--out", type=FILE, required=True, help="Directory; made if missing. Runs finished there are kept.")
 @click.option(
@@ -29,8 +32,8 @@ from saml_rec.errors import InputError
     show_default=True,
     help="Separated by commas; all: every model whose packages are installed.",
 )
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each model.")
-@click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Of a random split.")
+@click.option("--seeds", type=Whole(1), default=5, show_default=True, help="Runs of each model.")
+@click.option("--split-seed", type=Whole(0, MOST_SEED), default=0, show_default=True, help="Of a random split.")
 @optimizer_options
 @patience_option
 @click.option(
@@ -46,6 +49,8 @@ from saml_rec.errors import InputError
 @cache_option
 def compare(
     data: tuple[Path, ...],
+    separator: str | None,
+    decimal: str | None,
     schema: Path,
     out: Path,
     models: str,
@@ -72,6 +77,7 @@ def compare(
     """
     from saml_rec import comparison, tuning
     from saml_rec.console import backend_seconds, say, stdout
+    from saml_rec.data.csv_format import CsvOptions
     from saml_rec.data.preparation import prepare
     from saml_rec.data.schema import load_schema
     from saml_rec.models.construction import check_model, resolve_device
@@ -84,6 +90,7 @@ def compare(
         names = installed_models()
     comparison.check_models(names)
     comparison.check_directory(out)
+    csv = CsvOptions(separator, decimal)
     options = TrainOptions(
         epochs=epochs,
         batch_size=batch_size,
@@ -100,14 +107,17 @@ def compare(
     changes: dict[str, dict[str, Any]] = {name: found.best_options(name) if found else {} for name in names}
     for name, keyword, value in settings:
         if name not in changes:
-            raise InputError(f"--set {name}.{keyword.replace('_', '-')}: {name} is not among --models")
+            raise InputError(
+                f"--set {shortened(name)}.{keyword.replace('_', '-')}: {shortened(name)} is not among --models"
+            )
         changes[name][keyword] = value
     loaded_schema = load_schema(schema)
     own = {name: comparison.options_of(name, options, changes[name]).resolved() for name in names}
     for name in names:
         check_model(name, own[name].model_options, loaded_schema, resolve_device(device))
     console = stdout()
-    prepared = prepare(data, loaded_schema, seed=split_seed, cache=cache, console=console)
+    with memory_for("preparing the data"):
+        prepared = prepare(data, loaded_schema, seed=split_seed, cache=cache, console=console, csv=csv)
     if found is not None:
         found.require_same_data(prepared)
     record = comparison.compare(

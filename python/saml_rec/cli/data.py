@@ -8,6 +8,11 @@ import click
 from saml_rec.cli.options import (
     FILE,
 )
+from saml_rec.models.hyperparameters import MOST_SEED, Whole
+
+MOST_SCENARIOS = 2**16
+"""Their relation is a square matrix."""
+MOST_IDS = 2**31 - 1
 
 
 @click.group()
@@ -34,11 +39,17 @@ def ml_100k(out: Path, scenario: Any) -> None:
 
 @data.command()
 @click.option("--out", type=FILE, required=True, help="Directory for the files; made if missing.")
-@click.option("--scenarios", type=int, default=4, show_default=True, help="Number of scenarios.")
-@click.option("--rows", type=int, default=20_000, show_default=True, help="Rows in all.")
-@click.option("--users", type=int, default=400, show_default=True, help="Users to draw from.")
-@click.option("--items", type=int, default=200, show_default=True, help="Items to draw from.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed and sizes give the same files.")
+@click.option("--scenarios", type=Whole(most=MOST_SCENARIOS), default=4, show_default=True, help="Number of scenarios.")
+@click.option("--rows", type=Whole(), default=20_000, show_default=True, help="Rows in all.")
+@click.option("--users", type=Whole(most=MOST_IDS), default=400, show_default=True, help="Users to draw from.")
+@click.option("--items", type=Whole(most=MOST_IDS), default=200, show_default=True, help="Items to draw from.")
+@click.option(
+    "--seed",
+    type=Whole(most=MOST_SEED),
+    default=0,
+    show_default=True,
+    help="The same seed and sizes give the same files.",
+)
 @click.option("--smallest-share", type=float, help="Share of the rows for the last scenario, at most 1/SCENARIOS.")
 @click.option(
     "--relation",

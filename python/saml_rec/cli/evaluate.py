@@ -7,14 +7,17 @@ import click
 from saml_rec.cli.options import (
     FILE,
     backend_option,
+    csv_options,
     data_option,
     device_option,
+    warn,
 )
 
 
 @click.command()
 @click.argument("run", type=FILE)
 @data_option("Table to measure on; what the run was trained on unless given.", required=False)
+@csv_options
 @click.option(
     "--split",
     type=click.Choice(["train", "valid", "test"]),
@@ -24,10 +27,18 @@ from saml_rec.cli.options import (
 @device_option
 @backend_option
 def evaluate(
-    run: Path, data: tuple[Path, ...], split: str | None, out: Path | None, device: str, backend: str | None
+    run: Path,
+    data: tuple[Path, ...],
+    separator: str | None,
+    decimal: str | None,
+    split: str | None,
+    out: Path | None,
+    device: str,
+    backend: str | None,
 ) -> None:
     """Measure the model of the finished run RUN."""
     from saml_rec.console import metrics_table, say, stdout
+    from saml_rec.data.csv_format import CsvOptions
     from saml_rec.data.sources import named
     from saml_rec.evaluation import scoring
     from saml_rec.files import check_output_file, write_json
@@ -40,7 +51,14 @@ def evaluate(
         check_output_file(target)
     console = stdout()
     metrics = scoring.evaluate(
-        run, data_path=data or None, split=split, device=device, backend=backend, console=console
+        run,
+        data_path=data or None,
+        split=split,
+        device=device,
+        backend=backend,
+        console=console,
+        csv=CsvOptions(separator, decimal),
+        warn=warn,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, metrics)

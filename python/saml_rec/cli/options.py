@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from saml_rec.models.hyperparameters import BACKENDS, HYPERPARAMETERS
+from saml_rec.errors import InputError
+from saml_rec.models.hyperparameters import BACKENDS, HYPERPARAMETERS, Whole
 
 FILE = click.Path(path_type=Path)
 
@@ -73,15 +74,77 @@ def table_rates(given: TableRates) -> dict[str, Any]:
 Command = Callable[..., Any]
 
 
+def warn(line: str) -> None:
+    """Says on stderr what does not end the command."""
+    click.echo(f"warning: {line}", err=True)
+
+
 def data_option(text: str, *, required: bool = True) -> Callable[[Command], Command]:
     """A table, in one file or several."""
     where = "A file, a folder or a quoted pattern; may be repeated."
-    return click.option("--data", type=FILE, multiple=True, required=required, help=f"{text} {where}")
+    return click.option(
+        "--data", type=FILE, multiple=True, required=required, callback=_openable, help=f"{text} {where}"
+    )
+
+
+def _openable(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The paths, unless one of their files would block, never end or be no name to what reads tables."""
+    if not paths or ctx.resilient_parsing:
+        return paths
+    from saml_rec.data.sources import table_files
+    from saml_rec.files import require_regular, require_text_name
+
+    try:
+        files = table_files(paths)
+    except InputError:
+        # The command says so when its options are known to be right.
+        return paths
+    for file in files:
+        require_regular(file)
+        require_text_name(file)
+    return paths
 
 
 def cache_option(command: Command) -> Command:
     text = "Directory for encoded data of more than a million rows; default: SAML_REC_CACHE, or the user's cache."
-    return click.option("--cache", type=FILE, help=text)(command)
+    return click.option("--cache", type=FILE, callback=_nameable, help=text)(command)
+
+
+def _nameable(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """The path, unless it is no name to what reads tables."""
+    if path is not None:
+        from saml_rec.files import require_text_name
+
+        require_text_name(path)
+    return path
+
+
+class Separator(click.ParamType):
+    """One character, or its name."""
+
+    name = "separator"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "CHARACTER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}.get(value, value)
+
+
+def csv_options(command: Command) -> Command:
+    """How CSV files are written."""
+    separator = click.option(
+        "--separator",
+        type=Separator(),
+        help="What separates the fields of CSV files: a character, or tab. Unless given it is found in each file: "
+        "comma, semicolon, tab or bar.",
+    )
+    decimal = click.option(
+        "--decimal",
+        type=click.Choice((".", ",")),
+        help="What separates the fraction of a number in CSV files. Unless given it is found in each file.",
+    )
+    return separator(decimal(command))
 
 
 def hyperparameter_options(command: Command) -> Command:
@@ -96,9 +159,9 @@ def budget_options(command: Command) -> Command:
     for option in reversed(
         (
             click.option(
-                "--epochs", type=click.IntRange(1), default=30, show_default=True, help="Passes over the data at most."
+                "--epochs", type=Whole(1), default=30, show_default=True, help="Passes over the data at most."
             ),
-            click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Rows a step."),
+            click.option("--batch-size", type=Whole(1), default=1024, show_default=True, help="Rows a step."),
             click.option(
                 "--tables",
                 type=click.Choice(("auto", "dense", "sparse", "fbgemm", "torchrec")),
@@ -142,7 +205,7 @@ def optimizer_options(command: Command) -> Command:
 
 def patience_option(command: Command) -> Command:
     text = "Stop after this many epochs without a better validation log loss; 0 never stops early."
-    return click.option("--patience", type=click.IntRange(0), default=3, show_default=True, help=text)(command)
+    return click.option("--patience", type=Whole(0), default=3, show_default=True, help=text)(command)
 
 
 def device_option(command: Command) -> Command:

@@ -7,8 +7,10 @@ import click
 from saml_rec.cli.options import (
     FILE,
     backend_option,
+    csv_options,
     data_option,
     device_option,
+    warn,
 )
 from saml_rec.errors import InputError
 
@@ -16,12 +18,22 @@ from saml_rec.errors import InputError
 @click.command()
 @click.argument("run", type=FILE)
 @data_option("Table with the columns of the schema; no label needed.")
+@csv_options
 @click.option("--out", type=FILE, required=True, help="A .csv or .parquet file; replaced if it exists.")
 @device_option
 @backend_option
-def predict(run: Path, data: tuple[Path, ...], out: Path, device: str, backend: str | None) -> None:
+def predict(
+    run: Path,
+    data: tuple[Path, ...],
+    separator: str | None,
+    decimal: str | None,
+    out: Path,
+    device: str,
+    backend: str | None,
+) -> None:
     """Write a table as it is with a column prediction: the probability of label 1, by the model of RUN."""
     from saml_rec.console import say, stdout
+    from saml_rec.data.csv_format import CsvOptions
     from saml_rec.data.readers import require_csv_columns
     from saml_rec.data.sources import table_files
     from saml_rec.evaluation import scoring
@@ -35,5 +47,9 @@ def predict(run: Path, data: tuple[Path, ...], out: Path, device: str, backend: 
     if out.suffix == ".csv":
         require_csv_columns(data)
     console = stdout()
-    rows = scoring.predictions(run, data, device=device, backend=backend, console=console).write(out)
+    csv = CsvOptions(separator, decimal)
+    found = scoring.predictions(run, data, device=device, backend=backend, console=console, csv=csv)
+    rows = found.write(out)
+    for is_wrong, line in found.lines():
+        warn(line) if is_wrong else say(console, line)
     say(console, f"wrote {rows:,} rows to {out}")

@@ -10,6 +10,7 @@ from saml_rec.cli.options import (
     FILE,
     TableRates,
     cache_option,
+    csv_options,
     data_option,
     device_option,
     hyperparameter_options,
@@ -17,6 +18,8 @@ from saml_rec.cli.options import (
     patience_option,
     table_rates,
 )
+from saml_rec.errors import memory_for
+from saml_rec.models.hyperparameters import MOST_SEED, Whole
 
 if TYPE_CHECKING:
     from saml_rec.processes import Processes
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @data_option("Table of labelled rows, CSV (also .gz, .zst) or Parquet.")
+@csv_options
 @click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
 @click.option("--out", type=FILE, required=True, help="Run directory; made if missing.")
 @click.option(
@@ -36,10 +40,10 @@ if TYPE_CHECKING:
 )
 @optimizer_options
 @patience_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, shuffling and split.")
+@click.option("--seed", type=Whole(0, MOST_SEED), default=0, show_default=True, help="Of weights, shuffling and split.")
 @device_option
 @cache_option
-@click.option("--checkpoint-steps", type=click.IntRange(1), help="Also save within an epoch after so many steps.")
+@click.option("--checkpoint-steps", type=Whole(1), help="Also save within an epoch after so many steps.")
 @click.option(
     "--checkpoint-minutes",
     type=click.FloatRange(0, min_open=True),
@@ -54,6 +58,8 @@ if TYPE_CHECKING:
 def train(
     ctx: click.Context,
     data: tuple[Path, ...],
+    separator: str | None,
+    decimal: str | None,
     schema: Path,
     out: Path,
     model: str,
@@ -86,6 +92,7 @@ def train(
     run = RunDirectory(out)
     start: dict[str, Any] = {
         "data": data,
+        "csv": (separator, decimal),
         "schema_path": schema,
         "cache": cache,
         "checkpoints": (checkpoint_steps, checkpoint_minutes),
@@ -122,6 +129,7 @@ def _train(
     options: dict[str, Any],
     *,
     data: tuple[Path, ...],
+    csv: tuple[str | None, str | None],
     schema_path: Path,
     cache: Path | None,
     checkpoints: tuple[int | None, float],
@@ -129,12 +137,14 @@ def _train(
     overwrite: bool,
 ) -> None:
     from saml_rec.console import metrics_table, say, stdout
+    from saml_rec.data.csv_format import CsvOptions
     from saml_rec.data.preparation import prepare
     from saml_rec.data.schema import load_schema
     from saml_rec.models.construction import check_model, resolve_device
     from saml_rec.training.loop import CheckpointTimes, train
     from saml_rec.training.options import TrainOptions
 
+    options_of_csv = CsvOptions(*csv)
     if processes.is_first:
         run.require_startable(resume=resume, overwrite=overwrite)
     resolved = TrainOptions(**options).resolved(processes)
@@ -142,7 +152,10 @@ def _train(
     resolved.check_features(schema)
     check_model(resolved.model, resolved.model_options, schema, resolve_device(resolved.device))
     console = stdout() if processes.is_first else None
-    prepared = processes.in_turn(lambda: prepare(data, schema, seed=resolved.seed, cache=cache, console=console))
+    with memory_for("preparing the data"):
+        prepared = processes.in_turn(
+            lambda: prepare(data, schema, seed=resolved.seed, cache=cache, console=console, csv=options_of_csv)
+        )
     result = train(
         prepared,
         schema,

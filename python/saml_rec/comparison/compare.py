@@ -8,6 +8,9 @@
 A finished run is not trained or scored again; a run of other options or data is refused.
 """
 
+import contextlib
+import hashlib
+import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,13 +33,14 @@ from saml_rec.console import METRIC_NAMES, interval, say, spread, table_of
 from saml_rec.data.preparation import PreparedData
 from saml_rec.data.schema import Schema
 from saml_rec.data.sources import Paths, named
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, shortened
 from saml_rec.evaluation.metrics import LabelledRows, calibration, evaluate_scores, score_rows
 from saml_rec.evaluation.mutual_weights import mean_mutual_weights
 from saml_rec.evaluation.scoring import labelled_rows, load_trained
-from saml_rec.files import replacing, write_json
+from saml_rec.files import leftovers, replacing, require_regular, write_json
 from saml_rec.models.registry import hyperparameters
-from saml_rec.run_directory import RunDirectory, read_json, versions
+from saml_rec.run_directory import RunDirectory, versions
+from saml_rec.sealed import read_sealed_json, write_sealed_json
 from saml_rec.training import TrainOptions, train
 
 OVERALL = "overall"
@@ -46,6 +50,10 @@ WITHIN_SCENARIOS = ("auc", "logloss", "gauc")
 TRAINING_CHANGES = ("learning_rate", "weight_decay", "scenario_rate")
 SAME_LOSS = 1e-5
 """How much the log loss of kept scores may differ from that of the run, relatively: devices sum in another order."""
+
+LOGITS = "logits"
+"""Key of run.json under which the digest of test-logits.npy stands."""
+ADDED = {"peak_bytes", "mutual_weights"}
 
 Record = dict[str, Any]
 Changes = Mapping[str, Any]
@@ -104,6 +112,9 @@ def compare(
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")
     check_directory(out)
+    for file in (out / "compare.json", out / "report.html"):
+        for left in leftovers(file):
+            left.unlink(missing_ok=True)
     changes = changes or {}
     rows, names = labelled_rows(data.tables["test"]), list(data.encoder.scenario_names)
     runs: dict[str, list[Record]] = {}
@@ -137,7 +148,7 @@ def check_models(models: Sequence[str]) -> None:
     if not models:
         raise InputError("no models to compare")
     if repeated := sorted({model for model in models if models.count(model) > 1}):
-        raise InputError(f"models named more than once: {', '.join(repeated)}")
+        raise InputError(f"models named more than once: {shortened(', '.join(repeated))}")
     for model in models:
         hyperparameters(model)
 
@@ -176,33 +187,32 @@ def _run(
     resume = RunDirectory(directory).started
     with PeakMemory(options.resolved().device) as memory:
         result = train(data, schema, options, directory, resume=resume, data_path=data_path, console=console)
-    known = result.already_finished
-    logits = _kept_logits(kept, rows, result.metrics) if known else None
-    if known and extra.exists() and logits is not None:
-        added: Record = read_json(extra)
-    else:
+    added = _kept_addition(extra, console) if result.already_finished else None
+    logits = None if added is None else _kept_logits(kept, rows, result.metrics, added.get(LOGITS), console)
+    if added is None or logits is None:
         trained = load_trained(directory, device=options.device)
         table = data.tables["test"]
         if logits is None:
             logits = _as_small_as_exact(trained.logits(table))
-            with replacing(kept) as file:
-                np.save(file, logits)
+        content = _npy(logits)
+        with replacing(kept) as file:
+            file.write(content)
         weights = mean_mutual_weights(trained.model, table, trained.device)
+        # A run that was interrupted or finished elsewhere was not watched as a whole.
+        peak = None if resume else memory.peak_bytes
         added = {
-            # A run that was interrupted or finished elsewhere was not watched as a whole.
-            "peak_bytes": None if resume else memory.peak_bytes,
+            "peak_bytes": peak if added is None else added["peak_bytes"],
             "mutual_weights": None if weights is None else {str(k): _plain(matrix) for k, matrix in weights.items()},
+            LOGITS: hashlib.sha256(content).hexdigest(),
         }
-        if known and extra.exists():
-            added["peak_bytes"] = read_json(extra)["peak_bytes"]
-        write_json(extra, added)
+        write_sealed_json(extra, added)
     # Of the scores whose differences are judged, and with every metric of this version.
     metrics = result.metrics | evaluate_scores(rows, logits, data.encoder.scenario_names)
     return {
         "metrics": metrics,
         "history": result.history,
         "calibration": calibration(rows, logits) if len(rows) else [],
-        **added,
+        **{name: added[name] for name in ADDED},
     }, logits
 
 
@@ -211,17 +221,53 @@ def _as_small_as_exact(logits: NDArray[np.float64]) -> NDArray[np.floating]:
     return small if (small == logits).all() else logits
 
 
-def _kept_logits(path: Path, rows: LabelledRows, metrics: Mapping[str, Any]) -> NDArray[np.floating] | None:
-    """The scores that a command before this one kept; None where they are missing, damaged or of another model."""
+def _npy(logits: NDArray[np.floating]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, logits)
+    return file.getvalue()
+
+
+def _kept_addition(path: Path, console: Console | None) -> Record | None:
+    """What a command before this one kept in run.json; None where it is missing or, which is said, damaged."""
+    if not path.exists():
+        return None
     try:
-        logits: NDArray[np.floating] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        found = read_sealed_json(path)
+        if not found.keys() >= ADDED:
+            raise InputError(f"{path}: is damaged: expected {' and '.join(sorted(ADDED))}")
+    except InputError as error:
+        say(console, f"{error}; making it again")
         return None
+    return found
+
+
+def _kept_logits(
+    path: Path, rows: LabelledRows, metrics: Mapping[str, Any], digest: str | None, console: Console | None
+) -> NDArray[np.floating] | None:
+    """The scores that a command before this one kept.
+
+    None where they are missing or, which is said, damaged or of another model. Before version 0.2 nobody kept a digest.
+    """
+    if not path.exists():
+        return None
+    require_regular(path)
+    content = path.read_bytes()
+    if digest in (None, hashlib.sha256(content).hexdigest()):
+        # Its header may claim anything where nobody kept a digest.
+        with contextlib.suppress(OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError):
+            logits = np.load(io.BytesIO(content), allow_pickle=False)
+            if isinstance(logits, np.ndarray) and _are_scores(logits, rows, metrics):
+                return logits
+    say(console, f"{path}: is damaged or of another model; making it again")
+    return None
+
+
+def _are_scores(logits: NDArray[Any], rows: LabelledRows, metrics: Mapping[str, Any]) -> bool:
+    """Whether they may be the scores that the metrics of a run are of."""
     if logits.shape != (len(rows),) or logits.dtype.kind != "f" or not np.isfinite(logits).all():
-        return None
+        return False
     before, now = metrics[OVERALL]["logloss"], score_rows(rows, logits)["logloss"]
-    is_same = before == now or (None not in (before, now) and abs(before - now) <= SAME_LOSS * before)
-    return logits if is_same else None
+    return before == now or (None not in (before, now) and abs(before - now) <= SAME_LOSS * before)
 
 
 def _plain(matrix: NDArray[np.float64]) -> list[list[float | None]]:

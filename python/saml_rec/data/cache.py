@@ -4,8 +4,9 @@
     DIR/encoded/KEY.lock        held by the process that makes them
     DIR/encoded/KEY.tmp/        what it has so far
 
-KEY is a digest of the files' bytes, the schema, and the seed of a random split. A directory by the name KEY is whole:
-it was renamed when it was. What a killed process left is removed by the next that makes the same.
+KEY is a digest of the files' bytes, the schema, what was said of CSV, and the seed of a random split. A directory by
+the name KEY is whole: it was renamed when it was. What a killed process left is removed by the next that makes the
+same.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from typing import Any
 
 import platformdirs
 
+from saml_rec.data.csv_format import CsvOptions
 from saml_rec.data.schema import Schema
 from saml_rec.data.sources import HEAD_BYTES
 from saml_rec.errors import InputError
@@ -31,7 +33,7 @@ try:
 except ImportError:
     fcntl = None
 
-FORMAT = 1
+FORMAT = 2
 CACHE_VARIABLE = "SAML_REC_CACHE"
 META = "meta.json"
 BLOCK_BYTES = 128 * HEAD_BYTES
@@ -42,7 +44,7 @@ def cache_directory(given: str | Path | None = None) -> Path:
     return Path(given or os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("saml-rec"))
 
 
-def key_of(files: tuple[Path, ...], schema: Schema, seed: int) -> str:
+def key_of(files: tuple[Path, ...], schema: Schema, seed: int, csv: CsvOptions) -> str:
     """The name of what is made of the files, 32 hexadecimal digits.
 
     Raises:
@@ -50,6 +52,7 @@ def key_of(files: tuple[Path, ...], schema: Schema, seed: int) -> str:
     """
     at_random = schema.time is None and schema.split_column is None
     made_of = {"format": FORMAT, "schema": schema.to_dict(), "seed": seed if at_random else None}
+    made_of["csv"] = csv.to_dict()
     made_of["files"] = [_digest(file) for file in files]
     return hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=16).hexdigest()
 

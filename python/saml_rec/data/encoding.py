@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from saml_rec.data.schema import FeatureSpec, Schema
 from saml_rec.data.splits import Rows
 from saml_rec.data.table import EncodedTable, Ragged
-from saml_rec.errors import InputError
+from saml_rec.data.values import as_lists
+from saml_rec.errors import InputError, listed, named, shown
 
 FORMAT = 1
 EMPTY_ID = 0  # an empty cell and padding; its embedding is the zero vector
@@ -119,8 +120,8 @@ class Encoder:
             if self.schema.scenarios.unseen == "refuse":
                 branches = tuple(name for name in self.scenario_names if name != OTHER)
                 raise InputError(
-                    f"scenario column {self.schema.scenario!r} has {listed(unseen, 5)}, not among the training rows, "
-                    f"whose scenarios are {listed(branches, 50)}"
+                    f"scenario column {named(self.schema.scenario)} has {listed(unseen, 5, 40)}, not among the "
+                    f"training rows, whose scenarios are {listed(branches, 50, 40)}"
                     '; [scenarios] unseen = "other" or "drop" in the schema lets such rows pass'
                 )
             fate = self._id_of_fate(self.schema.scenarios.unseen)
@@ -148,6 +149,10 @@ class Encoder:
             known = values.drop_nulls().unique()
             numbers = pl.Series([id_of.get(value, UNKNOWN_ID) for value in known], dtype=pl.Int32)
         return values.replace_strict(known, numbers, default=EMPTY_ID, return_dtype=pl.Int32).to_numpy()
+
+    def ids_of(self, feature: FeatureSpec) -> Mapping[str, int]:
+        """The values that have an id of their own in a sparse, multi or sequence feature; none where it has buckets."""
+        return self._id_of.get(feature.item or feature.name, {})
 
     @cached_property
     def _id_of(self) -> dict[str, dict[str, int]]:
@@ -196,7 +201,7 @@ class Encoder:
             InputError: the content is of another format.
         """
         if content.get("format") != FORMAT:
-            raise InputError(f"encoder: format {FORMAT} expected, got {content.get('format')!r}")
+            raise InputError(f"encoder: format {FORMAT} expected, got {shown(content.get('format'))}")
         return cls(
             schema=Schema.from_dict(content["schema"], source="encoder"),
             scenario_names=tuple(content["scenario_names"]),
@@ -227,11 +232,9 @@ def flat(column: pl.Series, feature: FeatureSpec) -> pl.Series:
 
 def _lists(column: pl.Series, feature: FeatureSpec) -> pl.Series:
     """A bag or sequence column as List(String) without empty pieces; an empty cell is an empty list."""
-    values = pl.col(column.name)
-    if column.dtype == pl.String:
-        values = values.str.split(feature.separator)
-    pieces = values.list.eval(pl.element().filter(pl.element() != ""))
-    return column.to_frame().select(pieces.fill_null([])).to_series().cast(pl.List(pl.String))
+    lists = as_lists(column, feature.separator)
+    pieces = pl.col(column.name).list.eval(pl.element().filter(pl.element() != ""))
+    return lists.to_frame().select(pieces.fill_null([])).to_series().cast(pl.List(pl.String))
 
 
 def _explode(lists: pl.Series) -> pl.Series:
@@ -269,8 +272,3 @@ def natural_order(names: list[str]) -> tuple[str, ...]:
     if all(INTEGER.fullmatch(name) for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
-
-
-def listed(names: tuple[str, ...], at_most: int) -> str:
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(repr(name) for name in names[:at_most]) + more

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from saml_rec.data.encoding import OTHER, Encoder, categorical, flat, listed, natural_order
+from saml_rec.data.encoding import OTHER, Encoder, categorical, flat, natural_order
 from saml_rec.data.schema import FeatureSpec, Schema
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, listed, named
 
 MOST_PENDING = 2**20
 """Values with their counts, of a chunk each, that wait to be added up."""
@@ -65,13 +65,14 @@ class Learner:
         rule, column = self.schema.scenarios, self.schema.scenario
         if rare and rule.rare == "refuse":
             raise InputError(
-                f"scenario column {column!r}: {listed(natural_order(list(rare)), 5)} have fewer than {rule.min_rows} "
+                f"scenario column {named(column)}: {listed(natural_order(list(rare)), 5)} have fewer than "
+                f"{rule.min_rows} "
                 'training rows; [scenarios] rare = "other" or "drop" in the schema lets them pass'
             )
         if not names:
             most = max(self.scenarios.values(), default=0)
             raise InputError(
-                f"scenario column {column!r}: no scenario has scenarios.min_rows = {rule.min_rows} training rows; "
+                f"scenario column {named(column)}: no scenario has scenarios.min_rows = {rule.min_rows} training rows; "
                 f"the largest has {most}"
             )
         if not rare and rule.unseen == "other":
@@ -80,7 +81,9 @@ class Learner:
                 "other scenarios would have none to learn from; raise min_rows or say drop or refuse"
             )
         if OTHER in self.scenarios and rare:
-            raise InputError(f"scenario column {column!r} has {OTHER!r}, the name of the branch that rare ones share")
+            raise InputError(
+                f"scenario column {named(column)} has {OTHER!r}, the name of the branch that rare ones share"
+            )
 
 
 class _Counts:

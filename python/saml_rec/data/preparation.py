@@ -8,7 +8,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from rich.console import Console
 from saml_rec.console import say
 from saml_rec.data.cache import Cache, cache_directory, key_of
 from saml_rec.data.cells import Checks
-from saml_rec.data.encoding import OTHER, Encoder, listed
+from saml_rec.data.coverage import Coverage, check_coverage, prepared_lines
+from saml_rec.data.csv_format import CsvOptions
+from saml_rec.data.encoding import OTHER, Encoder
 from saml_rec.data.learning import Learner
 from saml_rec.data.order import WINDOW_ROWS
 from saml_rec.data.readers import TableFiles
@@ -29,7 +31,7 @@ from saml_rec.data.sources import Paths
 from saml_rec.data.splits import SPLITS, Split, check_split, check_weights, needs_a_pass, split_of, weighted_labels
 from saml_rec.data.stored import StoredTable, TableWriter, fingerprint_of
 from saml_rec.data.table import EncodedTable, joined
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, listed
 
 MEMORY_ROWS = WINDOW_ROWS
 Table = EncodedTable | StoredTable
@@ -43,11 +45,19 @@ class PreparedData:
         encoder: learnt from the training rows.
         tables: ``train``, ``valid`` and ``test``; a split that was not asked for is an empty table.
         unseen: rows of every scenario without a training row, by name.
+        coverage: by split how much of each feature is empty or unknown.
+        csv: what was said of CSV files.
     """
 
     encoder: Encoder
     tables: Mapping[str, Table]
     unseen: Mapping[str, int] = field(default_factory=dict)
+    coverage: Mapping[str, Coverage] = field(default_factory=dict)
+    csv: CsvOptions = field(default_factory=CsvOptions)
+
+    def shares(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """By split the shares of :class:`saml_rec.data.coverage.Coverage`."""
+        return {name: coverage.shares() for name, coverage in self.coverage.items()}
 
 
 def prepare(
@@ -57,6 +67,7 @@ def prepare(
     seed: int,
     cache: str | Path | None = None,
     console: Console | None = None,
+    csv: CsvOptions | None = None,
 ) -> PreparedData:
     """Read, split and encode a table.
 
@@ -66,27 +77,33 @@ def prepare(
         seed: of the random split; of no effect with a time or split column.
         cache: where encoded tables that do not go into memory are kept, see
             :func:`saml_rec.data.cache.cache_directory`.
-        console: where to say what became of rare scenarios, and of the cache; None prints nothing.
+        console: where to say how files are written, what became of rare scenarios, of unknown values and of the
+            cache; None prints nothing.
+        csv: how CSV files are written; found in each of them unless given.
 
     Raises:
-        InputError: see :func:`saml_rec.data.read_table`, :func:`saml_rec.data.split_rows` and
-            :meth:`saml_rec.data.learning.Learner.encoder`; or a validation or test row has a scenario that no training
-            row has, where those are refused; or a file changed while it was read.
+        InputError: see :func:`saml_rec.data.read_table`, :func:`saml_rec.data.split_rows`,
+            :meth:`saml_rec.data.learning.Learner.encoder` and :func:`saml_rec.data.coverage.check_coverage`; or a
+            validation or test row has a scenario that no training row has, where those are refused; or a file changed
+            while it was read.
         OSError: the cache cannot be written.
     """
-    files = TableFiles(paths, schema)
+    csv = csv or CsvOptions()
+    files = TableFiles(paths, schema, csv)
     checks = Checks()
     files.require(checks)
+    for line in files.format_lines():
+        say(console, line)
     states = _states(files)
-    kept = Cache(cache_directory(cache), key_of(files.files, schema, seed))
+    kept = Cache(cache_directory(cache), key_of(files.files, schema, seed, csv))
     if (meta := kept.meta()) is not None:
         say(console, f"{files.name}: {meta['rows']:,} rows from the cache {kept.path}")
         data = _stored(kept.path, meta)
     else:
         data = _Preparation(files, checks, seed, states).run(kept, console)
-    for line in scenario_lines(data):
+    for line in (*scenario_lines(data), *prepared_lines(data.encoder, data.coverage)):
         say(console, line)
-    return data
+    return replace(data, csv=csv)
 
 
 def _states(files: TableFiles) -> list[tuple[int, int]]:
@@ -96,7 +113,10 @@ def _states(files: TableFiles) -> list[tuple[int, int]]:
 def _stored(path: Path, meta: Mapping[str, Any]) -> PreparedData:
     encoder = Encoder.from_dict(meta["encoder"])
     return PreparedData(
-        encoder, {name: _open(path, name, encoder, meta["tables"][name]) for name in SPLITS}, meta["unseen"]
+        encoder,
+        {name: _open(path, name, encoder, meta["tables"][name]) for name in SPLITS},
+        meta["unseen"],
+        {name: Coverage.from_dict(encoder, meta["coverage"][name]) for name in SPLITS},
     )
 
 
@@ -153,8 +173,10 @@ class _Preparation:
         check_weights(self.schema, dict(zip(SPLITS, zip(sizes.tolist(), weights.tolist(), strict=True), strict=True)))
         return learner.encoder(), int(sizes.sum())
 
-    def _encoded(self, encoder: Encoder, unseen: Counter[str]) -> Iterator[tuple[str | None, EncodedTable]]:
-        """The rows of every chunk by their split; counts those of scenarios without a training row."""
+    def _encoded(
+        self, encoder: Encoder, unseen: Counter[str], coverage: Mapping[str | None, Coverage]
+    ) -> Iterator[tuple[str | None, EncodedTable]]:
+        """The rows of every chunk by their split; counts those of scenarios without a training row, and values."""
         known = pl.Series([*encoder.scenario_names, *encoder.rare], dtype=pl.String).implode()
 
         def counted() -> Iterator[pl.DataFrame]:
@@ -163,7 +185,7 @@ class _Preparation:
                 unseen.update(dict(scenarios.filter(~scenarios.is_in(known)).value_counts().iter_rows()))
                 yield frame
 
-        return encoded_rows(encoder, counted(), self.split)
+        return encoded_rows(encoder, counted(), self.split, coverage)
 
     def _require_unchanged(self) -> None:
         """Before anything is kept under the name of what the files were."""
@@ -175,26 +197,34 @@ class _Preparation:
 
     def _in_memory(self, encoder: Encoder) -> PreparedData:
         unseen: Counter[str] = Counter()
+        coverage = {name: Coverage(encoder) for name in SPLITS}
         parts: dict[str, list[EncodedTable]] = {name: [] for name in SPLITS}
-        for name, rows in self._encoded(encoder, unseen):
+        for name, rows in self._encoded(encoder, unseen, dict(coverage.items())):
             assert name is not None
             parts[name].append(rows)
         self._require_unchanged()
-        return PreparedData(
-            encoder, {name: joined(each or [self._nothing(encoder)]) for name, each in parts.items()}, dict(unseen)
-        )
+        check_coverage(encoder, coverage)
+        tables = {name: joined(each or [self._nothing(encoder)]) for name, each in parts.items()}
+        return PreparedData(encoder, tables, dict(unseen), coverage)
 
     def _encode_into(self, directory: Path, encoder: Encoder) -> dict[str, Any]:
         unseen: Counter[str] = Counter()
+        coverage = {name: Coverage(encoder) for name in SPLITS}
         writers = {name: TableWriter(directory, name, self._nothing(encoder)) for name in SPLITS}
-        for name, rows in self._encoded(encoder, unseen):
+        for name, rows in self._encoded(encoder, unseen, dict(coverage.items())):
             assert name is not None
             writers[name].add(rows)
         self._require_unchanged()
+        check_coverage(encoder, coverage)
         tables = {name: writer.finish() for name, writer in writers.items()}
         for name, content in tables.items():
             content["fingerprint"] = fingerprint_of(_open(directory, name, encoder, content))
-        return {"encoder": encoder.to_dict(), "unseen": dict(unseen), "tables": tables}
+        return {
+            "encoder": encoder.to_dict(),
+            "unseen": dict(unseen),
+            "tables": tables,
+            "coverage": {name: counts.to_dict() for name, counts in coverage.items()},
+        }
 
 
 class _SeveralTimes:
@@ -216,21 +246,38 @@ def for_split(schema: Schema) -> Checks:
 
 
 def encoded_rows(
-    encoder: Encoder, frames: Iterator[pl.DataFrame], split: Split | None
+    encoder: Encoder,
+    frames: Iterator[pl.DataFrame],
+    split: Split | None,
+    coverage: Mapping[str | None, Coverage],
 ) -> Iterator[tuple[str | None, EncodedTable]]:
     """The rows of every frame with the name of their split, split by split; those of no split without one.
+
+    Args:
+        encoder: of the rows.
+        frames: the rows.
+        split: how they are divided, if they are.
+        coverage: by the name of the split what counts its rows; rows of others are not counted.
 
     Raises:
         InputError: as :meth:`saml_rec.data.encoding.Encoder.encode`.
     """
-    if split is None:
-        yield from ((None, encoder.encode(frame)) for frame in frames)
-        return
-    for frame, codes in with_codes(split, frames):
+
+    def encoded(name: str | None, rows: pl.DataFrame, ids: NDArray[np.int64]) -> tuple[str | None, EncodedTable]:
+        table = encoder.encode_kept(rows, ids)
+        if name in coverage:
+            coverage[name].add(rows, table)
+        return name, table
+
+    divided = ((frame, None) for frame in frames) if split is None else with_codes(split, frames)
+    for frame, codes in divided:
         ids = encoder.scenario_ids(frame[encoder.schema.scenario])
+        if codes is None:
+            yield encoded(None, frame, ids)
+            continue
         for code, name in enumerate(SPLITS):
             if (own := codes == code).any():
-                yield name, encoder.encode_kept(frame.filter(own), ids[own])
+                yield encoded(name, frame.filter(own), ids[own])
 
 
 def with_codes(split: Split, parts: Iterator[pl.DataFrame]) -> Iterator[tuple[pl.DataFrame, NDArray[np.uint8]]]:

@@ -1,8 +1,5 @@
 """Reading a table: CSV and Parquet files as a stream of data frames, a bounded number of rows at a time."""
 
-import csv
-import io
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,27 +7,32 @@ from pathlib import Path
 import polars as pl
 
 from saml_rec.data.cells import Checks, check_columns, conform
+from saml_rec.data.csv_files import CsvFile, first_line
+from saml_rec.data.csv_format import CsvFormat, CsvOptions, Roles
+from saml_rec.data.refusal import Notations
 from saml_rec.data.schema import Schema
-from saml_rec.data.sources import DAMAGED, HEAD_BYTES, Paths, is_compressed, is_parquet, named, open_bytes, table_files
-from saml_rec.errors import InputError
+from saml_rec.data.sources import Paths, is_parquet, table_files
+from saml_rec.data.sources import named as named_paths
+from saml_rec.data.values import as_lists
+from saml_rec.errors import InputError, named, shown
 
 CHUNK_ROWS = 2**17
-LONGEST_CELL = 2**31 - 1
 NOT_IN_CSV = (pl.Binary, pl.Duration, pl.Object)
 
 Columns = Mapping[str, pl.DataType]
 """Names and types, in order."""
 
 
-def read_frame(path: str | Path) -> pl.DataFrame:
+def read_frame(path: str | Path, csv: CsvOptions | None = None) -> pl.DataFrame:
     """Read a CSV or Parquet file as it is.
 
-    Whether a file is Parquet is decided by its first bytes, not by its name. CSV is UTF-8 with a header, commas and
-    double quotes, plain or compressed by gzip or zstd; all its cells are read as the strings they are, so an id ``007``
-    stays ``007``.
+    Whether a file is Parquet is decided by its first bytes, not by its name. CSV is UTF-8 with a header and double
+    quotes, plain or compressed by gzip or zstd, its fields separated as :mod:`saml_rec.data.csv_format` says; all its
+    cells are read as the strings they are, so an id ``007`` stays ``007``.
 
     Args:
         path: the file.
+        csv: how it is written if it is CSV; found in the file unless given.
 
     Returns:
         One row per row of the file, in its order, with all columns: String from CSV, null where a cell is empty and
@@ -39,27 +41,70 @@ def read_frame(path: str | Path) -> pl.DataFrame:
     Raises:
         InputError: the file cannot be read as a table.
     """
-    path = Path(path)
-    return pl.concat([pl.DataFrame(schema=dict(columns_of(path))), *frames(path)])
+    file = open_table(Path(path), csv)
+    return pl.concat([pl.DataFrame(schema=dict(file.columns)), *file.frames()])
 
 
-def columns_of(path: Path) -> Columns:
-    """The columns of a file, without reading its rows; those of CSV are String.
+class _ParquetFile:
+    """A Parquet file, with the interface of :class:`_Csv`."""
+
+    format: CsvFormat | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._errors():
+            self.columns: Columns = pl.read_parquet_schema(path)
+
+    def frames(self, columns: Sequence[str] | None = None, rows: int | None = None) -> Iterator[pl.DataFrame]:
+        with self._errors():
+            table = pl.scan_parquet(self.path, glob=False)
+            if columns is not None:
+                table = table.select(columns)
+            yield from table.collect_batches(chunk_size=rows or CHUNK_ROWS, maintain_order=True)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        # Some kinds of damage make the reader panic.
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            raise InputError(f"{self.path} begins like Parquet but cannot be read: {first_line(error)}") from None
+
+
+class _Csv:
+    """A CSV file as a table of strings."""
+
+    def __init__(self, path: Path, options: CsvOptions | None, roles: Roles | None) -> None:
+        self.path = path
+        self._file = CsvFile(path, options, roles)
+        self.format: CsvFormat | None = self._file.format
+        self.columns: Columns = {name: pl.String() for name in self._file.names}
+
+    def frames(self, columns: Sequence[str] | None = None, rows: int | None = None) -> Iterator[pl.DataFrame]:
+        """The rows of the file in order, at most ``rows`` at a time, CHUNK_ROWS unless given.
+
+        Args:
+            columns: those that are read, all unless given. Rows with too few fields show where all are read only.
+            rows: in a frame.
+
+        Raises:
+            InputError: the file cannot be read as a table.
+        """
+        return self._file.frames(columns, rows or CHUNK_ROWS)
+
+
+def open_table(path: Path, csv: CsvOptions | None = None, roles: Roles | None = None) -> _ParquetFile | _Csv:
+    """A file of a table; of its rows none is read.
+
+    Args:
+        path: the file.
+        csv: how it is written if it is CSV; found in the file unless given.
+        roles: of its columns.
 
     Raises:
         InputError: the file cannot be read as a table.
     """
-    if is_parquet(path):
-        with _parquet_errors(path):
-            return pl.read_parquet_schema(path)
-    with _csv_errors(path):
-        # As a row: read as a header, a repeated name would be renamed.
-        header = pl.read_csv(path, has_header=False, infer_schema=False, n_rows=1, glob=False).row(0)
-    names = ["" if name is None else name for name in header]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{path} has more than one column {name!r}")
-    return {name: pl.String() for name in names}
+    return _ParquetFile(path) if is_parquet(path) else _Csv(path, csv, roles)
 
 
 def require_csv_columns(paths: Paths) -> None:
@@ -69,67 +114,11 @@ def require_csv_columns(paths: Paths) -> None:
         InputError: a column of a Parquet file holds lists, structures, bytes or durations; or as :func:`read_frame`.
     """
     for path in table_files(paths):
-        for name, dtype in columns_of(path).items():
+        for name, dtype in _ParquetFile(path).columns.items() if is_parquet(path) else ():
             if dtype.is_nested() or dtype in NOT_IN_CSV:
-                raise InputError(f"{path}: column {name!r} holds {dtype}, which CSV cannot hold; write a .parquet file")
-
-
-def frames(path: Path, columns: Sequence[str] | None = None, rows: int | None = None) -> Iterator[pl.DataFrame]:
-    """The rows of a file as :func:`read_frame` gives them.
-
-    Args:
-        path: the file.
-        columns: those that are read, all unless given. Rows of CSV with too few fields show where all are read only.
-        rows: at most so many at a time; CHUNK_ROWS unless given.
-
-    Raises:
-        InputError: the file cannot be read as a table.
-    """
-    names = columns_of(path)
-    rows = rows or CHUNK_ROWS
-    if is_parquet(path):
-        with _parquet_errors(path):
-            yield from _collect(pl.scan_parquet(path, glob=False), columns, rows)
-        return
-    with _csv_errors(path):
-        found = _collect(pl.scan_csv(path, infer_schema=False, glob=False), columns, rows)
-        yield from _without_blank_end(found, path, None if columns else list(names)[-1])
-
-
-def _collect(table: pl.LazyFrame, columns: Sequence[str] | None, rows: int) -> Iterator[pl.DataFrame]:
-    if columns is not None:
-        table = table.select(columns)
-    return iter(table.collect_batches(chunk_size=rows, maintain_order=True))
-
-
-def _without_blank_end(chunks: Iterator[pl.DataFrame], path: Path, last_column: str | None) -> Iterator[pl.DataFrame]:
-    """Chunks of CSV without the rows of empty cells that the reader makes of blank lines at the end.
-
-    The reader completes a short row with empty cells: the first empty cell in ``last_column`` has the file looked at.
-    """
-    suspect = last_column is not None
-    rows = 0
-    held: list[pl.DataFrame] = []
-    for chunk in chunks:
-        if chunk.is_empty():
-            continue
-        blank = chunk.select(pl.all_horizontal(pl.all().is_null())).to_series()
-        end = chunk.height - int(blank.reverse().cum_prod().sum()) if blank[-1] else chunk.height
-        if end == 0:
-            held.append(chunk)
-            continue
-        whole, held = pl.concat([*held, chunk.head(end)]), [chunk.slice(end)]
-        rows += whole.height
-        if suspect and last_column and chunk.width > 1 and whole[last_column].null_count():
-            suspect = False
-            if _may_be_ragged(path, chunk.width) and (short := _first_ragged_row(path)):
-                raise InputError(short)
-        yield whole
-    left = pl.concat(held) if held else pl.DataFrame()
-    if (kept := left.height - _blank_lines_at_end(path)) > 0:
-        if suspect and left.width > 1 and (short := _first_ragged_row(path, rows + kept)):
-            raise InputError(short)
-        yield left.head(kept)
+                raise InputError(
+                    f"{path}: column {named(name)} holds {named(dtype)}, which CSV cannot hold; write a .parquet file"
+                )
 
 
 class TableFiles:
@@ -138,20 +127,30 @@ class TableFiles:
     Args:
         paths: as :func:`saml_rec.data.sources.table_files` takes them.
         schema: the roles of the columns.
+        csv: how CSV files are written; found in each of them unless given.
 
     Raises:
         InputError: there is no such file, or one is no table.
     """
 
-    def __init__(self, paths: Paths, schema: Schema) -> None:
+    def __init__(self, paths: Paths, schema: Schema, csv: CsvOptions | None = None) -> None:
         self.files = table_files(paths)
         self.schema = schema
-        self.columns = {file: columns_of(file) for file in self.files}
+        self._opened = {file: open_table(file, csv, roles_of(schema)) for file in self.files}
+        self.columns = {file: opened.columns for file, opened in self._opened.items()}
 
     @property
     def name(self) -> str:
         """For messages about all of it."""
-        return str(self.files[0]) if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more"
+        return _name_of(self.files)
+
+    def format_lines(self) -> list[str]:
+        """How files are written that are not written as usual, a line for each way."""
+        files_of: dict[str, list[Path]] = {}
+        for file, opened in self._opened.items():
+            if opened.format is not None and (described := opened.format.described()):
+                files_of.setdefault(described, []).append(file)
+        return [f"{_name_of(files)}: {described}" for described, files in files_of.items()]
 
     def require(self, checks: Checks) -> None:
         """Refuses files that lack a column, before any row is read.
@@ -183,17 +182,27 @@ class TableFiles:
         self.require(checks)
         rows = 0
         by_number: bool | None = None
-        for file in self.files:
+        notations = Notations()
+        for file, opened in self._opened.items():
             first = 0
-            for frame in frames(file, checks.only, chunk_rows):
-                checked = conform(frame, self.schema, checks, source=str(file), first_row=first)
+            decimal = "." if opened.format is None else opened.format.decimal
+            for frame in opened.frames(checks.only, chunk_rows):
+                checked = conform(
+                    frame,
+                    self.schema,
+                    checks,
+                    source=str(file),
+                    first_row=first,
+                    decimal=decimal,
+                    notations=notations,
+                )
                 if self.schema.time in checked.columns and checks.split:
                     is_number = checked[self.schema.time].dtype.is_numeric()
                     if by_number not in (None, is_number):
                         expected = "a number" if by_number else "a date"
                         raise InputError(
-                            f"{file}: column {self.schema.time!r}, row {first + 1}: expected {expected}, as in the "
-                            f"rows before, got {frame[self.schema.time][0]!r}"
+                            f"{file}: column {named(self.schema.time)}, row {first + 1}: expected {expected}, as in "
+                            f"the rows before, got {shown(frame[self.schema.time][0], 40)}"
                         )
                     by_number = is_number
                 yield frame, checked
@@ -203,7 +212,25 @@ class TableFiles:
             raise InputError(f"{self.name} has a header but no rows")
 
 
-def read_table(paths: Paths, schema: Schema, *, need_label: bool = True, need_split: bool = True) -> pl.DataFrame:
+def roles_of(schema: Schema) -> Roles:
+    """Of the columns that scoring needs, and of the others that are numbers."""
+    numbers = {feature.name for feature in schema.of_kind("dense")}
+    numbers |= {name for name in (schema.weight, schema.time) if name is not None}
+    return Roles({schema.scenario, schema.label, *(feature.name for feature in schema.features), *numbers}, numbers)
+
+
+def _name_of(files: Sequence[Path]) -> str:
+    return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+
+
+def read_table(
+    paths: Paths,
+    schema: Schema,
+    *,
+    need_label: bool = True,
+    need_split: bool = True,
+    csv: CsvOptions | None = None,
+) -> pl.DataFrame:
     """Read CSV or Parquet files as :func:`read_frame` does, and check every cell the schema speaks of.
 
     Args:
@@ -212,6 +239,7 @@ def read_table(paths: Paths, schema: Schema, *, need_label: bool = True, need_sp
         need_label: False is for scoring: only the scenario and the features are needed and checked, and every other
             column is kept as it is. True drops the columns the schema does not mention.
         need_split: whether the time or split column is needed too; of no effect without ``need_label``.
+        csv: how CSV files are written; found in each of them unless given.
 
     Returns:
         One row per row of the files, in their order. Label: UInt8 of 0 and 1. Scenario and sparse: String, an empty
@@ -223,7 +251,11 @@ def read_table(paths: Paths, schema: Schema, *, need_label: bool = True, need_sp
             are counted from 1 in each file, the header not included.
     """
     checks = Checks(label=need_label, split=need_label and need_split, keep_others=not need_label)
-    return _joined(list(TableFiles(paths, schema).checked(checks)), named(paths))
+    parts = list(TableFiles(paths, schema, csv).checked(checks))
+    for feature in (*schema.of_kind("multi"), *schema.of_kind("sequence")):
+        if len({part.schema[feature.name] for part in parts}) > 1:
+            parts = [part.with_columns(as_lists(part[feature.name], feature.separator)) for part in parts]
+    return _joined(parts, named_paths(paths))
 
 
 def _joined(parts: list[pl.DataFrame], source: str) -> pl.DataFrame:
@@ -231,7 +263,7 @@ def _joined(parts: list[pl.DataFrame], source: str) -> pl.DataFrame:
     try:
         return pl.concat(parts, how="vertical_relaxed")
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"{source}: the rows do not have the same types: {_first_line(error)}") from None
+        raise InputError(f"{source}: the rows do not have the same types: {first_line(error)}") from None
 
 
 def rebatched(parts: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:
@@ -251,93 +283,3 @@ def rebatched(parts: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame
             waiting = [whole.slice(rows)] if height else []
     if height:
         yield pl.concat(waiting)
-
-
-@contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    # Some kinds of damage make the reader panic.
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise InputError(f"{path} begins like Parquet but cannot be read: {_first_line(error)}") from None
-
-
-@contextmanager
-def _csv_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except pl.exceptions.NoDataError:
-        raise InputError(f"{path} is empty") from None
-    except (pl.exceptions.PolarsError, OSError, EOFError) as error:
-        raise InputError(_why_no_csv(path, error)) from None
-
-
-def _may_be_ragged(path: Path, width: int) -> bool:
-    """Whether a row may not have ``width`` fields: a quick look at commas, which quotes make undecided."""
-    line = pl.col("line").fill_null("")
-    lines = pl.scan_csv(
-        path, has_header=False, separator="\x1f", quote_char=None, new_columns=["line"], infer_schema=False, glob=False
-    )
-    undecided = line.str.contains('"', literal=True) | (line.str.count_matches(",", literal=True) != width - 1)
-    try:
-        return bool(lines.select(undecided.any()).collect(engine="streaming").item())
-    except pl.exceptions.PolarsError:
-        return True
-
-
-def _first_ragged_row(path: Path, rows: int | None = None) -> str | None:
-    """What to say of the first row whose number of fields is not that of the header, among so many or all."""
-    limit = csv.field_size_limit(LONGEST_CELL)
-    blank: int | None = None
-    try:
-        with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
-            records = csv.reader(file)
-            width = len(next(records))
-            for number, record in enumerate(itertools.islice(records, rows), start=1):
-                if rows is None and not record:
-                    # Blank lines at the end are no rows.
-                    blank = blank or number
-                    continue
-                if blank is not None:
-                    return f"{path}: row {blank} has 0 fields, the header has {width}"
-                if len(record) != width:
-                    hint = "; quote a field that holds commas" if len(record) > width else ""
-                    return f"{path}: row {number} has {len(record)} fields, the header has {width}{hint}"
-    finally:
-        csv.field_size_limit(limit)
-    return None
-
-
-def _why_no_csv(path: Path, error: Exception) -> str:
-    try:
-        with open_bytes(path) as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    line.decode()
-                except UnicodeDecodeError:
-                    return f"{path} is not UTF-8 text (line {number}); expected CSV (UTF-8 text) or Parquet"
-        if "more fields" in str(error) and (long := _first_ragged_row(path)):
-            return long
-    except DAMAGED as damage:
-        return f"{path} cannot be read: {_first_line(damage)}"
-    return f"{path} is not well-formed CSV: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).strip().partition("\n\n")[0].split())
-
-
-def _blank_lines_at_end(path: Path) -> int:
-    """Lines without any character after the last row."""
-    if is_compressed(path):
-        tail = b""
-        with open_bytes(path) as stream:
-            while block := stream.read(2**20):
-                tail = (tail + block)[-HEAD_BYTES:]
-    else:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - HEAD_BYTES))
-            tail = file.read()
-    tail = tail.replace(b"\r\n", b"\n")
-    return max(0, len(tail) - len(tail.rstrip(b"\n")) - 1)

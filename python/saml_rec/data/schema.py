@@ -31,7 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from saml_rec.errors import InputError, did_you_mean
+from saml_rec.errors import MOST_OF_NAME, InputError, did_you_mean, named, shortened, shown
+from saml_rec.files import require_regular
 
 Kind = Literal["sparse", "multi", "dense", "sequence"]
 Pooling = Literal["mean", "sum"]
@@ -40,6 +41,7 @@ Fate = Literal["other", "drop", "refuse"]
 DEFAULT_SPLIT = (0.8, 0.1, 0.1)
 MAX_BUCKETS = 2**30  # ids are 32-bit integers
 MAX_SIZE = 65536  # bound on dim, heads and max_length: beyond it a value is a slip of the keyboard
+MAX_ROWS = 2**63 - 1  # what a count of rows can reach
 
 _OPTIONAL_COLUMNS = ("time", "split_column", "weight", "group")
 # The keys a feature of each kind may have besides "kind".
@@ -96,9 +98,9 @@ class FeatureSpec:
     separator: str = "|"
 
     def __post_init__(self) -> None:
-        where = f"features.{self.name}"
+        where = f"features.{_bare(self.name)}"
         if not isinstance(self.name, str) or not self.name:
-            raise InputError(f"features: a feature name must be a non-empty string, not {self.name!r}")
+            raise InputError(f"features: a feature name must be a non-empty string, not {shown(self.name)}")
         _check(where, "kind", self.kind)
         for key in _CHECKS.keys() - {"kind", "item"}:
             _check(where, key, getattr(self, key))
@@ -135,11 +137,11 @@ class ScenarioRule:
     unseen: Fate = "refuse"
 
     def __post_init__(self) -> None:
-        if type(self.min_rows) is not int or self.min_rows < 1:
-            raise InputError(f"scenarios.min_rows must be a whole number of at least 1, not {self.min_rows!r}")
+        if type(self.min_rows) is not int or not 1 <= self.min_rows <= MAX_ROWS:
+            raise InputError(f"scenarios.min_rows must be a whole number of at least 1, not {shown(self.min_rows)}")
         for key in ("rare", "unseen"):
             if (fate := getattr(self, key)) not in get_args(Fate):
-                raise InputError(f"scenarios.{key} must be {', '.join(get_args(Fate))}, not {fate!r}")
+                raise InputError(f"scenarios.{key} must be {', '.join(get_args(Fate))}, not {shown(fate)}")
         if self.unseen == "other" and (self.rare != "other" or self.min_rows == 1):
             raise InputError(
                 'scenarios.unseen = "other": the branch of other scenarios is trained on the rows of rare ones; it '
@@ -192,7 +194,7 @@ class Schema:
         names = [feature.name for feature in self.features]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"features.{twice} is given twice")
+            raise InputError(f"features.{_bare(twice)} is given twice")
         self._check_features()
         by_name = {feature.name: feature for feature in self.features}
         object.__setattr__(self, "features", tuple(_inherit(feature, by_name) for feature in self.features))
@@ -203,9 +205,9 @@ class Schema:
         column_of: dict[str, str] = {}
         for role, column in roles.items():
             if not isinstance(column, str) or not column:
-                raise InputError(f"{role} must be the name of a column, not {column!r}")
+                raise InputError(f"{role} must be the name of a column, not {shown(column)}")
             if column in column_of and (role, column_of[column]) != ("group", "scenario"):
-                raise InputError(f"{role} and {column_of[column]} are both column {column!r}; they must differ")
+                raise InputError(f"{role} and {column_of[column]} are both column {named(column)}; they must differ")
             column_of[column] = role
 
     def _check_features(self) -> None:
@@ -217,11 +219,11 @@ class Schema:
         }
         for feature in self.features:
             if feature.name in leaks:
-                raise InputError(f"features.{feature.name} would leak: {leaks[feature.name]}")
+                raise InputError(f"features.{_bare(feature.name)} would leak: {leaks[feature.name]}")
             if feature.name == self.scenario and feature.kind != "sparse":
-                raise InputError(f"features.{feature.name}.kind must be sparse: it is the scenario column")
+                raise InputError(f"features.{_bare(feature.name)}.kind must be sparse: it is the scenario column")
             if feature.name == self.group and feature.kind != "sparse":
-                raise InputError(f"features.{feature.name}.kind must be sparse: it is the group column")
+                raise InputError(f"features.{_bare(feature.name)}.kind must be sparse: it is the group column")
 
     def of_kind(self, kind: Kind) -> tuple[FeatureSpec, ...]:
         """The features of one kind, in schema order."""
@@ -236,7 +238,7 @@ class Schema:
         for feature in self.features:
             if feature.name == name:
                 return feature
-        raise InputError(f"no feature {name!r} in the schema{did_you_mean(name, [f.name for f in self.features])}")
+        raise InputError(f"no feature {named(name)} in the schema{did_you_mean(name, [f.name for f in self.features])}")
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping its TOML file would hold; :meth:`from_dict` gives an equal schema back."""
@@ -279,6 +281,7 @@ def load_schema(path: str | Path) -> Schema:
         InputError: the file cannot be read, is not TOML, or describes no valid schema; names the file and the key.
     """
     path = Path(path)
+    require_regular(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -291,8 +294,11 @@ def load_schema(path: str | Path) -> Schema:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     try:
         mapping = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{path} is not a schema: its values are nested too deeply") from None
+    except ValueError as error:
+        # Besides TOMLDecodeError that of an integer of thousands of digits.
+        raise InputError(f"{path} is not valid TOML: {shortened(' '.join(str(error).split()))}") from None
     return Schema.from_dict(mapping, source=str(path))
 
 
@@ -300,7 +306,7 @@ def _parse(mapping: Mapping[str, Any]) -> Schema:
     known = [field.name for field in dataclasses.fields(Schema)]
     for key in mapping:
         if key not in known:
-            raise InputError(f"unknown key {key!r}{did_you_mean(key, known)}; known keys: {', '.join(known)}")
+            raise InputError(f"unknown key {named(key)}{did_you_mean(key, known)}; known keys: {', '.join(known)}")
     for key in ("label", "scenario", "features"):
         if key not in mapping:
             raise InputError(f"{key} is missing")
@@ -316,26 +322,26 @@ def _parse(mapping: Mapping[str, Any]) -> Schema:
         given["scenarios"] = _parse_scenarios(given["scenarios"])
     for key in ("label", "scenario", *_OPTIONAL_COLUMNS):
         if key in given and not isinstance(given[key], str):
-            raise InputError(f"{key} must be the name of a column, not {given[key]!r}")
+            raise InputError(f"{key} must be the name of a column, not {shown(given[key])}")
     return Schema(**given, features=tuple(_parse_feature(name, table) for name, table in features.items()))
 
 
 def _parse_scenarios(table: Any) -> ScenarioRule:
     known = [field.name for field in dataclasses.fields(ScenarioRule)]
     if not isinstance(table, Mapping):
-        raise InputError(f"scenarios must be a table with {', '.join(known)}, not {table!r}")
+        raise InputError(f"scenarios must be a table with {', '.join(known)}, not {shown(table, 40)}")
     for key in table:
         if key not in known:
             raise InputError(
-                f"scenarios: unknown key {key!r}{did_you_mean(key, known)}; known keys: {', '.join(known)}"
+                f"scenarios: unknown key {named(key)}{did_you_mean(key, known)}; known keys: {', '.join(known)}"
             )
     return ScenarioRule(**table)
 
 
 def _parse_feature(name: str, table: Any) -> FeatureSpec:
-    where = f"features.{name}"
+    where = f"features.{_bare(name)}"
     if not isinstance(table, Mapping):
-        raise InputError(f"{where} must be a table with at least kind, not {table!r}")
+        raise InputError(f"{where} must be a table with at least kind, not {shown(table, 40)}")
     if "kind" not in table:
         raise InputError(f"{where}.kind is missing; one of {', '.join(_KEYS)}")
     _check(where, "kind", table["kind"])
@@ -346,12 +352,16 @@ def _parse_feature(name: str, table: Any) -> FeatureSpec:
         if reason := _WHY_NOT.get((kind, key)):
             raise InputError(f"{where}.{key}: {reason}")
         if key in _CHECKS:
-            raise InputError(f"{where}.{key} does not apply to a {kind} feature")
+            raise InputError(f"{where}.{_bare(key)} does not apply to a {kind} feature")
         known = ("kind", *_KEYS[kind])
-        raise InputError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}; known keys: {', '.join(known)}")
+        raise InputError(f"{where}: unknown key {named(key)}{did_you_mean(key, known)}; known keys: {', '.join(known)}")
     for key in table:
         _check(where, key, table[key])
     return FeatureSpec(name=name, **table)
+
+
+def _bare(name: str) -> str:
+    return shortened(name, MOST_OF_NAME)
 
 
 def _is_size(value: Any) -> bool:
@@ -367,7 +377,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "kind": (lambda value: isinstance(value, str) and value in _KEYS, f"one of {', '.join(_KEYS)}"),
     "scenario_aware": (lambda value: isinstance(value, bool), "true or false"),
     "dim": (_is_size, f"a whole number from 1 to {MAX_SIZE}"),
-    "min_count": (lambda value: type(value) is int and value >= 1, "a whole number of at least 1"),
+    "min_count": (lambda value: type(value) is int and 1 <= value <= MAX_ROWS, "a whole number of at least 1"),
     "buckets": (
         lambda value: type(value) is int and 0 <= value <= MAX_BUCKETS,
         f"a whole number from 1 to {MAX_BUCKETS}, or 0 for a vocabulary",
@@ -384,33 +394,38 @@ def _check(where: str, key: str, value: Any) -> None:
     is_right, expected = _CHECKS[key]
     if not is_right(value):
         suggestion = did_you_mean(value, _KEYS) if key == "kind" and isinstance(value, str) else ""
-        raise InputError(f"{where}.{key} must be {expected}, not {value!r}{suggestion}")
+        raise InputError(f"{where}.{key} must be {expected}, not {shown(value, 40)}{suggestion}")
 
 
 def _check_split(split: Any) -> None:
     is_triple = isinstance(split, (list, tuple)) and len(split) == 3
-    if not is_triple or not all(type(part) in (int, float) and math.isfinite(part) for part in split):
-        raise InputError(f"split must be three fractions (train, valid, test) such as [0.8, 0.1, 0.1], not {split!r}")
+    if not is_triple or not all(type(part) in (int, float) and abs(part) <= MAX_SIZE for part in split):
+        raise InputError(
+            f"split must be three fractions (train, valid, test) such as [0.8, 0.1, 0.1], not {shown(split)}"
+        )
     if split[0] <= 0 or min(split) < 0:
-        raise InputError(f"split: the fraction for training must be positive and none negative, not {list(split)}")
+        raise InputError(
+            f"split: the fraction for training must be positive and none negative, not {shown(list(split))}"
+        )
     if abs(math.fsum(split) - 1) > 1e-6:
-        raise InputError(f"split: the fractions must sum to 1; {list(split)} sum to {math.fsum(split):g}")
+        raise InputError(f"split: the fractions must sum to 1; {shown(list(split))} sum to {math.fsum(split):g}")
 
 
 def _inherit(feature: FeatureSpec, by_name: Mapping[str, FeatureSpec]) -> FeatureSpec:
     """A sequence with the width and the local tables of its item; any other feature as it is."""
     if feature.kind != "sequence":
         return feature
-    where = f"features.{feature.name}"
+    where = f"features.{_bare(feature.name)}"
     assert feature.item is not None
     item = by_name.get(feature.item)
     sparse = [name for name, other in by_name.items() if other.kind == "sparse"]
     if item is None:
-        raise InputError(f"{where}.item: there is no feature {feature.item!r}{did_you_mean(feature.item, sparse)}")
+        raise InputError(f"{where}.item: there is no feature {named(feature.item)}{did_you_mean(feature.item, sparse)}")
     if item.kind != "sparse":
-        raise InputError(f"{where}.item must be a sparse feature; {feature.item!r} is {item.kind}")
+        raise InputError(f"{where}.item must be a sparse feature; {named(feature.item)} is {item.kind}")
     if item.dim % feature.heads:
         raise InputError(
-            f"{where}.heads must divide the dim of its item: {feature.heads} heads, {feature.item}.dim = {item.dim}"
+            f"{where}.heads must divide the dim of its item: {feature.heads} heads, "
+            f"{_bare(feature.item)}.dim = {item.dim}"
         )
     return dataclasses.replace(feature, dim=item.dim, scenario_aware=item.scenario_aware)

@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from saml_rec.data.schema import Schema
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, named
 
 SPLITS = ("train", "valid", "test")
 
@@ -140,7 +140,8 @@ def check_weights(schema: Schema, sums: Mapping[str, tuple[int, float]]) -> None
     for name, (rows, weight) in sums.items():
         if rows and not weight:
             raise InputError(
-                f"weight column {schema.weight!r}: all {rows} {name} rows have weight 0; expected one above 0 at least"
+                f"weight column {named(schema.weight)}: all {rows} {name} rows have weight 0; "
+                "expected one above 0 at least"
             )
 
 
@@ -158,12 +159,12 @@ def check_split(schema: Schema, sizes: Mapping[str, int], labels: set[int]) -> N
     if schema.split_column is not None:
         if not sizes["train"]:
             raise InputError(
-                f"split column {schema.split_column!r}: no row is train; at least the training rows are needed"
+                f"split column {named(schema.split_column)}: no row is train; at least the training rows are needed"
             )
     else:
         for name, fraction in zip(SPLITS, schema.split, strict=True):
             if fraction > 0 and not sizes[name]:
-                ties = f" by column {schema.time!r}, rows of one time staying together," if schema.time else ""
+                ties = f" by column {named(schema.time)}, rows of one time staying together," if schema.time else ""
                 raise InputError(
                     f"split {list(schema.split)}{ties} leaves no {name} rows: {sum(sizes.values())} rows become "
                     f"{' / '.join(str(sizes[each]) for each in SPLITS)} (train / valid / test)"
@@ -171,6 +172,6 @@ def check_split(schema: Schema, sizes: Mapping[str, int], labels: set[int]) -> N
     if len(labels) == 1:
         raise InputError(
             f"all {sizes['train']} training rows{' of weight above 0' if schema.weight else ''} have label "
-            f"{next(iter(labels))} in column {schema.label!r}; "
+            f"{next(iter(labels))} in column {named(schema.label)}; "
             "training needs rows with 0 and rows with 1"
         )

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from polars.io.plugins import register_io_source
 from rich.console import Console
 from torch import Tensor, nn
 
-from saml_rec.console import progress
+from saml_rec.console import progress, say
 from saml_rec.data.cells import Checks
+from saml_rec.data.coverage import Coverage, scored_lines
+from saml_rec.data.csv_format import CsvOptions
 from saml_rec.data.encoding import DROPPED, Encoder
 from saml_rec.data.order import Share
 from saml_rec.data.preparation import Table, encoded_rows, for_split, with_codes
@@ -25,18 +27,20 @@ from saml_rec.data.schema import Schema
 from saml_rec.data.sources import Paths, table_files
 from saml_rec.data.splits import SPLITS, split_of
 from saml_rec.data.table import ROWS_PER_BLOCK, Batch, Fingerprint, reblocked
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, memory_for, shortened, shown
 from saml_rec.evaluation.metrics import LabelledRows, check_rows, evaluate_scores, score_rows
-from saml_rec.files import replacing
+from saml_rec.files import replacing, require_regular
 from saml_rec.models.construction import backends_used, build_model, own_random_numbers, parameter_count, resolve_device
 from saml_rec.models.registry import hyperparameters
 from saml_rec.processes import ALONE, Processes
-from saml_rec.run_directory import RunDirectory, differences, load, versions
+from saml_rec.run_directory import RunDirectory, differences, versions
+from saml_rec.sealed import content_of
 
 PREDICTION = "prediction"
 SCORING_BATCH_SIZE = 8192
 PREDICTION_ROWS = 2**15
 """Rows that are read, scored and written at a time."""
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,14 @@ class TrainedModel:
         """Scores before the sigmoid, (N,)."""
         return score(self.model, table, self.device, console=console)
 
+    def files(self, paths: Paths, csv: CsvOptions | None) -> TableFiles:
+        """A table, its CSV files as ``csv`` says, or else what training was told, or else as they show themselves."""
+        return TableFiles(paths, self.schema, (csv or CsvOptions()).over(CsvOptions(**self.content.get("csv", {}))))
+
+    def lines(self, scored: Coverage) -> list[tuple[bool, str]]:
+        """What is worth a line of the features of scored rows, each with whether it is a warning."""
+        return list(scored_lines(self.encoder, scored, self.content.get("features", {})))
+
 
 def load_trained(run: Path, *, device: str = "auto", backend: str | None = None) -> TrainedModel:
     """The best model of a finished run.
@@ -75,19 +87,20 @@ def load_trained(run: Path, *, device: str = "auto", backend: str | None = None)
         raise InputError(f"{run}: holds no run")
     if not directory.finished:
         raise InputError(f"{run}: holds an unfinished run; finish it with train --resume")
-    content = load(directory.model, "model")
-    schema = Schema.from_dict(content["schema"], source=str(directory.model))
-    encoder = Encoder.from_dict(content["encoder"])
-    options = content["options"]
-    model_options = dict(options["model_options"])
+    content = directory.load_model()
+    with content_of(directory.model):
+        schema = Schema.from_dict(content["schema"])
+        encoder = Encoder.from_dict(content["encoder"])
+        name, model_options = content["options"]["model"], dict(content["options"]["model_options"])
+        known = hyperparameters(name)
     if backend is not None:
-        if "backend" not in hyperparameters(options["model"]):
-            raise InputError(f"model {options['model']} has no kernels and takes no backend, got {backend!r}")
+        if "backend" not in known:
+            raise InputError(f"model {name} has no kernels and takes no backend, got {backend!r}")
         model_options["backend"] = backend
     target = resolve_device(device)
-    with own_random_numbers(target):
-        model = build_model(options["model"], model_options, schema, encoder)
-    model.load_state_dict(content.pop("weights"))
+    with content_of(directory.model), own_random_numbers(target):
+        model = build_model(name, model_options, schema, encoder)
+        model.load_state_dict(content.pop("weights"))
     model.to(target).eval()
     backends_used(model, target)
     return TrainedModel(model, encoder, schema, target, content)
@@ -101,6 +114,8 @@ def evaluate(
     device: str = "auto",
     backend: str | None = None,
     console: Console | None = None,
+    csv: CsvOptions | None = None,
+    warn: Warn = lambda _: None,
 ) -> dict[str, Any]:
     """Measures of a finished run's model.
 
@@ -111,7 +126,9 @@ def evaluate(
         split: the rows that were this split in training, checked to be the same rows; None: all rows of
             ``data_path``, or the test rows when that is None too.
         device, backend: as :func:`load_trained`.
-        console: where to show progress; None prints nothing.
+        console: where to show progress, and what is notable of the rows; None prints nothing.
+        csv: how CSV files are written; what training was told unless given, else found in each of them.
+        warn: takes what is wrong with the rows, a line each.
 
     Returns:
         What saml-rec evaluate writes: see docs/cli.md.
@@ -125,9 +142,11 @@ def evaluate(
         split = split or "test"
         data_path = _training_file(run, trained.content)
     start = time.perf_counter()
-    rows, logits = _scored(trained, TableFiles(data_path, trained.schema), split, run, console)
+    coverage = Coverage(trained.encoder)
+    rows, logits = _scored(trained, trained.files(data_path, csv), split, run, console, coverage)
     metrics = evaluate_scores(rows, logits, trained.encoder.scenario_names)
     seconds = time.perf_counter() - start
+    _say(trained.lines(coverage), console, warn)
     return {
         "model": trained.content["options"]["model"],
         "split": split,
@@ -137,23 +156,38 @@ def evaluate(
         "parameters": parameter_count(trained.model),
         "device": str(trained.device),
         "backend": backends_used(trained.model, trained.device),
-        "data": {"path": recorded(data_path)},
+        "data": {"path": recorded(data_path), "features": coverage.shares()},
         "timing": {"seconds": seconds, "rows_per_second": len(logits) / seconds},
         "versions": versions(),
     }
 
 
+def _say(lines: list[tuple[bool, str]], console: Console | None, warn: Warn) -> None:
+    for is_wrong, line in lines:
+        if is_wrong:
+            warn(line)
+        else:
+            say(console, line)
+
+
 def _scored(
-    trained: TrainedModel, files: TableFiles, split: str | None, run: Path, console: Console | None
+    trained: TrainedModel,
+    files: TableFiles,
+    split: str | None,
+    run: Path,
+    console: Console | None,
+    coverage: Coverage,
 ) -> tuple[LabelledRows, NDArray[np.float64]]:
-    """All rows, or those of a split, and their logits; a chunk at a time."""
+    """All rows, or those of a split, and their logits; a chunk at a time. Counts them in ``coverage``."""
+    for line in files.format_lines():
+        say(console, line)
     divided, expected = None, 0
     if split is not None:
         divided = split_of(trained.schema, files.checked(for_split(trained.schema)), trained.content["options"]["seed"])
         chosen = with_codes(divided, files.checked(for_split(trained.schema)))
         expected = sum(int((codes == SPLITS.index(split)).sum()) for _, codes in chosen)
     digest = Fingerprint(expected)
-    tables = encoded_rows(trained.encoder, files.checked(Checks(split=split is not None)), divided)
+    tables = encoded_rows(trained.encoder, files.checked(Checks(split=split is not None)), divided, {split: coverage})
     chosen_tables = (table for name, table in tables if split in (None, name))
     parts: list[tuple[LabelledRows, NDArray[np.float64]]] = []
     for table in reblocked(chosen_tables, ROWS_PER_BLOCK):
@@ -162,11 +196,13 @@ def _scored(
         parts.append((labelled_rows(table), trained.logits(table, console=console)))
     if not parts:
         raise InputError(f"{files.name}: has no rows to evaluate" + (f" in split {split}" if split else ""))
-    if split is not None and digest.hexdigest() != trained.content["data"][split]:
+    if split is not None and digest.hexdigest() != trained.content["data"].get(split):
         raise InputError(f"{files.name}: its {split} rows are not those that {run} was trained with")
     rows = LabelledRows.joined([part for part, _ in parts])
     if rows.weights is not None and not rows.weights.any():
-        raise InputError(f"{files.name}: weight column {trained.schema.weight!r}: all {len(rows)} rows have weight 0")
+        raise InputError(
+            f"{files.name}: weight column {shown(trained.schema.weight)}: all {len(rows)} rows have weight 0"
+        )
     return rows, np.concatenate([logits for _, logits in parts])
 
 
@@ -193,10 +229,12 @@ class Predictions:
     Args:
         columns: names and types, the prediction last.
         frames: the rows in order, a bounded number at a time.
+        lines: what there is to say of the rows so far, each line with whether it is a warning.
     """
 
     columns: Mapping[str, polars.DataType]
     frames: Iterator[polars.DataFrame]
+    lines: Callable[[], list[tuple[bool, str]]]
 
     def write(self, out: Path) -> int:
         """Writes a .csv or .parquet file, whole or not at all; the number of rows.
@@ -224,9 +262,13 @@ class Predictions:
                 lazy = register_io_source(counted, schema=dict(self.columns))
                 try:
                     lazy.sink_parquet(file)
-                except Exception:
+                except Exception as error:
                     if failed:
                         raise failed[0] from None
+                    # What the system says of the file has no type of its own there.
+                    _, said, reason = str(error).partition("underlying IO error: ")
+                    if said:
+                        raise OSError(reason) from error
                     raise
             else:
                 for frame in counted():
@@ -241,6 +283,7 @@ def predictions(
     device: str = "auto",
     backend: str | None = None,
     console: Console | None = None,
+    csv: CsvOptions | None = None,
 ) -> Predictions:
     """The rows of a table with the probability that their label is 1, read and scored as they are asked for.
 
@@ -250,6 +293,7 @@ def predictions(
             It needs no label. Several files have the same columns.
         device, backend: as :func:`load_trained`.
         console: where to show progress; None prints nothing.
+        csv: as of :func:`evaluate`.
 
     Returns:
         The table as :func:`saml_rec.data.read_frame` reads it, with a column ``prediction``, float64 in [0, 1]; null
@@ -260,7 +304,9 @@ def predictions(
         OSError: a file cannot be read.
     """
     trained = load_trained(run, device=device, backend=backend)
-    files = TableFiles(data_path, trained.schema)
+    files = trained.files(data_path, csv)
+    for line in files.format_lines():
+        say(console, line)
     first = files.files[0]
     columns = files.columns[first]
     for file, other in files.columns.items():
@@ -268,20 +314,30 @@ def predictions(
             raise InputError(f"{file}: already has a column {PREDICTION!r}")
         if other != columns:
             changed = differences({k: str(v) for k, v in columns.items()}, {k: str(v) for k, v in other.items()})
-            raise InputError(f"{file}: its columns are not those of {first}: {'; '.join(changed) or 'another order'}")
+            raise InputError(
+                f"{file}: its columns are not those of {first}: {shortened('; '.join(changed)) or 'another order'}"
+            )
     checks = Checks(label=False, split=False)
     files.require(checks)
+    coverage = Coverage(trained.encoder)
     scored = (
-        _with_prediction(trained, frame, checked, console) for frame, checked in files.pairs(checks, PREDICTION_ROWS)
+        _with_prediction(trained, frame, checked, coverage, console)
+        for frame, checked in files.pairs(checks, PREDICTION_ROWS)
     )
-    return Predictions({**columns, PREDICTION: polars.Float64()}, scored)
+    return Predictions({**columns, PREDICTION: polars.Float64()}, scored, lambda: trained.lines(coverage))
 
 
 def _with_prediction(
-    trained: TrainedModel, frame: polars.DataFrame, checked: polars.DataFrame, console: Console | None
+    trained: TrainedModel,
+    frame: polars.DataFrame,
+    checked: polars.DataFrame,
+    coverage: Coverage,
+    console: Console | None,
 ) -> polars.DataFrame:
     scenario = trained.encoder.scenario_ids(checked[trained.schema.scenario])
-    logits = trained.logits(trained.encoder.encode_kept(checked, scenario), console=console)
+    table = trained.encoder.encode_kept(checked, scenario)
+    coverage.add(checked, table)
+    logits = trained.logits(table, console=console)
     probabilities = np.full(frame.height, np.nan)
     probabilities[scenario != DROPPED] = torch.from_numpy(logits).sigmoid().numpy()
     return frame.with_columns(polars.Series(PREDICTION, probabilities).fill_nan(None))
@@ -313,7 +369,11 @@ def score(
     model.eval()
     parts = [torch.empty(0, dtype=torch.float64)]
     share = Share(processes.rank, processes.count)
-    with torch.no_grad(), progress(console, "scoring", num_batches(table, batch_size)) as advance:
+    with (
+        memory_for("scoring"),
+        torch.no_grad(),
+        progress(console, "scoring", num_batches(table, batch_size)) as advance,
+    ):
         for batch in table.batches(batch_size, share=share):
             # A model whose tables are in several processes is asked by all of them.
             rows = len(batch["scenario"])
@@ -379,7 +439,7 @@ def recorded(paths: Paths) -> str | list[str]:
 
 
 def _training_file(run: Path, content: Mapping[str, Any]) -> Paths:
-    known = content["data_path"]
+    known = content.get("data_path")
     if known is None:
         raise InputError(f"{run}: does not know its training file; name one with --data")
     try:
@@ -389,4 +449,5 @@ def _training_file(run: Path, content: Mapping[str, Any]) -> Paths:
     for path in files:
         if not path.exists():
             raise InputError(f"{path}: the file that {run} was trained on is gone; name it with --data and --split")
+        require_regular(path)
     return known if isinstance(known, str) else tuple(known)

@@ -21,7 +21,7 @@ from saml_kernels.layers import (
 )
 from saml_rec.data.encoding import Encoder
 from saml_rec.data.schema import Schema
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, shortened, shown
 from saml_rec.models.base import ScenarioModel
 from saml_rec.models.fitted import FittedModel
 from saml_rec.models.registry import MODELS, hyperparameters
@@ -49,7 +49,7 @@ def resolve_model_options(model: str, given: Mapping[str, Any]) -> dict[str, Any
     defaults = hyperparameters(model)
     for name in given:
         if name not in defaults:
-            raise InputError(f"model {model} does not take {name}; it takes {', '.join(defaults)}")
+            raise InputError(f"model {model} does not take {shortened(name)}; it takes {', '.join(defaults)}")
     return {**defaults, **given}
 
 
@@ -70,7 +70,7 @@ def resolve_device(name: str, processes: Processes = ALONE) -> torch.device:
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here: {reason}") from error
+        raise InputError(f"device {shown(name)} cannot be used here: {shortened(reason)}") from error
     return device
 
 
@@ -104,9 +104,9 @@ def _construct(
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
         return MODELS[name](schema, num_scenarios, vocabulary_sizes=vocabulary_sizes, **options)
-    # RuntimeError: widths that memory cannot hold.
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"model {name}: {str(error).splitlines()[0]}") from error
+    # The last ones: widths that memory cannot hold.
+    except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
+        raise InputError(f"model {name}: {(str(error) or 'not enough memory').splitlines()[0]}") from error
 
 
 def backends_used(model: nn.Module, device: torch.device) -> dict[str, str]:

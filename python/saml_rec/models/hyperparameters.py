@@ -3,11 +3,47 @@
 A model's signature says which ones it takes and their defaults (:func:`saml_rec.models.registry.hyperparameters`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import click
+
+MOST = 2**40
+"""Of everything that is counted: beyond it a number is a slip of the keyboard, and sums of several leave 64 bits."""
+MOST_SEED = 2**64 - 1
+MOST_LEAVES = 131072
+"""LightGBM's own bound."""
+
+
+class Whole(click.IntRange):
+    """An integer of at least ``smallest``, and no more than a computation can count to.
+
+    Args:
+        smallest: by what is refused, and what help says.
+        most: what is refused silently.
+    """
+
+    def __init__(self, smallest: int | None = None, most: int = MOST) -> None:
+        super().__init__(smallest)
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if found > self.most:
+            self.fail(f"{value!r} is above {self.most}.", param, ctx)
+        return found
+
+
+class Finite(click.FloatRange):
+    """A number in a range that is neither infinite nor NaN, which no range refuses."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not finite.", param, ctx)
+        return found
 
 
 class IntegerList(click.ParamType):
@@ -22,9 +58,9 @@ class IntegerList(click.ParamType):
         if isinstance(value, tuple):
             return value
         parts = [] if value == "none" else value.split(",")
-        if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        if not all(part.strip().isdecimal() for part in parts):
             self.fail(f"{value!r} is neither none nor a list of positive integers such as 64,32.", param, ctx)
-        return tuple(int(part) for part in parts)
+        return tuple(Whole(1).convert(part.strip(), param, ctx) for part in parts)
 
 
 class NumberList(click.ParamType):
@@ -86,10 +122,10 @@ AuxDims = Annotated[
     Sequence[int],
     Hyperparameter("aux_dims", IntegerList(), "Widths of the auxiliary network; as --hidden-dims unless given."),
 ]
-NumExperts = Annotated[int, Hyperparameter("num_experts", click.IntRange(1), "Experts of the mixture.")]
+NumExperts = Annotated[int, Hyperparameter("num_experts", Whole(1), "Experts of the mixture.")]
 ScenarioDim = Annotated[
     int,
-    Hyperparameter("scenario_dim", click.IntRange(1), "Width of the scenario's embedding, where one is read."),
+    Hyperparameter("scenario_dim", Whole(1), "Width of the scenario's embedding, where one is read."),
 ]
 TowerDims = Annotated[
     Sequence[int],
@@ -171,13 +207,9 @@ PriorFeatures = Annotated[
     Sequence[str],
     Hyperparameter("prior_features", NameList(), "Features that the gates read, e.g. user_id,item_id; none for all."),
 ]
-GateDim = Annotated[int, Hyperparameter("gate_dim", click.IntRange(1), "Width of the gates' hidden layer.")]
-OwnExperts = Annotated[
-    int, Hyperparameter("own_experts", click.IntRange(1), "Experts of each scenario, at each level.")
-]
-SharedExperts = Annotated[
-    int, Hyperparameter("shared_experts", click.IntRange(1), "Experts of all scenarios, at each level.")
-]
+GateDim = Annotated[int, Hyperparameter("gate_dim", Whole(1), "Width of the gates' hidden layer.")]
+OwnExperts = Annotated[int, Hyperparameter("own_experts", Whole(1), "Experts of each scenario, at each level.")]
+SharedExperts = Annotated[int, Hyperparameter("shared_experts", Whole(1), "Experts of all scenarios, at each level.")]
 InversePenalties = Annotated[
     Sequence[float],
     Hyperparameter(
@@ -186,11 +218,11 @@ InversePenalties = Annotated[
         "Inverse strengths of the penalty to try, e.g. 0.1,1; the best one on the validation rows is kept.",
     ),
 ]
-NumTrees = Annotated[int, Hyperparameter("num_trees", click.IntRange(1), "Trees at most.")]
-NumLeaves = Annotated[int, Hyperparameter("num_leaves", click.IntRange(2), "Leaves of a tree at most.")]
+NumTrees = Annotated[int, Hyperparameter("num_trees", Whole(1, 2**31 - 1), "Trees at most.")]
+NumLeaves = Annotated[int, Hyperparameter("num_leaves", Whole(2, MOST_LEAVES), "Leaves of a tree at most.")]
 TreeRate = Annotated[
     float,
-    Hyperparameter("tree_rate", click.FloatRange(0, min_open=True), "Learning rate of boosting: shrinkage of a tree."),
+    Hyperparameter("tree_rate", Finite(0, min_open=True), "Learning rate of boosting: shrinkage of a tree."),
 ]
 BACKENDS = click.Choice(["auto", "reference", "cpp", "triton"])
 Backend = Annotated[str, Hyperparameter("backend", BACKENDS, "What runs the kernels; auto takes the fastest one.")]

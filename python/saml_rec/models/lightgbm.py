@@ -6,6 +6,7 @@ have more than MOST_VALUES, how many values the row has and the last one as a ca
 and how often the target item occurs in it.
 """
 
+import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -60,8 +61,8 @@ class LightGBM(FittedModel):
         for name, value, smallest in (("num_trees", num_trees, 1), ("num_leaves", num_leaves, 2)):
             if value < smallest:
                 raise InputError(f"{name} must be at least {smallest}, got {value}")
-        if not tree_rate > 0:
-            raise InputError(f"tree_rate must be above 0, got {tree_rate}")
+        if not 0 < tree_rate < math.inf:
+            raise InputError(f"tree_rate must be above 0 and finite, got {tree_rate}")
         super().__init__(schema, num_scenarios, vocabulary_sizes)
         self.num_trees, self.num_leaves, self.tree_rate = num_trees, num_leaves, tree_rate
         self._loaded: Any = None

@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from saml_rec.errors import InputError, did_you_mean
+from saml_rec.errors import InputError, did_you_mean, shown
 from saml_rec.models.base import ScenarioModel
 from saml_rec.models.fitted import FittedModel
 from saml_rec.models.hmoe import HMoE
@@ -50,7 +50,7 @@ def hyperparameters(model: str) -> dict[str, Any]:
         InputError: there is no such model.
     """
     if model not in MODELS:
-        raise InputError(f"there is no model {model!r} (models: {', '.join(MODELS)}){did_you_mean(model, MODELS)}")
+        raise InputError(f"there is no model {shown(model)} (models: {', '.join(MODELS)}){did_you_mean(model, MODELS)}")
     parameters = inspect.signature(MODELS[model]).parameters.values()
     return {
         parameter.name: parameter.default

@@ -13,7 +13,7 @@ and the state of dropout's random numbers.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from saml_rec.data.schema import Schema
 from saml_rec.data.sources import Paths
 from saml_rec.data.splits import SPLITS
 from saml_rec.data.table import Batch
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, memory_for, shortened
 from saml_rec.evaluation.scoring import metrics_of, overall_of, recorded, to_device
 from saml_rec.models.construction import (
     backends_used,
@@ -46,7 +46,8 @@ from saml_rec.models.fitted import FittedModel
 from saml_rec.models.registry import hyperparameters, is_fitted
 from saml_rec.models.tables import FusedTable, TableOptions, resolve_engine, table_options
 from saml_rec.processes import ALONE, Processes
-from saml_rec.run_directory import RunDirectory, differences, load, save, versions
+from saml_rec.run_directory import RESULTS, RunDirectory, differences, versions
+from saml_rec.sealed import content_of, not_finite, save
 from saml_rec.training.decay import without_decay
 from saml_rec.training.optimizers import Optimizers
 from saml_rec.training.options import TrainOptions
@@ -121,7 +122,10 @@ class _Begun:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "_Begun":
-        return cls(list(saved["losses"]), list(saved["weights"]), saved["seconds"], saved["random"])
+        losses, weights = list(saved["losses"]), list(saved["weights"])
+        if len(losses) != len(weights):
+            raise ValueError(f"{len(losses)} losses of {len(weights)} steps")
+        return cls(losses, weights, saved["seconds"], saved["random"])
 
 
 @dataclass
@@ -180,10 +184,29 @@ class _State:
         return [name for name, module in self.model.named_modules() if isinstance(module, FusedTable)]
 
     def restore(self, saved: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            Exception: of many kinds, where its parts do not fit this model or each other.
+        """
         self.model.load_state_dict(saved["weights"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.history, self.best_weights = saved["history"], saved["best_weights"]
         self.begun = None if saved["begun"] is None else _Begun.from_dict(saved["begun"])
+        # What else would show after the last epoch.
+        best_epoch(self.history)
+        kept, best = ({name: each.shape for name, each in saved[part].items()} for part in ("weights", "best_weights"))
+        if changed := differences(kept, best):
+            raise InputError(f"weights and best weights differ: {changed[0]}")
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All numbers of the model and its optimizers that this process has."""
+        yield from self.model.named_parameters()
+        yield from self.model.named_buffers()
+        for name, module in self.model.named_modules():
+            if isinstance(module, FusedTable):
+                yield f"{name}.weight", module.rows
+        yield from self.optimizer.named_tensors()
 
 
 def train(
@@ -240,10 +263,11 @@ def train(
                 # What stood here may have changed until the run was held.
                 run.require_startable(resume=resume, overwrite=overwrite)
                 if resume:
-                    saved = load(*((run.model, "model") if run.finished else (run.checkpoint, "checkpoint")))
+                    saved = run.load_model() if run.finished else run.load_checkpoint()
                     _require_same(out, saved, identity)
-                if resume and run.finished:
-                    finished = run.read_results()
+                    if run.finished:
+                        finished = run.read_results(saved)
+                        run.remove_leftovers()
             if (finished := processes.from_first(finished)) is not None:
                 history, metrics = finished
                 return RunResult(out, metrics, history, already_finished=True)
@@ -277,7 +301,7 @@ def train_and_validate(
         state = _State.fresh(options, schema, data.encoder, device)
         job = _Job(data, options, device, console=console)
         while stopped_by(state.history, options) is None:
-            state.add_epoch(_fit(state, job) or _run_epoch(state, job))
+            state.add_epoch(_next_epoch(state, job))
             say(console, epoch_line(state.history, options.epochs, best_epoch(state.history)))
     return state.history
 
@@ -331,7 +355,8 @@ def _run_epochs(
         # Before the first epoch: a directory that cannot be written shows now, and resume always works.
         save_state()
     else:
-        state.restore(_shared_state(saved, state, processes))
+        with content_of(run.checkpoint):
+            state.restore(_shared_state(saved, state, processes))
         if processes.is_first:
             run.remove_leftovers()
         within = f", step {state.begun.steps} of the next" if state.begun else ""
@@ -343,7 +368,7 @@ def _run_epochs(
     if len(job.data.tables["valid"]) == 0:
         say(console, "no validation rows: no early stopping, the last epoch is kept")
     while stopped_by(state.history, job.options) is None:
-        entry = _fit(state, job) or _run_epoch(state, job, _Saver(checkpoints, save_state, processes))
+        entry = _next_epoch(state, job, _Saver(checkpoints, save_state, processes))
         state.add_epoch(entry)
         save_state()
         say(console, epoch_line(state.history, job.options.epochs, best_epoch(state.history)))
@@ -399,6 +424,7 @@ def _write(
             "path": None if data_path is None else recorded(data_path),
             "unseen_scenarios": dict(data.unseen),
             "rows": {name: len(data.tables[name]) for name in SPLITS},
+            "features": data.shares(),
         },
         "timing": _timing(history, len(data.tables["train"])),
         "versions": versions(),
@@ -407,10 +433,13 @@ def _write(
         model_file = {
             **identity,
             "data_path": metrics["data"]["path"],
+            "features": metrics["data"]["features"],
+            "csv": data.csv.to_dict(),
             "encoder": data.encoder.to_dict(),
             "best_epoch": metrics["best_epoch"],
             "versions": metrics["versions"],
             "weights": state.best_weights,
+            RESULTS: run.digests_of_results(history, metrics),
         }
         save(run.model, "model", model_file)
         run.write_results(history, metrics)
@@ -531,6 +560,12 @@ class _Losses:
         self.own = []
 
 
+def _next_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[str, Any]:
+    """Trains for one epoch, or fits the model; the entry of the history."""
+    with memory_for(f"epoch {len(state.history) + 1} of training"):
+        return _fit(state, job) or _run_epoch(state, job, saver)
+
+
 def _run_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[str, Any]:
     """Trains for one epoch, or what is left of it, and scores the validation rows; its entry of the history."""
     options, processes, table = job.options, job.processes, job.data.tables["train"]
@@ -563,11 +598,16 @@ def _run_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[st
             if is_due or len(losses.own) == STEPS_PER_LOSS_CHECK:
                 losses.look()
             if is_due and saver is not None:
+                _require_finite(state, processes, epoch, len(losses.known))
                 seconds = before + time.perf_counter() - start
                 saver.save(state, _Begun(losses.known, losses.weights, seconds, _random_state(job.device)))
         losses.look()
+    _require_finite(state, processes, epoch, len(losses.known))
     seconds = before + time.perf_counter() - start
-    valid = overall_of(state.model, job.data.tables["valid"], job.device, job.console, processes)
+    try:
+        valid = overall_of(state.model, job.data.tables["valid"], job.device, job.console, processes)
+    except InputError as error:
+        raise InputError(f"{error}, after epoch {epoch}; try a lower learning rate") from error
     return {
         "epoch": epoch,
         "train_loss": losses.mean(),
@@ -575,6 +615,22 @@ def _run_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[st
         "seconds": seconds,
         "rows_per_second": len(table) / seconds,
     }
+
+
+def _require_finite(state: _State, processes: Processes, epoch: int, step: int) -> None:
+    """Looks at all numbers that the next checkpoint would have; a loss shows those of the step before it at most.
+
+    Raises:
+        InputError: one is not finite, in all processes alike.
+    """
+    broken = not_finite(dict(state.named_tensors()))
+    count = int(processes.sum(torch.tensor(0 if broken is None else 1)))
+    if count:
+        which = "in another process" if broken is None else f"in {shortened(broken)}"
+        raise InputError(
+            f"a weight or its optimizer's state is not finite at epoch {epoch}, step {step}, {which}; try a lower "
+            "learning rate"
+        )
 
 
 def _fit(state: _State, job: _Job) -> dict[str, Any] | None:
@@ -698,11 +754,11 @@ def _require_same(out: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -
     """Refuses to go on with other options, another schema or other data."""
     for part in ("options", "schema", "tables"):
         if changes := differences(saved.get(part), now[part]):
-            raise InputError(f"{out}: cannot resume, {part} changed: {'; '.join(changes)}")
+            raise InputError(f"{out}: cannot resume, {part} changed: {shortened('; '.join(changes))}")
     if saved.get("without_decay") != now["without_decay"]:
         raise InputError(
             f"{out}: cannot resume, in this version weight decay shrinks other parameters than in the one that began "
             "the run; overwrite it or choose another directory"
         )
-    if changed := [name for name in SPLITS if saved["data"][name] != now["data"][name]]:
+    if changed := [name for name in SPLITS if saved["data"].get(name) != now["data"][name]]:
         raise InputError(f"{out}: cannot resume, the data changed: {', '.join(changed)} rows are not the same")

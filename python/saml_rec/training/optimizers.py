@@ -1,6 +1,6 @@
 """What trains a model: AdamW for the network and dense tables, and what the other engines of tables bring."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ class Optimizers:
             self._squares = {name: (None, rowwise.squares_of(table.weight)) for name, table in sparse.items()}
             self._all["tables"] = rowwise
         self._parameters = [*named.values(), *(table.weight for table in sparse.values())]
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         fused = {name: table for name, table in model.named_modules() if isinstance(table, FusedTable)}
         self._squares |= {name: (table, table.squares) for name, table in fused.items()}
 
@@ -84,12 +85,33 @@ class Optimizers:
             },
         }
 
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the state that this process has."""
+        for optimizer in self._all.values():
+            for parameter, state in optimizer.state.items():
+                name = self._names[id(parameter)]
+                yield from ((f"{key} of {name}", tensor) for key, tensor in state.items())
+        yield from ((f"squares of {name}", squares) for name, (_, squares) in self._squares.items())
+
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """What :meth:`state_dict` gave, of the same engine of tables or another of the same optimizer."""
+        """What :meth:`state_dict` gave, of the same engine of tables or another of the same optimizer.
+
+        Raises:
+            ValueError: a tensor has another shape than what it belongs to.
+            Exception: of many kinds, for anything else.
+        """
         for name, optimizer in self._all.items():
             if not isinstance(optimizer, RowwiseAdagrad):
                 optimizer.load_state_dict(saved["optimizers"][name])
+                # torch takes any shape, and fails at the first step.
+                for parameter, state in optimizer.state.items():
+                    for key, tensor in state.items():
+                        if tensor.dim() and tensor.shape != parameter.shape:
+                            raise ValueError(f"{key} is {tuple(tensor.shape)} of {tuple(parameter.shape)} weights")
         for name, (table, squares) in self._squares.items():
+            shared = table is not None and table.processes.are_several
+            if not shared and (given := saved["squares"][name].shape) != squares.shape:
+                raise ValueError(f"squares of {name} are {tuple(given)}, not {tuple(squares.shape)}")
             if table is None:
                 squares.copy_(saved["squares"][name])
             else:

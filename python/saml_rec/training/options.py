@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saml_rec.data.schema import Schema
-from saml_rec.errors import InputError, did_you_mean
+from saml_rec.errors import InputError, did_you_mean, shortened, shown
 from saml_rec.models.construction import resolve_device, resolve_model_options
 from saml_rec.models.registry import is_fitted
 from saml_rec.models.tables import TableOptions, resolve_engine
@@ -86,8 +86,8 @@ class TrainOptions:
         for name in self.table_learning_rates:
             if name not in known:
                 raise InputError(
-                    f"table learning rate of {name!r}{did_you_mean(name, known)}: features with a table are "
-                    f"{', '.join(known) or 'none'}"
+                    f"table learning rate of {shown(name)}{did_you_mean(name, known)}: features with a table are "
+                    f"{shortened(', '.join(known)) or 'none'}"
                 )
 
     def resolved(self, processes: Processes = ALONE) -> "TrainOptions":

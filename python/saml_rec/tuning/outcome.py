@@ -11,7 +11,7 @@ from rich.text import Text
 from saml_rec.console import decimals, table_of
 from saml_rec.data.preparation import PreparedData
 from saml_rec.data.splits import SPLITS
-from saml_rec.errors import InputError
+from saml_rec.errors import InputError, shortened
 from saml_rec.tuning.search import Record, read_tuning
 from saml_rec.tuning.space import space_of, text
 
@@ -73,7 +73,7 @@ def load_tuned(path: Path, models: Sequence[str]) -> Tuned:
     for model in models:
         entry = record["models"].get(model)
         if entry is None:
-            raise InputError(f"{path}: {model} was not tuned there (models: {', '.join(record['models'])})")
+            raise InputError(f"{path}: {model} was not tuned there (models: {shortened(', '.join(record['models']))})")
         if len(entry["trials"]) < record["trials"] or entry["best"] is None:
             raise InputError(
                 f"{path}: has {len(entry['trials'])} of {record['trials']} trials of {model}; repeat saml-rec tune"

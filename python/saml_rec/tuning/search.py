@@ -26,10 +26,11 @@ from saml_rec.data.preparation import PreparedData
 from saml_rec.data.schema import Schema
 from saml_rec.data.sources import Paths, named
 from saml_rec.data.splits import SPLITS
-from saml_rec.errors import InputError
-from saml_rec.files import write_json
+from saml_rec.errors import InputError, shortened
+from saml_rec.files import leftovers
 from saml_rec.models.registry import hyperparameters
-from saml_rec.run_directory import RunDirectory, differences, read_json, versions
+from saml_rec.run_directory import RunDirectory, differences, versions
+from saml_rec.sealed import read_sealed_json, write_sealed_json
 from saml_rec.training import TrainOptions, best_epoch, stopped_by, train_and_validate
 from saml_rec.tuning.space import TRAINING, defaults_of, space_of
 
@@ -41,6 +42,8 @@ SAME = ("options", "schema", "data", "seed")
 """Parts of the record that have to be as they were for a search to go on."""
 OUTCOME = ("valid_logloss", "valid_auc", "best_epoch", "epochs", "stopped_by", "error", "same_as")
 """Of a trial beside its number, options and seconds; None where it has none."""
+TRIAL = {"number", "options", "seconds", *OUTCOME}
+"""Keys of a trial."""
 Record = dict[str, Any]
 
 
@@ -60,7 +63,7 @@ def check_tuning_directory(out: Path, models: Sequence[str], trials: int) -> Non
     if not models:
         raise InputError("no models to tune")
     if repeated := sorted({model for model in models if models.count(model) > 1}):
-        raise InputError(f"models named more than once: {', '.join(repeated)}")
+        raise InputError(f"models named more than once: {shortened(', '.join(repeated))}")
     for model in models:
         hyperparameters(model)
     if trials < 1:
@@ -68,19 +71,14 @@ def check_tuning_directory(out: Path, models: Sequence[str], trials: int) -> Non
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is not a directory")
     if not (out / FILE).exists():
-        if out.is_dir() and set(out.iterdir()) - _leftovers(out):
+        if out.is_dir() and set(out.iterdir()) - set(leftovers(out / FILE)):
             raise InputError(f"{out}: is not empty and holds no tuning; choose another directory")
         return
     for model, found in read_tuning(out / FILE)["models"].items():
         if model not in models:
-            raise InputError(f"{out}: holds trials of {model}; name it too, so that all models have as many")
+            raise InputError(f"{out}: holds trials of {shortened(model)}; name it too, so that all models have as many")
         if len(found["trials"]) > trials:
-            raise InputError(f"{out}: holds {len(found['trials'])} trials of {model}, more than {trials}")
-
-
-def _leftovers(out: Path) -> set[Path]:
-    """Temporary files that a killed search left behind."""
-    return set(out.glob(f".{FILE}.*.tmp"))
+            raise InputError(f"{out}: holds {len(found['trials'])} trials of {shortened(model)}, more than {trials}")
 
 
 def read_tuning(path: Path) -> Record:
@@ -90,9 +88,16 @@ def read_tuning(path: Path) -> Record:
         InputError: the file is damaged or something else.
         OSError: it cannot be opened.
     """
-    record = read_json(path)
-    if not isinstance(record, dict) or not {"models", "trials", *SAME} <= record.keys():
+    record = read_sealed_json(path)
+    models = record.get("models")
+    if not {"models", "trials", *SAME} <= record.keys() or not isinstance(models, dict):
         raise InputError(f"{path}: was not written by saml-rec tune")
+    for model, entry in models.items():
+        trials = entry.get("trials") if isinstance(entry, dict) else None
+        if not isinstance(trials, list) or not all(isinstance(t, dict) and t.keys() >= TRIAL for t in trials):
+            raise InputError(f"{path}: is damaged: expected trials of {shortened(model)}")
+        if not {"space", "best"} <= entry.keys() or entry["best"] not in (None, *range(len(trials))):
+            raise InputError(f"{path}: is damaged: expected the ranges and the best trial of {shortened(model)}")
     return record
 
 
@@ -133,7 +138,7 @@ def tune(
     if len(data.tables["valid"]) == 0:
         raise InputError("tuning chooses by validation rows, and the schema's split leaves none")
     with RunDirectory(out).held():
-        for file in _leftovers(out):
+        for file in leftovers(out / FILE):
             file.unlink()
         record = _begun(data, schema, options, out / FILE)
         record |= {
@@ -164,7 +169,7 @@ def _begun(data: PreparedData, schema: Schema, options: TrainOptions, path: Path
     before = read_tuning(path)
     for part in SAME:
         if changes := differences(before[part], now[part], "" if part == "options" else part):
-            raise InputError(f"{path}: cannot go on, {part} changed: {'; '.join(changes)}")
+            raise InputError(f"{path}: cannot go on, {part} changed: {shortened('; '.join(changes))}")
     return now | {"models": before["models"]}
 
 
@@ -181,7 +186,7 @@ def _tune_model(
     space = {name: each.to_dict() for name, each in space_of(model).items()}
     entry = record["models"].setdefault(model, {"space": space, "trials": [], "best": None})
     if changes := differences(entry["space"], space):
-        raise InputError(f"{path}: cannot go on, the ranges of {model} changed: {'; '.join(changes)}")
+        raise InputError(f"{path}: cannot go on, the ranges of {model} changed: {shortened('; '.join(changes))}")
     study = _study_of(model, entry["trials"])
     total = record["trials"]
     for number in range(len(entry["trials"]), total):
@@ -190,7 +195,7 @@ def _tune_model(
         _tell(study, asked, trial)
         entry["trials"].append(trial)
         entry["best"] = _best(entry["trials"])
-        write_json(path, record)
+        write_sealed_json(path, record)
         say(console, _line(model, total, trial, entry["best"]))
     if entry["best"] is None:
         raise InputError(f"no trial of {model} could be trained; the last one: {entry['trials'][-1]['error']}")

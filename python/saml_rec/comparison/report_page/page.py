@@ -45,7 +45,8 @@ def write_page(record: Record, path: Path) -> None:
         OSError: the directory or the disk refuses the file.
     """
     with replacing(path) as file:
-        file.write(render_page(record).encode())
+        # A file name that is no text is shown escaped.
+        file.write(render_page(record).encode("utf-8", "backslashreplace"))
 
 
 def render_page(record: Record) -> str:
