@@ -54,6 +54,7 @@ SAME_LOSS = 1e-5
 LOGITS = "logits"
 """Key of run.json under which the digest of test-logits.npy stands."""
 ADDED = {"peak_bytes", "mutual_weights"}
+"""Its other keys."""
 
 Record = dict[str, Any]
 Changes = Mapping[str, Any]
@@ -187,7 +188,8 @@ def _run(
     resume = RunDirectory(directory).started
     with PeakMemory(options.resolved().device) as memory:
         result = train(data, schema, options, directory, resume=resume, data_path=data_path, console=console)
-    added = _kept_addition(extra, console) if result.already_finished else None
+    names, layers = data.encoder.scenario_names, result.metrics["options"]["model_options"].get("mutual_layers", ())
+    added = _kept_addition(extra, len(names), layers, console) if result.already_finished else None
     logits = None if added is None else _kept_logits(kept, rows, result.metrics, added.get(LOGITS), console)
     if added is None or logits is None:
         trained = load_trained(directory, device=options.device)
@@ -207,7 +209,7 @@ def _run(
         }
         write_sealed_json(extra, added)
     # Of the scores whose differences are judged, and with every metric of this version.
-    metrics = result.metrics | evaluate_scores(rows, logits, data.encoder.scenario_names)
+    metrics = result.metrics | evaluate_scores(rows, logits, names)
     return {
         "metrics": metrics,
         "history": result.history,
@@ -227,18 +229,49 @@ def _npy(logits: NDArray[np.floating]) -> bytes:
     return file.getvalue()
 
 
-def _kept_addition(path: Path, console: Console | None) -> Record | None:
-    """What a command before this one kept in run.json; None where it is missing or, which is said, damaged."""
+def _kept_addition(path: Path, scenarios: int, layers: Sequence[int], console: Console | None) -> Record | None:
+    """What a command before this one kept in run.json; None where it is missing or, which is said, damaged.
+
+    Args:
+        path: of run.json.
+        scenarios: M.
+        layers: the model's mutual layers.
+        console: where to say it.
+    """
     if not path.exists():
         return None
     try:
         found = read_sealed_json(path)
-        if not found.keys() >= ADDED:
+        if not _is_addition(found, scenarios, {str(layer) for layer in layers}):
             raise InputError(f"{path}: is damaged: expected {' and '.join(sorted(ADDED))}")
     except InputError as error:
         say(console, f"{error}; making it again")
         return None
     return found
+
+
+def _is_addition(found: Record, scenarios: int, layers: set[str]) -> bool:
+    """Whether an object has what :func:`_run` adds to a run: bytes and (M, M) weights by layer, None where unknown."""
+    if not found.keys() >= ADDED:
+        return False
+    peak, weights = found["peak_bytes"], found["mutual_weights"]
+    if peak is not None and type(peak) is not int:
+        return False
+    return weights is None or (
+        isinstance(weights, dict)
+        and weights.keys() == layers
+        and all(_is_matrix(rows, scenarios) for rows in weights.values())
+    )
+
+
+def _is_matrix(rows: Any, size: int) -> bool:
+    """Whether they are so many lists of so many numbers or None."""
+    return (
+        isinstance(rows, list)
+        and len(rows) == size
+        and all(isinstance(row, list) and len(row) == size for row in rows)
+        and all(entry is None or type(entry) is float for row in rows for entry in row)
+    )
 
 
 def _kept_logits(

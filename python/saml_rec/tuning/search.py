@@ -32,7 +32,7 @@ from saml_rec.models.registry import hyperparameters
 from saml_rec.run_directory import RunDirectory, differences, versions
 from saml_rec.sealed import read_sealed_json, write_sealed_json
 from saml_rec.training import TrainOptions, best_epoch, stopped_by, train_and_validate
-from saml_rec.tuning.space import TRAINING, defaults_of, space_of
+from saml_rec.tuning.space import TRAINING, defaults_of, is_within, space_of
 
 if TYPE_CHECKING:
     import optuna
@@ -40,10 +40,17 @@ if TYPE_CHECKING:
 FILE = "tune.json"
 SAME = ("options", "schema", "data", "seed")
 """Parts of the record that have to be as they were for a search to go on."""
-OUTCOME = ("valid_logloss", "valid_auc", "best_epoch", "epochs", "stopped_by", "error", "same_as")
+OUTCOME = {
+    "valid_logloss": float,
+    "valid_auc": float,
+    "best_epoch": int,
+    "epochs": int,
+    "stopped_by": str,
+    "error": str,
+    "same_as": int,
+}
 """Of a trial beside its number, options and seconds; None where it has none."""
-TRIAL = {"number", "options", "seconds", *OUTCOME}
-"""Keys of a trial."""
+PARTS = {"models": dict, "trials": int, "options": dict, "schema": dict, "data": dict, "seed": int}
 Record = dict[str, Any]
 
 
@@ -89,16 +96,43 @@ def read_tuning(path: Path) -> Record:
         OSError: it cannot be opened.
     """
     record = read_sealed_json(path)
-    models = record.get("models")
-    if not {"models", "trials", *SAME} <= record.keys() or not isinstance(models, dict):
+    if not all(type(record.get(name)) is kind for name, kind in PARTS.items()) or not record["data"].keys() >= {
+        *SPLITS
+    }:
         raise InputError(f"{path}: was not written by saml-rec tune")
-    for model, entry in models.items():
+    for model, entry in record["models"].items():
         trials = entry.get("trials") if isinstance(entry, dict) else None
-        if not isinstance(trials, list) or not all(isinstance(t, dict) and t.keys() >= TRIAL for t in trials):
+        if not isinstance(trials, list) or not all(map(_is_trial, trials, range(len(trials)))):
             raise InputError(f"{path}: is damaged: expected trials of {shortened(model)}")
-        if not {"space", "best"} <= entry.keys() or entry["best"] not in (None, *range(len(trials))):
+        space, best = entry.get("space"), entry.get("best", -1)
+        if not isinstance(space, dict) or not (best is None or _is_trained(trials, best)):
             raise InputError(f"{path}: is damaged: expected the ranges and the best trial of {shortened(model)}")
+        for trial in trials:
+            if trial["options"].keys() != space.keys() or not all(
+                is_within(value, space[name]) for name, value in trial["options"].items()
+            ):
+                raise InputError(
+                    f"{path}: is damaged: expected options of {shortened(model)} within their ranges in trial "
+                    f"{trial['number'] + 1}"
+                )
     return record
+
+
+def _is_trial(trial: Any, number: int) -> bool:
+    """Whether it has all that a trial with that number has."""
+    return (
+        isinstance(trial, dict)
+        and trial.keys() >= {"number", "options", "seconds", *OUTCOME}
+        and trial["number"] == number
+        and isinstance(trial["options"], dict)
+        and isinstance(trial["seconds"], int | float)
+        and all(trial[name] is None or type(trial[name]) is kind for name, kind in OUTCOME.items())
+        and (trial["valid_logloss"] is None) == (trial["error"] is not None)
+    )
+
+
+def _is_trained(trials: Sequence[Record], number: Any) -> bool:
+    return type(number) is int and 0 <= number < len(trials) and trials[number]["valid_logloss"] is not None
 
 
 def tune(

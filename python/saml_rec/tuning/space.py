@@ -151,6 +151,19 @@ def space_of(model: str) -> dict[str, Range]:
     return found
 
 
+def is_within(value: Any, range: Any) -> bool:
+    """Whether a value lies in a range as the ``to_dict`` of either kind wrote it, both read from a file."""
+    if not isinstance(range, dict):
+        return False
+    if "choices" in range:
+        return isinstance(range["choices"], list) and text(value) in range["choices"]
+    bounds = (range.get("low"), value, range.get("high"))
+    if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in bounds):
+        return False
+    low, value, high = bounds
+    return bool(low <= value <= high)
+
+
 def text(value: Any) -> str:
     """A value as the command line takes it."""
     if isinstance(value, tuple | list):
