@@ -231,12 +231,31 @@ def test_sparse_columns_in_parquet(read, column, expected):
         (["['a',]", "b|c"], [["a"], ["b", "c"]]),
         (["[a]|[b]", "x"], ["[a]|[b]", "x"]),
         (["['']", "['é\n']"], [[None], ["é\n"]]),
+        (["(1, 2.0)", "('a|b',)"], [["1", "2"], ["a|b"]]),
+        ([" ( ) ", "(1)|x"], [[], ["(1)", "x"]]),
+        (["(1,)|(2,)", "(a, b)"], ["(1,)|(2,)", "(a, b)"]),
+        (["{}", '{"a": 1}'], ["{}", '{"a": 1}']),
     ],
 )
 def test_lists_in_parquet(read, column, expected):
     frame = read(as_parquet(history=column, tags=column))
     assert frame["history"].to_list() == expected
     assert frame["tags"].to_list() == expected
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [("{1, 2.0}", ["1", "2"]), (" {'a|b' , 'c',} ", ["a|b", "c"]), ("set()", []), ("{}|x", ["{}", "x"])],
+)
+def test_sets_are_bags_and_no_sequences(read, cell, expected):
+    row = '0,de,10,7,"%s",,"%s"\n'
+    tags = read(HEADER + row % (cell, "") + row % ("[3]", ""))["tags"].to_list()
+    assert tags == [expected, ["3"]]
+    if cell.startswith("{}"):
+        assert read(HEADER + row % ("", cell))["history"].to_list() == [cell]
+    else:
+        with pytest.raises(InputError, match="column 'history', row 2: expected values in order, of which a set has"):
+            read(HEADER + row % ("", "(1, 2)") + row % ("", cell))
 
 
 @pytest.mark.parametrize("cell", ["[1 2]", "[a, b]", "['a' 'b']", "[[1], [2]]", "['a", "[1, 2", "['a'] ['b']"])

@@ -100,12 +100,14 @@ def examples(name):
 
 
 USUAL = {"label": "0", "s": "de", "time": "5", "split": "train", "sparse": "x", "multi": "x", "dense": "1"}
+USUAL["sequence"] = "x"
 
 
 @pytest.mark.parametrize(("column", "cell", "result"), examples("cells"))
 def test_the_cells_of_data_md(tmp_path, column, cell, result):
     split = {"split_column": "split"} if column == "split" else {"time": "time"}
-    features = {kind: {"kind": kind} for kind in ("sparse", "multi", "dense")}
+    features = {kind: {"kind": kind} for kind in ("sparse", "multi", "dense", "sequence")}
+    features["sequence"]["item"] = "sparse"
     schema = Schema.from_dict({"label": "label", "scenario": "s", "features": features, **split})
     usual = dict(USUAL)
     if column == "time" and "beside" not in result:
@@ -120,8 +122,8 @@ def test_the_cells_of_data_md(tmp_path, column, cell, result):
         return
     value = read_table(path, schema)[column][1]
     found = [] if value is None else [str(value)]
-    if column == "multi":
-        found = flat(read_table(path, schema)[column][1:], schema.feature("multi")).to_list()
+    if column in ("multi", "sequence"):
+        found = flat(read_table(path, schema)[column][1:], schema.feature(column)).to_list()
     expected = result.removeprefix("read as ")
     assert (", ".join(f"`{each}`" for each in found) or "nothing") == expected
 

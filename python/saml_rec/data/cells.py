@@ -257,7 +257,8 @@ def _time_from_text(text: pl.Series, where: Where) -> pl.Series:
 
 
 def _values(feature: FeatureSpec) -> _Rule:
-    return lambda column, where: value_lists(column, feature.separator, where)
+    in_order = feature.kind == "sequence"
+    return lambda column, where: value_lists(column, feature.separator, where, in_order=in_order)
 
 
 _FEATURE_RULES: dict[str, Callable[[FeatureSpec], _Rule]] = {

@@ -21,7 +21,13 @@ EXACT_OF_OTHERS = 2**11
 _QUOTED = r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
 _NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _VALUE = f"(?s:{_QUOTED}|{_NUMBER}|[Tt]rue|[Ff]alse|None|null|[Nn]a[Nn])"
-_LIST = rf"^\s*\[\s*(?:{_VALUE}\s*(?:,\s*{_VALUE}\s*)*,?\s*)?\]\s*$"
+_SQUARE = rf"\[\s*(?:{_VALUE}\s*(?:,\s*{_VALUE}\s*)*,?\s*)?\]"
+_ROUND = rf"\(\s*(?:(?:{_VALUE}\s*,\s*)+(?:{_VALUE}\s*)?)?\)"
+_CURLY = rf"\{{\s*{_VALUE}\s*(?:,\s*{_VALUE}\s*)*,?\s*\}}|set\(\)"
+_LIST = rf"^\s*(?:{_SQUARE}|{_ROUND}|{_CURLY})\s*$"
+"""A list as Python or JSON writes it, or Python's tuple or set: (1) and {} are neither."""
+_SET = rf"^\s*(?:{_CURLY})\s*$"
+_OPENED = r"^\s*(?:[\[({]|set\()"
 _BRACKETED = r"(?s)^\s*\[.*\]\s*$"
 _NO_VALUE = ("None", "null", "nan", "NaN")
 
@@ -42,19 +48,29 @@ def single_values(column: pl.Series, where: Where) -> pl.Series:
     return text.replace(TRUTH) if text.is_in(list(TRUTH)).any() else text
 
 
-def value_lists(column: pl.Series, separator: str, where: Where) -> pl.Series:
+def value_lists(column: pl.Series, separator: str, where: Where, *, in_order: bool = False) -> pl.Series:
     """A bag or a sequence: cells of separated values stay text, lists become lists of text.
 
-    Where a cell of text is a list as Python or JSON writes it, all cells of the column become lists.
+    Where a cell of text is a list as Python or JSON writes it, or a tuple or set of Python, all cells of the column
+    become lists.
+
+    Args:
+        column: of text or lists.
+        separator: between the values of text.
+        where: for messages.
+        in_order: whether the order of the values counts, so that a set is none.
 
     Raises:
-        InputError: the column holds lists of lists, a whole float that may stand for several ids, or text in brackets
-            that is no list.
+        InputError: the column holds lists of lists, a whole float that may stand for several ids, text in square
+            brackets that is no list, or a set where the order counts.
     """
     if isinstance(column.dtype, pl.Array):
         column = column.arr.to_list()
     if not isinstance(column.dtype, pl.List):
-        return _lists_from_text(single_values(column, where), separator, where)
+        text = single_values(column, where)
+        if in_order:
+            refuse(text.str.contains(_SET).fill_null(False), text, where, "values in order, of which a set has none")
+        return _lists_from_text(text, separator, where)
     inner = column.dtype.inner
     assert isinstance(inner, pl.DataType)
     if inner.is_nested() or inner == pl.Object:
@@ -73,7 +89,7 @@ def as_lists(column: pl.Series, separator: str) -> pl.Series:
 
 
 def _lists_from_text(text: pl.Series, separator: str, where: Where) -> pl.Series:
-    is_list = _is_list(text, separator, where) if text.str.contains(r"^\s*\[").any() else None
+    is_list = _is_list(text, separator, where) if text.str.contains(_OPENED).any() else None
     if is_list is None or not is_list.any():
         has_truth = text.str.contains_any(list(TRUTH)).any()
         return _of_each(text.str.split(separator), pl.element().replace(TRUTH)) if has_truth else text
