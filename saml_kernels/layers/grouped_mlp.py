@@ -41,10 +41,9 @@ class GroupedMLP(nn.Module):
         init: str = "independent",
     ) -> None:
         super().__init__()
-        hidden_dims = tuple(hidden_dims)
-        checks.check_integer("num_scenarios", num_scenarios, 1)
-        checks.check_integer("in_dim", in_dim, 0)
-        check_widths("hidden_dims", hidden_dims)
+        num_scenarios = checks.check_integer("num_scenarios", num_scenarios, 1)
+        in_dim = checks.check_integer("in_dim", in_dim, 0)
+        hidden_dims = check_widths("hidden_dims", hidden_dims)
         check_options(activation, backend)
         if output_activation is not None:
             checks.check_choice("output_activation", output_activation, ACTIVATIONS)
