@@ -79,6 +79,18 @@ def weigh(shares: Tensor, experts: Tensor) -> Tensor:
     return shares * experts if experts.shape[1] == 1 else torch.bmm(shares, experts)
 
 
+def scenario_moments(x: Tensor, scenario: Tensor, num_scenarios: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, mean and biased variance of x (B, d) by scenario, (M, 1), (M, d), (M, d); zeros where there is no row."""
+    count = torch.zeros(num_scenarios, device=x.device, dtype=x.dtype)
+    count = count.index_add(0, scenario, torch.ones_like(scenario, dtype=x.dtype)).unsqueeze(1)
+    rows = count.clamp(min=1)
+    nothing = x.new_zeros(num_scenarios, x.shape[1])
+    mean = nothing.index_add(0, scenario, x) / rows
+    # Around the mean, as E x² − μ² cancels.
+    variance = nothing.index_add(0, scenario, (x - mean.index_select(0, scenario)).square()) / rows
+    return count, mean, variance
+
+
 def describe(module: nn.Module, names: str) -> str:
     """For extra_repr: the attributes named in ``names``."""
     return ", ".join(f"{name}={getattr(module, name)!r}" for name in names.split())

@@ -148,8 +148,7 @@ class GatedTowers(nn.Module):
         checks.check_shape("x", x, ("B", self.in_dim))
         checks.check_shape("prior", prior, (x.shape[0], self.prior_dim))
         towers = self.towers
-        last = towers.activation if towers.output_activation is None else towers.output_activation
-        activations = [towers.activation] * (len(towers.hidden_dims) - 1) + [last]
+        activations = towers.layer_activations
         hidden = self.gate_inputs(torch.cat([prior, x.detach()], dim=1), scenario).chunk(len(activations), dim=1)
         gates: list[Any] = list(self.gate_outputs)
         layers = zip(hidden, gates, towers.weights, towers.biases, activations, strict=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from saml_kernels import checks, functional
 from saml_kernels.activations import ACTIVATIONS
-from saml_kernels.layers.common import check_ids, check_options, check_widths, describe, init_linear
+from saml_kernels.layers.common import check_ids, check_options, check_widths, describe, init_linear, scenario_moments
 
 COMBINATIONS = ("product", "sum")
 
@@ -184,16 +184,10 @@ class PartitionedNorm(nn.Module):
         self, z: Tensor, t: Tensor, moving_mean: Tensor, moving_variance: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(M, dim) each, the moving ones where a scenario has fewer than two rows; updates the moving ones."""
-        count = torch.zeros(self.num_scenarios, device=z.device, dtype=z.dtype)
-        count = count.index_add(0, t, torch.ones_like(t, dtype=z.dtype)).unsqueeze(1)
+        count, mean, variance = scenario_moments(z, t, self.num_scenarios)
         known = count >= 2
-        rows = count.clamp(min=1)
-        nothing = torch.zeros_like(moving_mean)
-        mean = nothing.index_add(0, t, z) / rows
-        # Around the mean, as E z² − μ² cancels.
-        variance = nothing.index_add(0, t, (z - mean[t]).square()) / rows
         with torch.no_grad():
-            unbiased = variance * rows / (rows - 1).clamp(min=1)
+            unbiased = variance * count / (count - 1).clamp(min=1)
             self.num_batches_tracked.add_(known.squeeze(1))
             share = (1 / self.num_batches_tracked.clamp(min=1).to(z.dtype)).clamp(min=self.momentum).unsqueeze(1)
             for kept, moving, value in (
