@@ -40,7 +40,7 @@ letters are those of [computation.md](computation.md).
 """
 WIDEST = 100
 """Signatures that are longer have a line for each parameter."""
-HEADING = re.compile(r"^(Args|Attributes|Returns|Yields|Raises):$")
+HEADING = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Warns):$")
 ENTRY = re.compile(r"^([\w*]+(?:, [\w*]+)*): (.*)$", re.DOTALL)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

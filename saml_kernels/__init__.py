@@ -3,7 +3,7 @@
 from saml_kernels import layers
 from saml_kernels.backends import BackendUnavailable, available_backends
 from saml_kernels.functional import branch_scores, expert_outputs, grouped_mlp, multi_branch, mutual_unit
-from saml_kernels.fusion import DomainIndicatorAdapter, FusedTowers, fuse
+from saml_kernels.fusion import DomainIndicatorAdapter, FusedTowerDict, FusedTowers, fuse
 from saml_kernels.grouping import group_by_scenario
 from saml_kernels.types import Grouping, TrunkOutput, TrunkParams
 
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "DomainIndicatorAdapter",
+    "FusedTowerDict",
     "FusedTowers",
     "Grouping",
     "TrunkOutput",

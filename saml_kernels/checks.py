@@ -1,6 +1,7 @@
 """Argument checks: everything wrong with a call is said before any work is done."""
 
 import difflib
+import numbers
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,6 +12,8 @@ from saml_kernels.types import TrunkParams
 
 FLOATING_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SCENARIO_DTYPES = (torch.int32, torch.int64)
+"""Of ids as kernels read them; of other integer types they are converted."""
+OTHER_ID_DTYPES = (torch.int8, torch.int16, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 FOREIGN_DTYPES = (torch.bfloat16, torch.int8, torch.float8_e4m3fn)
 SCORES = ("ratio", "softmax")
 GATES = ("vector", "scalar")
@@ -41,20 +44,22 @@ def check_schedule(schedule: str, form: str | None) -> str:
     return schedule
 
 
-def check_positive(name: str, value: float) -> None:
-    """ValueError unless ``value`` is a finite number above 0, TypeError unless it is a number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def check_positive(name: str, value: float) -> float:
+    """A number, numpy's included, as Python's; ValueError unless it is finite and above 0, TypeError if it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be finite and above 0, got {value}")
+    return value if isinstance(value, (int, float)) else float(value)
 
 
-def check_integer(name: str, value: object, minimum: int) -> None:
-    """TypeError unless ``value`` is an int, ValueError if it is below ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_integer(name: str, value: object, minimum: int) -> int:
+    """An integer, numpy's included, as an int; TypeError if it is none, ValueError if it is below ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return value if isinstance(value, int) else int(value)
 
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str], why: str = "") -> None:
@@ -67,13 +72,21 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str], why: s
         raise ValueError(f"{name} must have shape ({shape}){why}, got {tuple(tensor.shape)}")
 
 
-def check_scenario(scenario: Tensor, batch: int | None = None) -> None:
-    """The ids' type and shape. Their range is checked where they are grouped."""
+def scenario_ids(scenario: Tensor) -> Tensor:
+    """Ids as kernels read them, (B,) int32 or int64, from (B,) or (B, 1) of any integer type.
+
+    Their range is checked where they are grouped.
+    """
     if not isinstance(scenario, Tensor):
         raise TypeError(f"scenario must be a tensor, got {type(scenario).__name__}")
+    if scenario.dtype in OTHER_ID_DTYPES:
+        scenario = scenario.to(torch.int64)
     if scenario.dtype not in SCENARIO_DTYPES:
-        raise TypeError(f"scenario must be int32 or int64, got {scenario.dtype}")
-    check_shape("scenario", scenario, ("B" if batch is None else batch,))
+        raise TypeError(f"scenario must be int32 or int64 or another integer type, got {scenario.dtype}")
+    if scenario.dim() == 2 and scenario.shape[1] == 1:
+        scenario = scenario.squeeze(1)
+    check_shape("scenario", scenario, ("B",), " or (B, 1)")
+    return scenario
 
 
 def check_same_kind(tensors: Mapping[str, Tensor | None], scenario: Tensor | None = None) -> None:
@@ -114,7 +127,6 @@ def check_trunk(x_local: Tensor, x_global: Tensor, scenario: Tensor, params: Tru
         for layer, tensor in enumerate(entries)
         if tensor is not None or not field.startswith("gate_")
     }
-    check_scenario(scenario)
     check_same_kind(tensors, scenario)
 
     check_shape("params.branch_weights[0]", params.branch_weights[0], ("M", "D_l + a_1", "d_1"))
@@ -178,7 +190,6 @@ def check_towers(
     ``per_branch``: x may also be (B, M, d_0), as :func:`saml_kernels.branch_scores` takes it.
     """
     tensors = _layer_tensors(x, weights, biases) | ({} if gated is None else {"gated": gated})
-    check_scenario(scenario)
     check_same_kind(tensors, scenario)
     num_scenarios = _check_first_layer(weights[0], "M", "scenario")
     if per_branch and x.dim() == 3:

@@ -41,7 +41,7 @@ def multi_branch(
         x_local: (B, D_l) scenario-dependent features read by all branches, or (B, M, D_l), one view per branch.
             float32, float64, bfloat16 or float16, as all tensors but ``scenario``.
         x_global: (B, D_g) scenario-independent features.
-        scenario: (B,) int32 or int64, own scenario t of each sample, in [0, M).
+        scenario: (B,) or (B, 1) of any integer type, own scenario t of each sample, in [0, M).
         params: weights per layer; the shapes decide M, L, the widths, and which layers have a mutual unit and gate.
         activation: δ, one of "relu", "leaky_relu" (0.01), "gelu" (tanh form), "silu", "tanh", "identity".
         score: "ratio", the paper's softmax over c_ij / Σ c_ij, or "softmax" over c_ij / temperature.
@@ -71,7 +71,7 @@ def multi_branch(
     """
     checks.check_choice("activation", activation, ACTIVATIONS)
     checks.check_choice("score", score, checks.SCORES)
-    checks.check_positive("temperature", temperature)
+    temperature = checks.check_positive("temperature", temperature)
     checks.check_choice("backend", backend, ("auto", *BACKENDS))
     if recompute not in (True, False, "auto"):
         raise ValueError(f"recompute must be True, False or 'auto', got {recompute!r}")
@@ -82,6 +82,7 @@ def multi_branch(
         x_local, x_global = _cast(x_local, device_type), _cast(x_global, device_type)
         if isinstance(params, TrunkParams):
             params = TrunkParams._make([_cast(entry, device_type) for entry in entries] for entries in params)
+    scenario = checks.scenario_ids(scenario)
     checks.check_trunk(x_local, x_global, scenario, params)
     chosen = choose_backend(
         backend, "multi_branch", x_local, stop_gradient=stop_gradient, foreign_dtype=foreign_dtype, schedule=schedule
@@ -121,7 +122,7 @@ def grouped_mlp(
 
     Args:
         x: (B, d_0), float32, float64, bfloat16 or float16, as the weights.
-        scenario: (B,) int32 or int64 in [0, M).
+        scenario: (B,) or (B, 1) of any integer type, in [0, M).
         weights: per layer (M, d_{l-1}, d_l).
         biases: per layer (M, d_l).
         activation: δ after every layer.
@@ -154,6 +155,7 @@ def grouped_mlp(
     if _autocast(device_type):
         x, gated = _cast(x, device_type), _cast(gated, device_type)
         weights, biases = ([_cast(entry, device_type) for entry in entries] for entries in (weights, biases))
+    scenario = checks.scenario_ids(scenario)
     checks.check_towers(x, scenario, weights, biases, gated=gated)
     chosen = choose_backend(backend, "grouped_mlp", x, gated=gated is not None)
     with torch.autocast(device_type, enabled=False):
@@ -187,7 +189,7 @@ def branch_scores(
 
     Args:
         x: (B, d_0), or (B, M, d_0), one view per tower; float32, float64, bfloat16 or float16, as the weights.
-        scenario: (B,) int32 or int64 in [0, M).
+        scenario: (B,) or (B, 1) of any integer type, in [0, M).
         weights: per layer (M, d_{l-1}, d_l).
         biases: per layer (M, d_l).
         activation: δ after every layer.
@@ -209,6 +211,7 @@ def branch_scores(
     if _autocast(device_type):
         x = _cast(x, device_type)
         weights, biases = ([_cast(entry, device_type) for entry in entries] for entries in (weights, biases))
+    scenario = checks.scenario_ids(scenario)
     checks.check_towers(x, scenario, weights, biases, per_branch=True)
     chosen = choose_backend(backend, "branch_scores", x, foreign_dtype=foreign_dtype)
     with torch.autocast(device_type, enabled=False):
@@ -319,7 +322,7 @@ def mutual_unit(
 
     Args:
         v: (B, M, d) streams of all branches, float32, float64, bfloat16 or float16, as the gate.
-        scenario: (B,) int32 or int64 in [0, M).
+        scenario: (B,) or (B, 1) of any integer type, in [0, M).
         gate_weight: U, (M, d, d), or (M, d, 1) for a scalar gate.
         gate_bias: u, (M, d) or (M, 1).
         score, temperature, backend: as :func:`multi_branch`.
@@ -333,12 +336,12 @@ def mutual_unit(
         TypeError, ValueError, BackendUnavailable: as :func:`multi_branch`.
     """
     checks.check_choice("score", score, checks.SCORES)
-    checks.check_positive("temperature", temperature)
+    temperature = checks.check_positive("temperature", temperature)
     checks.check_choice("backend", backend, ("auto", *BACKENDS))
     device_type = _device_type(v)
     if _autocast(device_type):
         v, gate_weight, gate_bias = (_cast(tensor, device_type) for tensor in (v, gate_weight, gate_bias))
-    checks.check_scenario(scenario)
+    scenario = checks.scenario_ids(scenario)
     checks.check_same_kind({"v": v, "gate_weight": gate_weight, "gate_bias": gate_bias}, scenario)
     checks.check_shape("v", v, ("B", "M", "d"))
     checks.check_shape("scenario", scenario, (v.shape[0],), f" as v has B = {v.shape[0]} rows")

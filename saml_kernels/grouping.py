@@ -11,7 +11,7 @@ def group_by_scenario(scenario: Tensor, num_scenarios: int, *, backend: str = "a
     """Stable grouping of rows by scenario: the order in which every kernel reads a batch.
 
     Args:
-        scenario: (B,) int32 or int64, in [0, num_scenarios), any stride.
+        scenario: (B,) or (B, 1) of any integer type, in [0, num_scenarios), any stride.
         num_scenarios: M, at least 1.
         backend: "auto", "reference" or "cpp".
 
@@ -19,12 +19,12 @@ def group_by_scenario(scenario: Tensor, num_scenarios: int, *, backend: str = "a
         Grouping: ``permutation`` (B,), ``inverse`` (B,), ``offsets`` (M + 1,), all int64 on the ids' device.
 
     Raises:
-        TypeError: ids that are no int32 or int64 tensor.
-        ValueError: ids that are not one-dimensional; the first id out of range, with its row (on a GPU a device
+        TypeError: ids that are no tensor of integers.
+        ValueError: ids that are not one a row; the first id out of range, with its row (on a GPU a device
             assertion, so that the call need not wait for the device).
         BackendUnavailable: a backend named explicitly cannot run this here.
     """
     checks.check_choice("backend", backend, ("auto", *BACKENDS))
-    checks.check_scenario(scenario)
-    checks.check_integer("num_scenarios", num_scenarios, 1)
+    scenario = checks.scenario_ids(scenario)
+    num_scenarios = checks.check_integer("num_scenarios", num_scenarios, 1)
     return choose_backend(backend, "group_by_scenario", scenario).group_by_scenario(scenario, num_scenarios)

@@ -1,6 +1,11 @@
-"""What commands print: a line an epoch, a progress bar on a terminal, tables of metrics."""
+"""What commands print: a line an epoch, a progress bar on a terminal, tables of metrics.
+
+Lines are also records of the logger ``saml_rec``, information and warnings, so that a program that trains finds them
+where its own are. As libraries should be it is silent until somebody gives it, or the root, a handler.
+"""
 
 import errno
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+LOGGER = logging.getLogger("saml_rec")
+LOGGER.addHandler(logging.NullHandler())
 
 
 def decimals(value: float | None) -> str:
@@ -102,7 +110,8 @@ def backend_seconds(seconds: Mapping[str, float]) -> str:
 
 
 def say(console: Console | None, message: str) -> None:
-    """Prints one line as it is: no markup, no highlighting, no wrapping."""
+    """Logs one line, and prints it as it is: no markup, no highlighting, no wrapping."""
+    LOGGER.info("%s", message)
     if console is not None:
         console.print(message, markup=False, highlight=False, soft_wrap=True)
 

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from saml_rec.console import LOGGER
 from saml_rec.errors import InputError
 
 Result = TypeVar("Result")
@@ -162,6 +163,8 @@ def joined_processes() -> Iterator[Processes]:
     processes = replace(processes, before=before)
     # Heard by a thread of its own: the main thread may be deep in waiting for a process that is gone.
     heard, told = os.pipe()
+    # Lines of the others are those of the first.
+    LOGGER.disabled = not processes.is_first
     os.set_blocking(told, False)
     threading.Thread(target=_end_on_signal, args=(heard, processes, store), name="signals", daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: None)

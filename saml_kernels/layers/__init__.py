@@ -4,6 +4,7 @@ Weights and biases start as those of nn.Linear, branch by branch: uniform in ±1
 """
 
 from saml_kernels.layers.grouped_mlp import GroupedMLP
+from saml_kernels.layers.grouped_sequential import GroupedBatchNorm, GroupedSequential
 from saml_kernels.layers.mixture import MixtureOfExperts, ScoreMixture
 from saml_kernels.layers.pepnet import GatedTowers, GateUnit
 from saml_kernels.layers.ple import ProgressiveExperts
@@ -14,7 +15,9 @@ __all__ = [
     "STARMLP",
     "GateUnit",
     "GatedTowers",
+    "GroupedBatchNorm",
     "GroupedMLP",
+    "GroupedSequential",
     "MixtureOfExperts",
     "MultiBranchMLP",
     "MutualUnit",

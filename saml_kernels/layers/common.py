@@ -1,6 +1,7 @@
 """What the layers share: the start of weights, checks of options, their description."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,21 +34,24 @@ def start_alike(*parameters: Tensor) -> None:
             parameter.copy_(parameter[:1].clone())
 
 
-def check_widths(name: str, widths: tuple[int, ...]) -> None:
-    """Raises ValueError or TypeError unless ``widths`` are positive ints, at least one."""
-    if not widths:
+def check_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
+    """The widths as ints; ValueError or TypeError unless they are positive integers, at least one."""
+    if len(widths) == 0:
         raise ValueError(f"{name} must name at least one layer, got ()")
-    for width in widths:
-        checks.check_integer(f"every width in {name}", width, 1)
+    return tuple(checks.check_integer(f"every width in {name}", width, 1) for width in widths)
 
 
-def check_ids(scenario: Tensor, num_scenarios: int) -> None:
-    """ValueError for an id out of range, where one would index before a kernel checks it; not read from a GPU."""
-    checks.check_scenario(scenario)
+def check_ids(scenario: Tensor, num_scenarios: int) -> Tensor:
+    """Ids as :func:`checks.scenario_ids` gives them, where one would index by them before a kernel checks their range.
+
+    ValueError for an id out of range; not read from a GPU.
+    """
+    scenario = checks.scenario_ids(scenario)
     # Compiled code checks an index itself, and a branch on data would break its graph.
     checked = scenario.device.type == "cpu" and not torch.compiler.is_compiling()
     if checked and bool(((scenario < 0) | (scenario >= num_scenarios)).any()):
         raise ValueError(f"scenario ids must lie in [0, {num_scenarios}), got {scenario.tolist()}")
+    return scenario
 
 
 def check_options(
@@ -73,6 +77,18 @@ def weigh(shares: Tensor, experts: Tensor) -> Tensor:
     shares = shares.to(experts.dtype)
     # Batched products of inner width 1 take a multiple of the time.
     return shares * experts if experts.shape[1] == 1 else torch.bmm(shares, experts)
+
+
+def scenario_moments(x: Tensor, scenario: Tensor, num_scenarios: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, mean and biased variance of x (B, d) by scenario, (M, 1), (M, d), (M, d); zeros where there is no row."""
+    count = torch.zeros(num_scenarios, device=x.device, dtype=x.dtype)
+    count = count.index_add(0, scenario, torch.ones_like(scenario, dtype=x.dtype)).unsqueeze(1)
+    rows = count.clamp(min=1)
+    nothing = x.new_zeros(num_scenarios, x.shape[1])
+    mean = nothing.index_add(0, scenario, x) / rows
+    # Around the mean, as E x² − μ² cancels.
+    variance = nothing.index_add(0, scenario, (x - mean.index_select(0, scenario)).square()) / rows
+    return count, mean, variance
 
 
 def describe(module: nn.Module, names: str) -> str:

@@ -48,11 +48,12 @@ class ScoreMixture(nn.Module):
         super().__init__()
         functional.check_foreign_dtype(foreign_dtype, stop_gradient=True)
         if weight_dim is not None:
-            checks.check_integer("weight_dim", weight_dim, 1)
-        self.weight_dim = in_dim if weight_dim is None else weight_dim
+            weight_dim = checks.check_integer("weight_dim", weight_dim, 1)
         self.networks = GroupedMLP(
             num_scenarios, in_dim, (*hidden_dims, 1), activation, "identity", backend, device, dtype
         )
+        num_scenarios, in_dim = self.networks.num_scenarios, self.networks.in_dim
+        self.weight_dim = in_dim if weight_dim is None else weight_dim
         self.weight_networks = GroupedMLP(
             num_scenarios, self.weight_dim, (num_scenarios,), "identity", None, backend, device, dtype
         )
@@ -64,7 +65,7 @@ class ScoreMixture(nn.Module):
 
         Args:
             x: (B, in_dim), or (B, M, in_dim), one view per scenario's network.
-            scenario: (B,) int32 or int64 in [0, M).
+            scenario: (B,) or (B, 1) of any integer type, in [0, M).
             weight_input: (B, weight_dim), what W_t reads; None: x, which then is (B, in_dim).
 
         Raises:
@@ -139,10 +140,11 @@ class MixtureOfExperts(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        hidden_dims = tuple(hidden_dims)
-        checks.check_integer("num_experts", num_experts, 1)
-        checks.check_integer("in_dim", in_dim, 1)
-        check_widths("hidden_dims", hidden_dims)
+        num_experts = checks.check_integer("num_experts", num_experts, 1)
+        in_dim = checks.check_integer("in_dim", in_dim, 1)
+        hidden_dims = check_widths("hidden_dims", hidden_dims)
+        if num_scenarios is not None:
+            num_scenarios = checks.check_integer("num_scenarios", num_scenarios, 1)
         check_options(activation, backend)
         self.num_experts = num_experts
         self.in_dim = in_dim
@@ -190,7 +192,7 @@ class MixtureOfExperts(nn.Module):
 
         Args:
             x: (B, in_dim).
-            scenario: (B,) int32 or int64 in [0, M).
+            scenario: (B,) or (B, 1) of any integer type, in [0, M).
 
         Raises:
             ValueError: there is one gate for all rows.
@@ -200,6 +202,7 @@ class MixtureOfExperts(nn.Module):
         gate = self.gate
         if not isinstance(gate, GroupedMLP):
             raise ValueError("views need a gate per scenario, but num_scenarios is None: there is one gate")
+        scenario = checks.scenario_ids(scenario)
         own_logits, outputs = gate(x, scenario), self._outputs(x)
         own = mix(own_logits, outputs)
         with torch.no_grad():

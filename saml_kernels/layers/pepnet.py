@@ -42,9 +42,12 @@ class GateUnit(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, width in (("in_dim", in_dim), ("hidden_dim", hidden_dim), ("out_dim", out_dim)):
-            checks.check_integer(name, width, 1)
-        checks.check_positive("scale", scale)
+        in_dim = checks.check_integer("in_dim", in_dim, 1)
+        hidden_dim = checks.check_integer("hidden_dim", hidden_dim, 1)
+        out_dim = checks.check_integer("out_dim", out_dim, 1)
+        scale = checks.check_positive("scale", scale)
+        if num_scenarios is not None:
+            num_scenarios = checks.check_integer("num_scenarios", num_scenarios, 1)
         self.in_dim = in_dim
         self.hidden_dim = hidden_dim
         self.out_dim = out_dim
@@ -118,10 +121,10 @@ class GatedTowers(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        checks.check_integer("in_dim", in_dim, 1)
-        checks.check_integer("prior_dim", prior_dim, 0)
-        checks.check_integer("gate_dim", gate_dim, 1)
-        checks.check_positive("scale", scale)
+        in_dim = checks.check_integer("in_dim", in_dim, 1)
+        prior_dim = checks.check_integer("prior_dim", prior_dim, 0)
+        gate_dim = checks.check_integer("gate_dim", gate_dim, 1)
+        scale = checks.check_positive("scale", scale)
         self.in_dim = in_dim
         self.prior_dim = prior_dim
         self.gate_dim = gate_dim
@@ -145,8 +148,7 @@ class GatedTowers(nn.Module):
         checks.check_shape("x", x, ("B", self.in_dim))
         checks.check_shape("prior", prior, (x.shape[0], self.prior_dim))
         towers = self.towers
-        last = towers.activation if towers.output_activation is None else towers.output_activation
-        activations = [towers.activation] * (len(towers.hidden_dims) - 1) + [last]
+        activations = towers.layer_activations
         hidden = self.gate_inputs(torch.cat([prior, x.detach()], dim=1), scenario).chunk(len(activations), dim=1)
         gates: list[Any] = list(self.gate_outputs)
         layers = zip(hidden, gates, towers.weights, towers.biases, activations, strict=True)

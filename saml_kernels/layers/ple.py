@@ -51,13 +51,13 @@ class ProgressiveExperts(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"num_scenarios": num_scenarios, "in_dim": in_dim, "own_experts": own_experts}
-        for name, size in (sizes | {"shared_experts": shared_experts}).items():
-            checks.check_integer(name, size, 1)
+        num_scenarios = checks.check_integer("num_scenarios", num_scenarios, 1)
+        in_dim = checks.check_integer("in_dim", in_dim, 1)
+        own_experts = checks.check_integer("own_experts", own_experts, 1)
+        shared_experts = checks.check_integer("shared_experts", shared_experts, 1)
         if len(levels) == 0:
             raise ValueError("levels must name at least one level, got none")
-        for number, widths in enumerate(levels, start=1):
-            check_widths(f"level {number} of levels", tuple(widths))
+        levels = [check_widths(f"level {number} of levels", widths) for number, widths in enumerate(levels, start=1)]
         self.num_scenarios = num_scenarios
         self.in_dim = in_dim
         self.own_experts = own_experts
@@ -73,7 +73,7 @@ class ProgressiveExperts(nn.Module):
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """x (B, in_dim), scenario (B,) → (B, d of the last level)."""
         checks.check_shape("x", x, ("B", self.in_dim))
-        check_ids(scenario, self.num_scenarios)
+        scenario = check_ids(scenario, self.num_scenarios)
         checks.check_shape("scenario", scenario, (x.shape[0],), f" as x has B = {x.shape[0]} rows")
         levels: list[Any] = list(self.levels)
         last = levels[-1]

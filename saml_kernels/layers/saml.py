@@ -61,17 +61,15 @@ class MultiBranchMLP(nn.Module):
         branch_init: str = "independent",
     ) -> None:
         super().__init__()
-        hidden_dims = tuple(hidden_dims)
-        aux_dims = hidden_dims if aux_dims is None else tuple(aux_dims)
-        checks.check_integer("num_scenarios", num_scenarios, 1)
-        checks.check_integer("local_dim", local_dim, 0)
-        checks.check_integer("global_dim", global_dim, 0)
-        check_widths("hidden_dims", hidden_dims)
-        check_widths("aux_dims", aux_dims)
+        num_scenarios = checks.check_integer("num_scenarios", num_scenarios, 1)
+        local_dim = checks.check_integer("local_dim", local_dim, 0)
+        global_dim = checks.check_integer("global_dim", global_dim, 0)
+        hidden_dims = check_widths("hidden_dims", hidden_dims)
+        aux_dims = hidden_dims if aux_dims is None else check_widths("aux_dims", aux_dims)
         if len(aux_dims) != len(hidden_dims):
             raise ValueError(f"hidden_dims has {len(hidden_dims)} layers but aux_dims has {len(aux_dims)}")
+        mutual_layers = [checks.check_integer("mutual_layers", layer, 1) for layer in mutual_layers]
         for layer in mutual_layers:
-            checks.check_integer("mutual_layers", layer, 1)
             if layer > len(hidden_dims):
                 raise ValueError(f"mutual_layers must lie in 1..{len(hidden_dims)}, got {layer}")
         check_options(activation, backend, score, temperature, gate)
@@ -87,7 +85,7 @@ class MultiBranchMLP(nn.Module):
         self.mutual_layers = tuple(sorted(set(mutual_layers)))
         self.gate = gate
         self.score = score
-        self.temperature = temperature
+        self.temperature = checks.check_positive("temperature", temperature)
         self.activation = activation
         self.stop_gradient = stop_gradient
         self.foreign_dtype = foreign_dtype
@@ -196,14 +194,14 @@ class MutualUnit(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        checks.check_integer("num_scenarios", num_scenarios, 1)
-        checks.check_integer("dim", dim, 1)
+        num_scenarios = checks.check_integer("num_scenarios", num_scenarios, 1)
+        dim = checks.check_integer("dim", dim, 1)
         check_options("identity", backend, score, temperature, gate)
         self.num_scenarios = num_scenarios
         self.dim = dim
         self.gate = gate
         self.score = score
-        self.temperature = temperature
+        self.temperature = checks.check_positive("temperature", temperature)
         self.stop_gradient = stop_gradient
         self.backend = backend
         width = gate_width(gate, dim)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from saml_kernels import checks, functional
 from saml_kernels.activations import ACTIVATIONS
-from saml_kernels.layers.common import check_options, check_widths, describe, init_linear
+from saml_kernels.layers.common import check_ids, check_options, check_widths, describe, init_linear, scenario_moments
 
 COMBINATIONS = ("product", "sum")
 
@@ -44,10 +44,9 @@ class STARMLP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        hidden_dims = tuple(hidden_dims)
-        checks.check_integer("num_scenarios", num_scenarios, 1)
-        checks.check_integer("in_dim", in_dim, 0)
-        check_widths("hidden_dims", hidden_dims)
+        num_scenarios = checks.check_integer("num_scenarios", num_scenarios, 1)
+        in_dim = checks.check_integer("in_dim", in_dim, 0)
+        hidden_dims = check_widths("hidden_dims", hidden_dims)
         check_options(activation, backend)
         if output_activation is not None:
             checks.check_choice("output_activation", output_activation, ACTIVATIONS)
@@ -135,10 +134,10 @@ class PartitionedNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        checks.check_integer("num_scenarios", num_scenarios, 1)
-        checks.check_integer("dim", dim, 1)
-        checks.check_positive("eps", eps)
-        checks.check_positive("momentum", momentum)
+        num_scenarios = checks.check_integer("num_scenarios", num_scenarios, 1)
+        dim = checks.check_integer("dim", dim, 1)
+        eps = checks.check_positive("eps", eps)
+        momentum = checks.check_positive("momentum", momentum)
         if momentum > 1:
             raise ValueError(f"momentum must be at most 1, got {momentum}")
         checks.check_choice("combine", combine, COMBINATIONS)
@@ -161,18 +160,14 @@ class PartitionedNorm(nn.Module):
 
     def forward(self, z: Tensor, scenario: Tensor) -> Tensor:
         """z (B, dim), scenario (B,) → (B, dim). TypeError, ValueError for anything else and ids out of range."""
-        checks.check_scenario(scenario)
+        scenario = checks.scenario_ids(scenario)
         if torch.is_autocast_enabled(z.device.type):
             # What a product before this layer gave is in the autocast type then.
             z = z.to(self.weight.dtype)
         checks.check_same_kind({"z": z, "weight": self.weight}, scenario)
         checks.check_shape("z", z, ("B", self.dim))
         checks.check_shape("scenario", scenario, (z.shape[0],), f" as z has B = {z.shape[0]} rows")
-        # Compiled code checks an index itself, and a branch on data would break its graph.
-        checked = scenario.device.type == "cpu" and not torch.compiler.is_compiling()
-        if checked and bool(((scenario < 0) | (scenario >= self.num_scenarios)).any()):
-            raise ValueError(f"scenario ids must lie in [0, {self.num_scenarios}), got {scenario.tolist()}")
-        t = scenario.long()
+        t = check_ids(scenario, self.num_scenarios).long()
         # As nn.BatchNorm1d: in bfloat16 a count stops at 256.
         wide = z.to(torch.promote_types(z.dtype, torch.float32))
         mean, variance = self.running_mean.to(wide.dtype), self.running_var.to(wide.dtype)
@@ -189,16 +184,10 @@ class PartitionedNorm(nn.Module):
         self, z: Tensor, t: Tensor, moving_mean: Tensor, moving_variance: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(M, dim) each, the moving ones where a scenario has fewer than two rows; updates the moving ones."""
-        count = torch.zeros(self.num_scenarios, device=z.device, dtype=z.dtype)
-        count = count.index_add(0, t, torch.ones_like(t, dtype=z.dtype)).unsqueeze(1)
+        count, mean, variance = scenario_moments(z, t, self.num_scenarios)
         known = count >= 2
-        rows = count.clamp(min=1)
-        nothing = torch.zeros_like(moving_mean)
-        mean = nothing.index_add(0, t, z) / rows
-        # Around the mean, as E z² − μ² cancels.
-        variance = nothing.index_add(0, t, (z - mean[t]).square()) / rows
         with torch.no_grad():
-            unbiased = variance * rows / (rows - 1).clamp(min=1)
+            unbiased = variance * count / (count - 1).clamp(min=1)
             self.num_batches_tracked.add_(known.squeeze(1))
             share = (1 / self.num_batches_tracked.clamp(min=1).to(z.dtype)).clamp(min=self.momentum).unsqueeze(1)
             for kept, moving, value in (

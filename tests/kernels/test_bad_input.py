@@ -70,7 +70,7 @@ BAD_CALLS = {
     "float ids": ({"scenario": ids(0, 1).float()}, TypeError, "scenario", "int32", "int64", "float32"),
     "bool ids": ({"scenario": ids(0, 1).bool()}, TypeError, "scenario", "bool"),
     "ids as list": ({"scenario": [0] * 7}, TypeError, "scenario", "list"),
-    "ids of two dimensions": ({"scenario": ids(0)[:, None]}, ValueError, "scenario", 7, 1),
+    "ids of two dimensions": ({"scenario": ids(0)[:, None].expand(7, 2)}, ValueError, "scenario", 7, 2),
     "fewer ids than rows": ({"scenario": ids(0)[:5]}, ValueError, "scenario", 7, 5),
     "x_local of one dimension": ({"x_local": zeros(4)}, ValueError, "x_local", 4),
     "x_local of four dimensions": ({"x_local": zeros(7, 3, 4, 1)}, ValueError, "x_local"),

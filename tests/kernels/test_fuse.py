@@ -34,13 +34,19 @@ ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.Tanh, lambda: nn.GELU(approxim
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("last", [None, nn.ReLU])
-def test_from_towers_and_back(activation, last):
+@pytest.mark.parametrize("bias", [True, False])
+def test_from_towers_and_back(activation, last, bias):
     listed = towers(activation=activation, last=last)
+    if not bias:
+        for tower in listed:
+            tower[0].bias = tower[3].bias = None
     fused = saml_kernels.layers.GroupedMLP.from_towers(listed)
     x, scenario = batch()
     ref = torch.stack([listed[t](row) for row, t in zip(x, scenario.tolist(), strict=True)])
     assert_close({"out": fused(x, scenario)}, {"out": ref}, TOLERANCE)
+    assert len(list(fused.parameters())) == (4 if bias else 2)
     again = fused.to_towers()
+    assert len(list(again.parameters())) == len(list(listed.parameters()))
     for k in range(M):
         assert_close({"out": again[k](x)}, {"out": listed[k](x)}, TOLERANCE)
 
@@ -76,12 +82,21 @@ def hooked(module):
     [
         ([], ValueError, "towers must hold at least one tower"),
         ([nn.ReLU()], TypeError, r"towers\[0\] must be an nn\.Sequential"),
-        ([nn.Sequential(nn.ReLU())], ValueError, r"towers\[0\]\[0\] must follow an nn\.Linear"),
+        ([nn.Sequential(nn.ReLU(), nn.Linear(2, 2))], ValueError, r"towers\[0\]\[0\] must follow an nn\.Linear"),
+        ([nn.Sequential(nn.ReLU())], ValueError, "must hold at least one nn.Linear"),
         ([nn.Sequential()], ValueError, "must hold at least one nn.Linear"),
-        ([nn.Sequential(nn.Linear(2, 2, bias=False))], ValueError, "must have a bias"),
+        (
+            [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))],
+            ValueError,
+            "a bias in all of its linear layers",
+        ),
         ([nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))], ValueError, "dropout with p = 0.5"),
-        ([nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))], TypeError, "must be an nn.Linear or a known activation"),
-        ([nn.Sequential(nn.Linear(2, 2), nn.GELU())], TypeError, "must be an nn.Linear or a known activation"),
+        (
+            [nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))],
+            ValueError,
+            r"\[1\] is BatchNorm1d\(2.*which the kernels do not",
+        ),
+        ([nn.Sequential(nn.Linear(2, 2), nn.GELU())], ValueError, r"\[1\] is GELU\(.*which the kernels do not"),
         (
             [nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))],
             ValueError,
@@ -90,10 +105,13 @@ def hooked(module):
         ([nn.Linear(2, 2), nn.Linear(2, 3)], ValueError, r"towers\[0\] has widths \(2, 2\) and towers\[1\] \(2, 3\)"),
         ([nn.Linear(2, 2), nn.Linear(2, 2).double()], ValueError, "must share one dtype and device"),
         ([nn.Linear(2, 2)] * 2, ValueError, "must not share parameters"),
-        ([nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False)], ValueError, r"linear layer 0 of towers\[1\] is not"),
+        ([nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False)], ValueError, r"towers\[1\] is not as towers\[0\]"),
+        ([nn.Linear(3, 2), nn.Linear(3, 2, bias=False)], ValueError, r"towers\[0\] is Linear\(.*and towers\[1\] is"),
+        ([nn.Sequential(nn.Linear(2, 2), nn.Linear(3, 2))], ValueError, r"\[1\] must read the 2 columns before it"),
         ([SquaredLinear(2, 2)], TypeError, r"towers\[0\] must be an nn\.Sequential"),
-        ([nn.Sequential(SquaredLinear(2, 2))], TypeError, "must be an nn.Linear or a known activation"),
-        ([nn.Sequential(weight_norm(nn.Linear(2, 2)))], TypeError, "must be an nn.Linear or a known activation"),
+        ([nn.Sequential(SquaredLinear(2, 2))], TypeError, "nn.Dropout or a known activation, got SquaredLinear"),
+        ([nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))], TypeError, "or a known activation, got LayerNorm"),
+        ([nn.Sequential(weight_norm(nn.Linear(2, 2)))], TypeError, "nn.Dropout or a known activation"),
         ([hooked(nn.Linear(2, 2))], ValueError, r"towers\[0\] must have no hooks"),
         ([nn.Sequential(hooked(nn.Sequential(nn.Linear(2, 2))))], ValueError, r"towers\[0\]\[0\] must have no hooks"),
     ],
@@ -211,7 +229,11 @@ def test_a_fused_model_trains_copies_and_loads():
     ("model", "names", "told"),
     [
         (nn.Linear(2, 2), None, "no list of towers to fuse"),
-        (SomebodysModel(), ["tower"], r"must be of nn\.ModuleList in the model \(towers, heads, other\), got 'tower'"),
+        (
+            SomebodysModel(),
+            ["tower"],
+            r"names must be of nn\.ModuleList or nn\.ModuleDict in the model \(towers, heads, other\), got 'tower'",
+        ),
         (towers(), None, "the model itself is the list"),
     ],
 )

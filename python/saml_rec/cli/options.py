@@ -75,7 +75,10 @@ Command = Callable[..., Any]
 
 
 def warn(line: str) -> None:
-    """Says on stderr what does not end the command."""
+    """Logs what does not end the command, and says it on stderr."""
+    from saml_rec.console import LOGGER
+
+    LOGGER.warning("%s", line)
     click.echo(f"warning: {line}", err=True)
 
 
