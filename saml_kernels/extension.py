@@ -48,8 +48,8 @@ def load() -> str | None:
             return None
     elif others:
         reason = (
-            f"the compiled extension was built for torch {', '.join(sorted(others))}, and this is torch {torch.__version__}: "
-            "rebuild it against this torch"
+            f"the compiled extension was built for torch {', '.join(sorted(others))}, and this is torch "
+            f"{torch.__version__}: rebuild it against this torch"
         )
     else:
         return "the compiled extension saml_kernels._ops is not built"
