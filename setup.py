@@ -1,4 +1,7 @@
-"""Builds saml_kernels._C and installs saml_kernels and saml_rec as one wheel.
+"""Builds the operators, saml_kernels/_ops.torch<release>.so, and installs saml_kernels and saml_rec as one wheel.
+
+The library has no symbol of Python's: one file serves every Python, and a C++ process. It is built for one release of
+torch, whose name it bears, so that a wheel can hold several.
 
 Environment variables (docs/building.md explains each):
     SAML_KERNELS_SKIP_CUDA=1    leave the CUDA sources out
@@ -16,11 +19,21 @@ from typing import Any
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools before 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
 ROOT = Path(__file__).parent
-EXTENSION = "saml_kernels._C"
+LIBRARY = "saml_kernels._ops"
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 # A translation unit that includes the torch headers peaks at about this much.
 BYTES_PER_JOB = 2 * 1024**3
+
+
+def release(version: str) -> str:
+    """The part of torch's version within which its C++ interface stays: 2.13 of 2.13.1+cu130."""
+    return ".".join(version.split(".")[:2])
 
 
 def sources(*patterns: str) -> list[str]:
@@ -79,14 +92,17 @@ def extension_arguments() -> dict[str, Any]:
     os.environ.setdefault("MAX_JOBS", str(default_jobs()))
     omitted = cuda_omitted(torch.version.cuda, cpp_extension.CUDA_HOME)
     macros = [("SAML_KERNELS_TORCH_VERSION", f'"{torch.__version__}"')]
+    # Python's own flags may ask for debug information: 17.7 MB instead of 1.6.
+    compile_flags = ["-g0", "-fvisibility=hidden"]
     # Comparisons that might trap make GCC keep exp's bounds as branches, and no loop over a sigmoid vectorises.
-    compile_flags = ["-std=c++20", "-O3", "-fno-trapping-math", "-Wall", "-Wextra"]
+    compile_flags += ["-std=c++20", "-O3", "-fno-trapping-math", "-Wall", "-Wextra"]
     # torch's own headers warn; as system headers they stay silent and ours do not hide behind them.
     compile_flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
     # at::parallel_for is a header: compiled without OpenMP it runs on one thread and says nothing. The library is the
     # one that torch has loaded already, under the same name.
     openmp = ["-fopenmp"] if sys.platform == "linux" and torch.backends.openmp.is_available() else []
     compile_flags += openmp
+    link_flags = [*openmp, "-Wl,--strip-all"] if sys.platform == "linux" else openmp
     cuda_flags = ["-std=c++20", "-O3", "-lineinfo", *(f"-isystem={path}" for path in cpp_extension.include_paths())]
     if switch("SAML_KERNELS_WERROR"):
         compile_flags.append("-Werror")
@@ -95,27 +111,42 @@ def extension_arguments() -> dict[str, Any]:
     if omitted is None:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
         macros.append(("SAML_KERNELS_CUDA", f'"{torch.version.cuda}"'))
-        extension = cpp_extension.CUDAExtension(
-            EXTENSION,
+        library = cpp_extension.CUDAExtension(
+            LIBRARY,
             sources("*.cpp", "cpu/*.cpp", "cuda/*.cu"),
             define_macros=macros,
             extra_compile_args={"cxx": compile_flags, "nvcc": cuda_flags},
-            extra_link_args=openmp,
+            extra_link_args=link_flags,
         )
     else:
         print(f"saml-kernels: building without CUDA kernels: {omitted}", file=sys.stderr)
         macros.append(("SAML_KERNELS_CUDA_OMITTED", f'"{omitted}"'))
-        extension = cpp_extension.CppExtension(
-            EXTENSION,
+        library = cpp_extension.CppExtension(
+            LIBRARY,
             sources("*.cpp", "cpu/*.cpp"),
             define_macros=macros,
             extra_compile_args={"cxx": compile_flags},
-            extra_link_args=openmp,
+            extra_link_args=link_flags,
         )
-    return {
-        "ext_modules": [extension],
-        "cmdclass": {"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
-    }
+    library.libraries.remove("torch_python")
+
+    class BuildLibrary(cpp_extension.BuildExtension):
+        """Builds a plain shared library, not a Python module."""
+
+        def get_ext_filename(self, fullname: str) -> str:
+            return str(Path(*fullname.split("."))) + f".torch{release(torch.__version__)}.so"
+
+        def get_export_symbols(self, extension: Extension) -> list[str]:
+            return []
+
+    return {"ext_modules": [library], "cmdclass": {"build_ext": BuildLibrary, "bdist_wheel": AnyPython}}
+
+
+class AnyPython(bdist_wheel):
+    """A wheel for one platform and every Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 def missing_torch_arguments() -> dict[str, Any]:
@@ -128,7 +159,7 @@ def missing_torch_arguments() -> dict[str, Any]:
                 "ninja first, then build against them: pip install --no-build-isolation ."
             )
 
-    return {"ext_modules": [Extension(EXTENSION, sources("*.cpp"))], "cmdclass": {"build_ext": MissingTorch}}
+    return {"ext_modules": [Extension(LIBRARY, sources("*.cpp"))], "cmdclass": {"build_ext": MissingTorch}}
 
 
 setup(

@@ -1,9 +1,15 @@
-// Schemas of the operations, and the pybind11 module that tells how this extension was built.
+// Schemas of the operations, and operators without tensors that tell how this library was built. It has no symbol of
+// Python's, so that a C++ process can load it.
 
+#include <ATen/core/List.h>
 #include <torch/library.h>
 
-// The torch headers carry pybind11.
-#include <pybind11/pybind11.h>
+#include <cstdint>
+#include <iterator>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
 
 #include "activation.h"
 #include "cpu/dispatch.h"
@@ -26,20 +32,54 @@ void check_num_counters(int64_t num_counters) {
 
 namespace {
 
-template <typename Rows, typename Column>
-pybind11::list list_of(const Rows& rows, Column column) {
-  pybind11::list list;
-  for (const auto& row : rows) {
-    list.append(column(row));
+// torch, compiler, C++ standard, CUDA version or why CUDA was left out, and the instruction sets this machine can run.
+using BuildInfo = std::tuple<std::string, std::string, int64_t, std::optional<std::string>, std::optional<std::string>,
+                             std::vector<std::string>>;
+
+BuildInfo build_info() {
+#ifdef SAML_KERNELS_CUDA
+  const std::optional<std::string> cuda = SAML_KERNELS_CUDA, cuda_omitted;
+#else
+  const std::optional<std::string> cuda, cuda_omitted = SAML_KERNELS_CUDA_OMITTED;
+#endif
+  std::vector<std::string> capabilities;
+  for (const Capability* row : supported_capabilities()) {
+    capabilities.push_back(row->name);
   }
-  return list;
+  return {SAML_KERNELS_TORCH_VERSION, __VERSION__, __cplusplus, cuda, cuda_omitted, capabilities};
 }
+
+std::vector<std::string> activations() {
+  std::vector<std::string> names;
+  for (const ActivationRow& row : kActivations) {
+    names.push_back(row.name);
+  }
+  return names;
+}
+
+c10::List<bool> activations_need_preact() {
+  c10::List<bool> needs;
+  for (const ActivationRow& row : kActivations) {
+    needs.push_back(row.needs_preact);
+  }
+  return needs;
+}
+
+std::vector<std::string> scores() { return {std::begin(kScores), std::end(kScores)}; }
 
 }  // namespace
 }  // namespace saml_kernels
 
 TORCH_LIBRARY(saml_kernels, library) {
   using namespace saml_kernels;
+  library.def(
+      "build_info() -> (str torch, str compiler, int cpp_standard, str? cuda, str? cuda_omitted, "
+      "str[] cpu_capabilities)",
+      &build_info);
+  // Names at the numbers by which the operators take them, and whether an activation's derivative reads its argument.
+  library.def("activations() -> str[]", &activations);
+  library.def("activations_need_preact() -> bool[]", &activations_need_preact);
+  library.def("scores() -> str[]", &scores);
   library.def(
       "group_by_scenario(Tensor scenario, int num_scenarios) -> (Tensor permutation, Tensor inverse, Tensor offsets)");
   library.def(
@@ -63,37 +103,4 @@ TORCH_LIBRARY_IMPL(saml_kernels, CPU, library) {
   library.impl("mutual_backward", boxed<&mutual_backward_cpu>());
   library.impl("experts_forward", boxed<&experts_forward_cpu>());
   library.impl("experts_backward", boxed<&experts_backward_cpu>());
-}
-
-PYBIND11_MODULE(_C, module) {
-  using namespace saml_kernels;
-  module.doc() = "Compiled kernels of saml_kernels; the operations are under torch.ops.saml_kernels.";
-  module.def(
-      "build_info",
-      [] {
-        pybind11::dict info;
-        info["torch"] = SAML_KERNELS_TORCH_VERSION;
-        info["compiler"] = __VERSION__;
-        info["cpp_standard"] = static_cast<int64_t>(__cplusplus);
-#ifdef SAML_KERNELS_CUDA
-        info["cuda"] = SAML_KERNELS_CUDA;
-        info["cuda_omitted"] = pybind11::none();
-#else
-        info["cuda"] = pybind11::none();
-        info["cuda_omitted"] = SAML_KERNELS_CUDA_OMITTED;
-#endif
-        info["cpu_capabilities"] = list_of(supported_capabilities(), [](const Capability* row) { return row->name; });
-        return info;
-      },
-      "How this extension was built: torch, compiler, C++ standard, CUDA version or why CUDA was left out.");
-  module.def(
-      "activations", [] { return list_of(kActivations, [](const ActivationRow& row) { return row.name; }); },
-      "Names of the activations, at the numbers by which the operators take them.");
-  module.def(
-      "activations_need_preact",
-      [] { return list_of(kActivations, [](const ActivationRow& row) { return row.needs_preact; }); },
-      "For each of them: whether its derivative reads the pre-activation.");
-  module.def(
-      "scores", [] { return list_of(kScores, [](const char* name) { return name; }); },
-      "Names of the scores, at the numbers by which the operators take them.");
 }

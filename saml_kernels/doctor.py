@@ -39,6 +39,7 @@ def report() -> str:
     else:
         cuda = info["cuda"] or f"left out: {info['cuda_omitted']}"
         lines += [
+            f"  library         {extension.library_path(torch.__version__)}",
             f"  built for       torch {info['torch']}, compiler {info['compiler']}",
             f"  CUDA kernels    {cuda}",
             f"  CPU kernels     {', '.join(info['cpu_capabilities'])} (the first is used)",

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 import setuptools
+import torch
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +93,7 @@ def test_every_folder_of_modules_is_packaged():
 
 WITHOUT_OPTIONAL = """
 import sys
-sys.modules |= {"saml_kernels._C": None, "triton": None}
+sys.modules["triton"] = None
 import torch
 import saml_kernels, saml_rec
 from saml_kernels import doctor
@@ -108,10 +109,16 @@ print(doctor.report())
 """
 
 
-def test_imports_and_computes_without_extension_and_triton():
-    hidden = run(sys.executable, "-c", WITHOUT_OPTIONAL, cwd=Path("/"))
+def test_imports_and_computes_without_extension_and_triton(tmp_path):
+    for name in ("saml_kernels", "python/saml_rec"):
+        shutil.copytree(ROOT / name, tmp_path / Path(name).name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    hidden = run(sys.executable, "-c", WITHOUT_OPTIONAL, cwd=Path("/"), PYTHONPATH=str(tmp_path))
     assert hidden.returncode == 0, hidden.stderr
-    assert "backend 'cpp' cannot run group_by_scenario: the compiled extension" in hidden.stdout
+    assert hidden.stderr == ""
+    assert (
+        "backend 'cpp' cannot run group_by_scenario: the compiled extension saml_kernels._ops is not built"
+        in hidden.stdout
+    )
     assert re.search(r"triton +not installed", hidden.stdout)
 
 
@@ -154,7 +161,7 @@ def test_cuda_sources_compile_without_a_gpu(tmp_path, architecture):
 
 
 @pytest.mark.slow
-def test_sdist_builds_the_wheel_and_the_wheel_works(tmp_path):
+def test_sdist_builds_the_wheel_and_the_wheel_works(setup_py, tmp_path):
     """Source distribution from the tree, wheel from the source distribution, use in another environment."""
     built = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT), cwd=tmp_path)
     assert built.returncode == 0, built.stdout + built.stderr
@@ -165,8 +172,12 @@ def test_sdist_builds_the_wheel_and_the_wheel_works(tmp_path):
     page = {f"saml_rec/comparison/report_page/report.{suffix}" for suffix in ("html.jinja", "css")}
     sources = {f"python/{file}" for file in {"saml_rec/cli/__init__.py", *page}}
     assert {"csrc/ops.cpp", "csrc/grouping.h", "csrc/cuda/grouping.cu", "LICENSE", *sources} <= names
-    content = zipfile.ZipFile(wheel).namelist()
-    assert any(name.startswith("saml_kernels/_C.") for name in content)
+    # For every Python, and stripped.
+    assert "-py3-none-" in wheel.name
+    content = {entry.filename: entry.file_size for entry in zipfile.ZipFile(wheel).infolist()}
+    (library,) = (name for name in content if name.startswith("saml_kernels/_ops."))
+    assert library == f"saml_kernels/_ops.torch{setup_py.release(torch.__version__)}.so"
+    assert content[library] < 2 * 2**20
     assert {
         "saml_rec/cli/__init__.py",
         "saml_rec/comparison/report_page/report.html.jinja",

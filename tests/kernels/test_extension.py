@@ -1,5 +1,9 @@
 """What the extension tells about itself: the names behind the numbers that its operators take."""
 
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 from cpp_runs import CPP_ONLY
@@ -19,7 +23,7 @@ def test_names_of_scores():
 
 def test_where_the_derivative_needs_the_preactivation():
     """δ' follows from δ(z) where δ is monotone."""
-    needs = dict(zip(extension.activation_names(), extension._C.activations_need_preact(), strict=True))
+    needs = dict(zip(extension.activation_names(), extension.activations_need_preact(), strict=True))
     assert {name for name, needed in needs.items() if needed} == {"gelu", "silu"}
 
 
@@ -49,3 +53,49 @@ def test_both_passes_take_the_same_trunk():
     trunk = forward[: forward.index("gate_scale") + 1]
     assert len(trunk) == 18
     assert backward == ["grad_own", "grad_aux", "scores", "saved", *trunk, "recompute", "need_local", "need_global"]
+
+
+def test_the_library_asks_nothing_of_python():
+    """A C++ process loads it as it is."""
+    if shutil.which("nm") is None:
+        pytest.skip("binutils are not installed")
+    path = extension.library_path(torch.__version__)
+    symbols = subprocess.run(("nm", "-D", "--undefined-only", path), capture_output=True, text=True, check=True).stdout
+    names = [line.split()[-1] for line in symbols.splitlines()]
+    assert len(names) > 20
+    assert [name for name in names if name.lstrip("_").startswith("Py") or "pybind" in name] == []
+
+
+def imported_with(torch_version, *options):
+    """The package in a process of its own, whose torch says that it is of another version."""
+    code = f"""
+import torch
+torch.__version__ = {torch_version!r}
+import saml_kernels
+print(saml_kernels.available_backends()["cpp"])
+"""
+    return subprocess.run((sys.executable, *options, "-c", code), capture_output=True, text=True, check=False)
+
+
+def test_a_library_for_another_torch_warns():
+    built = extension.release(torch.__version__)
+    done = imported_with("99.1.0+cpu")
+    assert "ImportWarning: saml_kernels runs without its C++ kernels: the compiled extension was built for torch" in (
+        done.stderr
+    )
+    reason = "and this is torch 99.1.0+cpu: rebuild it against this torch"
+    assert built in done.stderr
+    assert reason in done.stderr
+    assert reason in done.stdout
+
+
+def test_what_the_user_says_of_warnings_comes_first():
+    assert imported_with("99.1.0", "-W", "ignore::ImportWarning").stderr == ""
+    failed = imported_with("99.1.0", "-W", "error::ImportWarning")
+    assert failed.returncode == 1
+    assert "rebuild it against this torch" in failed.stderr
+
+
+def test_a_later_version_of_the_same_release_loads():
+    done = imported_with(f"{extension.release(torch.__version__)}.99+cu999")
+    assert (done.stdout, done.stderr) == ("None\n", "")

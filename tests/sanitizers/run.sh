@@ -24,13 +24,14 @@ kernels=$(cd "$stage/csrc" && echo cpu/capability_*.cpp)
 driver="cpu/dispatch.cpp $root/tests/sanitizers/driver.cpp"
 
 torch=$("$python" - <<'END'
-import sysconfig, torch
+import torch
 from torch.utils import cpp_extension
-print(*(f"-isystem {path}" for path in (*cpp_extension.include_paths(), sysconfig.get_path("include"))), end=" ")
-print("-DTORCH_EXTENSION_NAME=_C -DSAML_KERNELS_TORCH_VERSION='\"sanitized\"' -DSAML_KERNELS_CUDA_OMITTED='\"sanitized\"'", end=" ")
+print(*(f"-isystem {path}" for path in cpp_extension.include_paths()), end=" ")
+print("-DSAML_KERNELS_TORCH_VERSION='\"sanitized\"' -DSAML_KERNELS_CUDA_OMITTED='\"sanitized\"'", end=" ")
 print(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)} -fopenmp")
 END
 )
+release=$("$python" -c 'import torch; print(".".join(torch.__version__.split(".")[:2]))')
 library_path=$("$python" -c 'from torch.utils import cpp_extension; print(cpp_extension.library_paths()[0])')
 
 # One command a line, as many at a time as there are cores.
@@ -54,7 +55,7 @@ $cxx $threads threads/capability_*.o threads/dispatch.o threads/driver.o -o thre
 cp -r "$root/saml_kernels" package && rm -f package/*.so
 mkdir python && mv package python/saml_kernels
 $cxx -shared $memory -fopenmp memory/ops.o memory/trunk.o memory/grouping.o memory/dispatch.o memory/capability_*.o \
-  -L"$library_path" -lc10 -ltorch_cpu -ltorch -ltorch_python -o python/saml_kernels/_C.so
+  -L"$library_path" -lc10 -ltorch_cpu -ltorch -o python/saml_kernels/_ops.torch$release.so
 
 echo "== address, undefined behaviour: driver"
 ASAN_OPTIONS=detect_leaks=0 memory/driver
