@@ -29,7 +29,9 @@ namespace {
 // depends on neither, so the number of threads may decide.
 int64_t tile_rows(int64_t rows, int64_t multiple) {
   constexpr int64_t kMostRows = 96, kTilesPerThread = 2;
-  const int64_t share = rows / (kTilesPerThread * at::get_num_threads());
+  const int64_t threads = at::get_num_threads();
+  // One thread has nobody to wait for: every tile more reads the weights once more.
+  const int64_t share = threads == 1 ? rows : rows / (kTilesPerThread * threads);
   return std::clamp((share + multiple - 1) / multiple * multiple, multiple, kMostRows);
 }
 

@@ -22,7 +22,7 @@ EPSILON = 1e-8  # floor of a norm in the cosine
 DEGENERATE_SUM = 1e-6  # below it the ratios c_ij / Σ c_ij count as 0
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": lambda z: torch.where(z > 0, z, torch.zeros_like(z)),
+    "relu": lambda z: torch.where(z <= 0, torch.zeros_like(z), z),
     "leaky_relu": lambda z: torch.where(z > 0, z, 0.01 * z),
     "gelu": lambda z: 0.5 * z * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
     "silu": lambda z: z * torch.sigmoid(z),

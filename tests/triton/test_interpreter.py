@@ -8,6 +8,7 @@ Whether they compile is for test_aot.py. bfloat16 is wrong in the interpreter it
 import dataclasses
 import itertools
 
+import exactness
 import problems
 import pytest
 import torch
@@ -121,6 +122,22 @@ def test_counters_are_zero_again():
 def test_parity_of_every_activation(activation):
     problem = make(Case(M=3, B=20, activation=activation))
     assert_close(run(problem.to(torch.float32)), oracle(problem), FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize("operation", ["grouped_mlp", "expert_outputs"])
+def test_derivatives_are_exact(operation):
+    for name in exactness.TORCH:
+        exactness.check_not_a_number_goes_on(operation, name, "triton")
+    exactness.check_tail(operation, "silu", "triton")
+    exactness.check_tail(operation, "tanh", "triton")
+
+
+def test_a_closed_gate():
+    exactness.check_closed_gate("triton")
+
+
+def test_bias_gradient_of_rows_that_cancel():
+    assert max(exactness.bias_gradient_errors("grouped_mlp", "triton")) <= FLOAT32_TOLERANCE
 
 
 # Wide enough that an error is an average and not the rounding of a few numbers.

@@ -18,6 +18,12 @@ constexpr int64_t kPanel = kVectors * kLanes<scalar_t>;
 // Up to this many rows B is read in place: packing it would cost as much as using it.
 constexpr int64_t kRowsWithoutPacking = 2 * kRegisterTileRows;
 
+// From this many panels on B is then read row by row, so that memory delivers it in order.
+constexpr int64_t kPanelsToStream = 4;
+// Terms of a sum, and rows of A, that are read at a time: the factors that the registers hold beside the sums.
+constexpr int kStreamedTerms = 4;
+constexpr int kStreamedRows = SAML_VECTOR_BYTES == 64 ? 4 : 2;
+
 // A factor: element (row, k) stands at data[row * row_stride + k * k_stride].
 template <typename scalar_t>
 struct Operand {
@@ -168,6 +174,67 @@ void pack_transposed_panels(ConstMatrix<scalar_t> b, scalar_t* panels) {
   }
 }
 
+// C (rows, n) += A B over `terms` terms, rows and terms known to the compiler.
+template <int rows, int terms, typename scalar_t>
+inline void add_terms(const scalar_t* a, int64_t lda, const scalar_t* b, int64_t ldb, Matrix<scalar_t> c) {
+  constexpr int lanes = kLanes<scalar_t>;
+  scalar_t factor[rows][terms];
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+    for (int i = 0; i < terms; ++i) {
+      factor[r][i] = a[r * lda + i];
+    }
+  }
+  int64_t column = 0;
+  for (; column + lanes <= c.cols; column += lanes) {
+    vec<scalar_t> other[terms];
+#pragma GCC unroll 4
+    for (int i = 0; i < terms; ++i) {
+      other[i] = load(b + i * ldb + column);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) {
+      vec<scalar_t> sum = load(c.row(r) + column);
+#pragma GCC unroll 4
+      for (int i = 0; i < terms; ++i) {
+        sum += factor[r][i] * other[i];
+      }
+      store(c.row(r) + column, sum);
+    }
+  }
+  for (; column < c.cols; ++column) {
+    for (int r = 0; r < rows; ++r) {
+      for (int i = 0; i < terms; ++i) {
+        c.row(r)[column] += factor[r][i] * b[i * ldb + column];
+      }
+    }
+  }
+}
+
+template <int terms, typename scalar_t>
+inline void add_terms(ConstMatrix<scalar_t> a, int64_t k, ConstMatrix<scalar_t> b, Matrix<scalar_t> c) {
+  int64_t r = 0;
+  for (; r + kStreamedRows <= c.rows; r += kStreamedRows) {
+    add_terms<kStreamedRows, terms, scalar_t>(a.row(r) + k, a.ld, b.row(k), b.ld, c.row_range(r, r + kStreamedRows));
+  }
+  for (; r < c.rows; ++r) {
+    add_terms<1, terms, scalar_t>(a.row(r) + k, a.ld, b.row(k), b.ld, c.row_range(r, r + 1));
+  }
+}
+
+// C += A B, B row by row.
+template <typename scalar_t>
+void add_streamed(ConstMatrix<scalar_t> a, ConstMatrix<scalar_t> b, Matrix<scalar_t> c) {
+  int64_t k = 0;
+  for (; k + kStreamedTerms <= a.cols; k += kStreamedTerms) {
+    add_terms<kStreamedTerms, scalar_t>(a, k, b, c);
+  }
+  for (; k < a.cols; ++k) {
+    add_terms<1, scalar_t>(a, k, b, c);
+  }
+}
+
 // C = [C if accumulate, or bias, or 0] + [A1 ; A2] B. panels are those of B, or null, and then panel holds
 // a.cols() * kPanel elements.
 template <typename scalar_t>
@@ -175,6 +242,18 @@ void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const sc
               Matrix<scalar_t> c, scalar_t* panel, bool accumulate = false) {
   const int64_t k = a.cols();
   constexpr int64_t panel_width = kPanel<scalar_t>;
+  if (panels == nullptr && c.rows <= kRowsWithoutPacking && c.cols >= kPanelsToStream * panel_width) {
+    for (int64_t r = 0; !accumulate && r < c.rows; ++r) {
+      if (bias != nullptr) {
+        std::copy_n(bias, c.cols, c.row(r));
+      } else {
+        std::fill_n(c.row(r), c.cols, scalar_t(0));
+      }
+    }
+    add_streamed<scalar_t>(a.left, b.row_range(0, a.left.cols), c);
+    add_streamed<scalar_t>(a.right, b.row_range(a.left.cols, k), c);
+    return;
+  }
   const Operand<scalar_t> a1 = operand(a.left), a2 = operand(a.right);
   alignas(64) scalar_t edge_bias[panel_width] = {};
   for (int64_t column = 0; column < c.cols; column += panel_width) {

@@ -116,12 +116,21 @@ void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64
   }
 }
 
+// In double, as rows may cancel: their sum is then small against what it is the sum of.
 template <typename scalar_t>
 void sum_rows(ConstMatrix<scalar_t> dz, scalar_t* out) {
-  std::fill_n(out, dz.cols, scalar_t(0));
-  for (int64_t r = 0; r < dz.rows; ++r) {
-    for (int64_t i = 0; i < dz.cols; ++i) {
-      out[i] += dz.row(r)[i];
+  constexpr int64_t kColumns = 256;
+  for (int64_t begin = 0; begin < dz.cols; begin += kColumns) {
+    const int64_t count = std::min(kColumns, dz.cols - begin);
+    alignas(64) double sums[kColumns] = {};
+    for (int64_t r = 0; r < dz.rows; ++r) {
+      const scalar_t* row = dz.row(r) + begin;
+      for (int64_t i = 0; i < count; ++i) {
+        sums[i] += static_cast<double>(row[i]);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      out[begin + i] = static_cast<scalar_t>(sums[i]);
     }
   }
 }

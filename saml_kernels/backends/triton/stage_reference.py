@@ -145,7 +145,12 @@ def _derivative(stage: InputGradient, v: Tensor, tensors: Tensors, batch: Batch,
             (slope,) = torch.autograd.grad(_delta(stage.activation, z).sum(), z)
         return slope
     one = torch.ones_like(v)
-    slopes = {"relu": (v > 0) * one, "leaky_relu": torch.where(v > 0, 1.0, 0.01), "tanh": 1 - v * v, "identity": one}
+    slopes = {
+        "relu": torch.where(v <= 0, 0.0, one),
+        "leaky_relu": torch.where(v > 0, 1.0, 0.01),
+        "tanh": 1 - v * v,
+        "identity": one,
+    }
     slopes["sigmoid"] = v * (1 - v)
     return slopes[stage.activation]
 

@@ -34,7 +34,7 @@ def relu(z):
 
 @triton.jit
 def relu_backward(dv, v, z):
-    return tl.where(v > 0, dv, 0.0)
+    return tl.where(v <= 0, 0.0, dv)
 
 
 @triton.jit

@@ -82,12 +82,12 @@ def weight_tile(
 
 @triton.jit
 def sum_of_dz(STAGE: tl.constexpr, dz, N, n, rows):
-    """Σ dz over a chunk, (BLOCK_N,)."""
-    total = tl.zeros((STAGE.tile.block_n,), tl.float32)
+    """Σ dz over a chunk, (BLOCK_N,), in float64: rows may cancel, and their sum is then small against its terms."""
+    total = tl.zeros((STAGE.tile.block_n,), tl.float64)
     for row0 in range(rows.first, rows.end, STAGE.tile.block_k):
         row = row0 + tl.arange(0, STAGE.tile.block_k)
         mask = (row < rows.end)[:, None] & (n < N)[None, :]
-        total += tl.sum(tl.load(dz + (row * N)[:, None] + n[None, :], mask=mask, other=0.0).to(tl.float32), 0)
+        total += tl.sum(tl.load(dz + (row * N)[:, None] + n[None, :], mask=mask, other=0.0).to(tl.float64), 0)
     return total
 
 
@@ -183,7 +183,7 @@ def store_sum(gradient, total, mask, place, rows, scratch, LAUNCH: tl.constexpr)
         counter = scratch.counters + scratch.tile * LAUNCH.num_scenarios + rows.scenario
         if tl.atomic_add(counter, 1) == rows.count - 1:
             step: tl.constexpr = LAUNCH.tiles * LAUNCH.tile_elements
-            whole = tl.zeros(total.shape, tl.float32)
+            whole = tl.zeros(total.shape, total.dtype)
             first_slot = slot - rows.number.to(tl.int64) * step
             for _ in range(0, rows.count):
                 whole += tl.load(first_slot + place)
