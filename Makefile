@@ -71,7 +71,7 @@ $(VENV)/environment: constraints.txt pyproject.toml
 	touch $@
 
 $(VENV)/built: $(VENV)/environment $(SOURCES)
-	$(INSTALL) --no-build-isolation --editable ".[triton,tables,tune,lightgbm,test,bench,lint]"
+	$(INSTALL) --no-build-isolation --editable ".[triton,tables,tune,lightgbm,tensorboard,mlflow,test,bench,lint]"
 	$(INSTALL) --no-deps $(TORCHREC)
 	$(INSTALL) $(TORCHREC_NEEDS)
 	touch $@

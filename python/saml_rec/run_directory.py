@@ -1,12 +1,15 @@
 """The run directory: what a training run leaves on disk, and what it takes to go on from there.
 
     checkpoint.pt   after every epoch: all that training needs to continue
+    run.toml        at the start: the options of the command, for train --config
+    model.safetensors  at the end: the best epoch's weights, for other programs
     model.pt        at the end: the best epoch's weights and all that scoring needs
     history.json    at the end: one entry an epoch
+    model_card.md   at the end: what the model is, for people
     metrics.json    at the end, last: a directory that has it holds a finished run
 
 Every file is written whole or not at all, and the .pt files say whether they are (:mod:`saml_rec.sealed`). model.pt has
-the digests of the other two.
+the digests of model.safetensors, history.json and metrics.json.
 """
 
 import os
@@ -20,12 +23,13 @@ from typing import Any
 
 import polars
 import sklearn
+import tomli_w
 import torch
 
 import saml_kernels
 from saml_rec.errors import InputError, shortened, shown
-from saml_rec.files import leftovers, write_json
-from saml_rec.sealed import json_digest, load, read_as_written
+from saml_rec.files import leftovers, replacing, write_json
+from saml_rec.sealed import json_digest, load, read_as_written, require_digest
 
 fcntl: ModuleType | None
 try:
@@ -36,7 +40,7 @@ except ImportError:
 BESIDE = ("evaluation-*.json", "run.json", "test-logits.npy")
 """What evaluating and comparing write into the directory of a run."""
 RESULTS = "results"
-"""Key of model.pt under which the digests of history.json and metrics.json stand, by their names."""
+"""Key of model.pt under which the digests of model.safetensors, history.json and metrics.json stand, by their names."""
 MODEL_PARTS = {"options": dict, "schema": dict, "encoder": dict, "data": dict, "weights": dict, "best_epoch": int}
 CHECKPOINT_PARTS = {
     "options": dict,
@@ -62,6 +66,18 @@ class RunDirectory:
     @property
     def model(self) -> Path:
         return self.path / "model.pt"
+
+    @property
+    def tensors(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def configuration(self) -> Path:
+        return self.path / "run.toml"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "model_card.md"
 
     @property
     def history(self) -> Path:
@@ -131,7 +147,7 @@ class RunDirectory:
         """Makes an empty run directory: removes the files of an earlier run, and leaves all others."""
         self.path.mkdir(parents=True, exist_ok=True)
         # The checkpoint last: without it the directory would no longer count as a run.
-        own = (self.metrics, self.history, self.model, *self.path.glob("evaluation-*.json"), self.checkpoint)
+        own = (*self._others(), *self.path.glob("evaluation-*.json"), self.checkpoint)
         for file in (*own, *self._leftovers()):
             file.unlink(missing_ok=True)
 
@@ -140,8 +156,12 @@ class RunDirectory:
         for file in self._leftovers():
             file.unlink(missing_ok=True)
 
+    def _others(self) -> tuple[Path, ...]:
+        """All files of training but the checkpoint."""
+        return self.metrics, self.history, self.card, self.model, self.tensors, self.configuration
+
     def _leftovers(self) -> Iterator[Path]:
-        for file in (self.checkpoint, self.model, self.history, self.metrics, *map(self.path.joinpath, BESIDE)):
+        for file in (self.checkpoint, *self._others(), *map(self.path.joinpath, BESIDE)):
             yield from leftovers(file)
 
     def load_checkpoint(self) -> dict[str, Any]:
@@ -166,9 +186,16 @@ class RunDirectory:
         """What model.pt has to say of the files that :meth:`write_results` writes."""
         return {self.history.name: json_digest(history), self.metrics.name: json_digest(metrics)}
 
-    def write_results(self, history: list[dict[str, Any]], metrics: Mapping[str, Any]) -> None:
-        """Writes history.json and then metrics.json, which marks the run finished."""
+    def write_configuration(self, options: Mapping[str, Any]) -> None:
+        """Writes run.toml: options of the command, texts, numbers, booleans and lists of them."""
+        with replacing(self.configuration) as file:
+            file.write(tomli_w.dumps(options).encode())
+
+    def write_results(self, history: list[dict[str, Any]], metrics: Mapping[str, Any], card: str) -> None:
+        """Writes history.json, model_card.md and then metrics.json, which marks the run finished."""
         write_json(self.history, history)
+        with replacing(self.card) as file:
+            file.write(card.encode("utf-8", "backslashreplace"))
         write_json(self.metrics, metrics)
 
     def read_results(self, saved: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -182,6 +209,7 @@ class RunDirectory:
             OSError: it cannot be opened.
         """
         digests = saved.get(RESULTS, {})
+        require_digest(self.tensors, digests.get(self.tensors.name))
         history, metrics = (read_as_written(file, digests.get(file.name)) for file in (self.history, self.metrics))
         if not isinstance(history, list) or not history or not all(isinstance(entry, dict) for entry in history):
             raise InputError(f"{self.history}: is damaged: expected a list of epochs")

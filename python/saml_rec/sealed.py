@@ -4,6 +4,8 @@ Tensors    a zip archive as torch.save writes it, whose comment is MARK and the 
            torch.load and zip programs read it as any other.
 JSON       an object whose key "checksum" is the SHA-256 of the others, as JSON with sorted keys
 
+Weights    also as safetensors, for other programs: whoever writes them keeps the SHA-256 of the file elsewhere
+
 Archives hold tensors and plain values only and are read with ``weights_only=True``: opening one never executes code
 from it. Files of versions that wrote no digest are read with what checks their formats allow.
 """
@@ -19,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -64,6 +67,44 @@ def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
         digest = _digest(file, length)
         file.seek(length)
         file.write(MARK + digest.encode("ascii"))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Writes tensors as safetensors, whole or not at all.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        metadata: of the file's header.
+
+    Returns:
+        The SHA-256 of the file, for :func:`require_digest`.
+
+    Raises:
+        InputError: a number in a tensor is not finite.
+        OSError: the directory or the disk refuses the file.
+    """
+    if (name := not_finite(tensors)) is not None:
+        raise InputError(f"{path}: not written, {shortened(name)} has numbers that are not finite")
+    written = safetensors.torch.save({name: each.contiguous() for name, each in tensors.items()}, dict(metadata))
+    with replacing(path) as file:
+        file.write(written)
+    return hashlib.sha256(written).hexdigest()
+
+
+def require_digest(path: Path, digest: str | None) -> None:
+    """Refuses a file that is not as it was written; one that is missing, or whose digest nobody kept, passes.
+
+    Raises:
+        InputError: the file is damaged.
+        OSError: it cannot be opened.
+    """
+    require_regular(path)
+    if digest is None or not path.exists():
+        return
+    with path.open("rb") as file:
+        if _digest(file, path.stat().st_size) != digest:
+            raise InputError(f"{path}: is damaged: it is not as it was written")
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:

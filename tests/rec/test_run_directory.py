@@ -371,6 +371,7 @@ def test_format_of_another_version(tmp_path):
 def test_clear_removes_only_what_a_run_wrote(tmp_path):
     run = RunDirectory(tmp_path)
     own = (run.checkpoint, run.model, run.metrics, run.history, tmp_path / "evaluation-test.json")
+    own += (run.tensors, run.configuration, run.card)
     for file in (*own, temporary_path(run.checkpoint), tmp_path / "notes.txt"):
         file.touch()
     run.clear()

@@ -141,7 +141,9 @@ def test_run_leaves_its_files(data, schema, model, tmp_path):
     fitted = is_fitted(model)
     options = dataclasses.replace(SMALL, model=model, model_options={} if fitted else SMALL.model_options)
     result = train(data, schema, options, tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"checkpoint.pt", "model.pt", "history.json", "metrics.json"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("checkpoint.pt", "model.pt", "model.safetensors", "history.json", "model_card.md", "metrics.json")
+    }
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics == result.metrics
     assert json.loads((tmp_path / "history.json").read_text(encoding="utf-8")) == result.history

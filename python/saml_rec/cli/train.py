@@ -1,10 +1,13 @@
 """Trains a model."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from saml_rec.cli.configuration import config_option, kept
 from saml_rec.cli.group import INTERRUPT_STATUS
 from saml_rec.cli.options import (
     FILE,
@@ -24,9 +27,11 @@ from saml_rec.models.hyperparameters import MOST_SEED, Whole
 if TYPE_CHECKING:
     from saml_rec.processes import Processes
     from saml_rec.run_directory import RunDirectory
+    from saml_rec.training.trackers import Tracker
 
 
 @click.command()
+@config_option
 @data_option("Table of labelled rows, CSV (also .gz, .zst) or Parquet.")
 @csv_options
 @click.option("--schema", type=FILE, required=True, help="TOML file: which column is what.")
@@ -53,6 +58,8 @@ if TYPE_CHECKING:
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out; all other options as before.")
 @click.option("--overwrite", is_flag=True, help="Delete the run in --out and start anew.")
+@click.option("--tensorboard", type=FILE, help="Also write curves for TensorBoard into this directory.")
+@click.option("--mlflow", metavar="URI", help="Also log the run to MLflow's tracking server or store there.")
 @hyperparameter_options
 @click.pass_context
 def train(
@@ -79,6 +86,8 @@ def train(
     checkpoint_minutes: float,
     resume: bool,
     overwrite: bool,
+    tensorboard: Path | None,
+    mlflow: str | None,
     **hyperparameters: Any,
 ) -> None:
     """Train a model and measure it on the test rows.
@@ -88,7 +97,9 @@ def train(
     """
     from saml_rec.processes import joined_processes
     from saml_rec.run_directory import RunDirectory
+    from saml_rec.training.trackers import trackers_of
 
+    trackers = trackers_of(tensorboard, mlflow)
     run = RunDirectory(out)
     start: dict[str, Any] = {
         "data": data,
@@ -98,6 +109,8 @@ def train(
         "checkpoints": (checkpoint_steps, checkpoint_minutes),
         "resume": resume,
         "overwrite": overwrite,
+        "trackers": trackers,
+        "kept": partial(kept, ctx),
     }
     options: dict[str, Any] = {
         "model": model,
@@ -135,6 +148,8 @@ def _train(
     checkpoints: tuple[int | None, float],
     resume: bool,
     overwrite: bool,
+    trackers: "list[Tracker]",
+    kept: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> None:
     from saml_rec.console import metrics_table, say, stdout
     from saml_rec.data.csv_format import CsvOptions
@@ -167,6 +182,10 @@ def _train(
         checkpoints=CheckpointTimes(*checkpoints),
         console=console,
         processes=processes,
+        configuration=kept(
+            {"device": options["device"] if processes.are_several else resolved.device, **resolved.model_options}
+        ),
+        trackers=trackers,
     )
     best = f"best epoch {result.metrics['best_epoch']} of {result.metrics['epochs']}"
     if result.already_finished:

@@ -11,9 +11,13 @@ from saml_rec.training.loop import (
     train_and_validate,
 )
 from saml_rec.training.options import TrainOptions
+from saml_rec.training.trackers import MLflow, TensorBoard, Tracker
 
 __all__ = [
+    "MLflow",
     "RunResult",
+    "TensorBoard",
+    "Tracker",
     "TrainOptions",
     "best_epoch",
     "is_cut_off",

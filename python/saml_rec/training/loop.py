@@ -47,11 +47,13 @@ from saml_rec.models.registry import hyperparameters, is_fitted
 from saml_rec.models.tables import FusedTable, TableOptions, resolve_engine, table_options
 from saml_rec.processes import ALONE, Processes
 from saml_rec.run_directory import RESULTS, RunDirectory, differences, versions
-from saml_rec.sealed import content_of, not_finite, save
+from saml_rec.sealed import content_of, not_finite, save, save_tensors
 from saml_rec.training.decay import without_decay
+from saml_rec.training.model_card import model_card
 from saml_rec.training.optimizers import Optimizers
 from saml_rec.training.options import TrainOptions
 from saml_rec.training.scenario_parameters import default_rate
+from saml_rec.training.trackers import Tracked, Tracker, tracking
 
 # Losses stay on the device for this many steps: looking at each one would stall a GPU.
 STEPS_PER_LOSS_CHECK = 32
@@ -221,6 +223,8 @@ def train(
     checkpoints: CheckpointTimes | None = None,
     console: Console | None = None,
     processes: Processes = ALONE,
+    configuration: Mapping[str, Any] | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> RunResult:
     """Trains a model, keeps the best epoch's weights and measures them on the test rows.
 
@@ -239,6 +243,8 @@ def train(
         console: where to print a line an epoch; None prints nothing.
         processes: of the job that this one belongs to. Every one calls this with the same arguments and does its share
             of each batch; the first prints and writes.
+        configuration: what the run directory keeps as run.toml, options of ``saml-rec train``; None: nothing.
+        trackers: what is told of the run and its epochs; those of the first process.
 
     Raises:
         InputError: an option, the run directory or the data cannot be used; the loss is not finite; another process
@@ -272,12 +278,17 @@ def train(
                 history, metrics = finished
                 return RunResult(out, metrics, history, already_finished=True)
             job = _Job(data, options, device, processes, console)
-            _run_epochs(run, state, saved, identity, job, checkpoints or CheckpointTimes())
-            state.model.load_state_dict(state.best_weights)
-            if is_cut_off(state.history, options):
-                say(console, f"the last of {options.epochs} epochs was the best one: more may be better")
-            tested = metrics_of(state.model, data.tables["test"], data.encoder, device, console, processes)
-            return _write(run, state, tested, identity, job, backends, data_path)
+            start = _Start(saved, identity, configuration)
+            with tracking(trackers if processes.is_first else (), run.path, options.to_dict()) as tracked:
+                tracked.begun(0 if saved is None else len(saved["history"]))
+                _run_epochs(run, state, start, job, checkpoints or CheckpointTimes(), tracked)
+                state.model.load_state_dict(state.best_weights)
+                if is_cut_off(state.history, options):
+                    say(console, f"the last of {options.epochs} epochs was the best one: more may be better")
+                tested = metrics_of(state.model, data.tables["test"], data.encoder, device, console, processes)
+                result = _write(run, state, tested, start, job, backends, data_path)
+                tracked.finished(result.metrics)
+            return result
 
 
 def train_and_validate(
@@ -317,6 +328,15 @@ class _Job:
     console: Console | None = None
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What a run begins with: a checkpoint or none, what has to be the same to go on, what run.toml keeps."""
+
+    saved: Mapping[str, Any] | None
+    identity: Mapping[str, Any]
+    configuration: Mapping[str, Any] | None
+
+
 def _identity(options: TrainOptions, schema: Schema, state: _State, data: PreparedData) -> dict[str, Any]:
     """What has to be the same for a run to go on. Tables that are not dense may go on in another engine."""
     chosen = options.to_dict()
@@ -334,16 +354,16 @@ def _identity(options: TrainOptions, schema: Schema, state: _State, data: Prepar
 def _run_epochs(
     run: RunDirectory,
     state: _State,
-    saved: Mapping[str, Any] | None,
-    identity: Mapping[str, Any],
+    start: _Start,
     job: _Job,
     checkpoints: CheckpointTimes,
+    tracked: Tracked,
 ) -> None:
     """Trains to the end, from the checkpoint ``saved`` if there is one, with a checkpoint after every epoch."""
-    processes, console = job.processes, job.console
+    processes, console, saved = job.processes, job.console, start.saved
 
     def save_state() -> None:
-        content = {**identity, **state.to_dict()}
+        content = {**start.identity, **state.to_dict()}
         if processes.is_first:
             save(run.checkpoint, "checkpoint", content)
         # The others do not go on before it is there, so that a kill loses the same for all.
@@ -361,6 +381,8 @@ def _run_epochs(
             run.remove_leftovers()
         within = f", step {state.begun.steps} of the next" if state.begun else ""
         say(console, f"resuming {run.path} after epoch {len(state.history)}{within}")
+    if processes.is_first and start.configuration is not None:
+        run.write_configuration(start.configuration)
     if processes.are_several:
         say(console, f"{processes.count} processes")
     if state.tables.engine != "dense":
@@ -372,6 +394,7 @@ def _run_epochs(
         state.add_epoch(entry)
         save_state()
         say(console, epoch_line(state.history, job.options.epochs, best_epoch(state.history)))
+        tracked.epoch(entry)
 
 
 def _shared_state(saved: Mapping[str, Any] | None, state: _State, processes: Processes) -> Mapping[str, Any]:
@@ -395,7 +418,7 @@ def _write(
     run: RunDirectory,
     state: _State,
     tested: Mapping[str, Any],
-    identity: Mapping[str, Any],
+    start: _Start,
     job: _Job,
     backends: Mapping[str, str],
     data_path: Paths | None,
@@ -430,8 +453,9 @@ def _write(
         "versions": versions(),
     }
     if job.processes.is_first:
+        tensors = {"format": "pt", "model": options.model, "saml_kernels": metrics["versions"]["saml_kernels"]}
         model_file = {
-            **identity,
+            **start.identity,
             "data_path": metrics["data"]["path"],
             "features": metrics["data"]["features"],
             "csv": data.csv.to_dict(),
@@ -439,10 +463,13 @@ def _write(
             "best_epoch": metrics["best_epoch"],
             "versions": metrics["versions"],
             "weights": state.best_weights,
-            RESULTS: run.digests_of_results(history, metrics),
+            RESULTS: {
+                run.tensors.name: save_tensors(run.tensors, state.best_weights, tensors),
+                **run.digests_of_results(history, metrics),
+            },
         }
         save(run.model, "model", model_file)
-        run.write_results(history, metrics)
+        run.write_results(history, metrics, model_card(metrics, start.identity["schema"], start.configuration))
     job.processes.wait()
     return RunResult(run.path, metrics, history, already_finished=False)
 
