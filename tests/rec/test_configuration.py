@@ -1,7 +1,9 @@
 """train --config: options from a file, and the file that a run keeps of its own."""
 
 import json
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 import tomli_w
@@ -24,6 +26,7 @@ def config_of(small_dataset, tmp_path):
     return write
 
 
+PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 QUICK = {"model": "mlp", "epochs": 2, "hidden_dims": [4]}
 
 
@@ -54,6 +57,19 @@ def test_all_options_in_a_file(saml_rec, config_of, tmp_path):
     assert (options["table_learning_rate"], options["table_learning_rates"]) == (0.05, {"user": 0.2})
     assert options["model_options"]["hidden_dims"] == [4]
     assert (options["model_options"]["local_features"], options["model_options"]["activation"]) == (True, "silu")
+
+
+def test_the_file_of_the_documentation(saml_rec, small_dataset, tmp_path):
+    section = PAGE.partition("### A file of options")[2]
+    path = tmp_path / "run.toml"
+    path.write_text(re.search(r"```toml\n(.*?)```", section, re.DOTALL)[1], encoding="utf-8")
+    given = ("--data", small_dataset.data, "--schema", small_dataset.schema, "--out", tmp_path / "run")
+    result = saml_rec("train", "--config", path, *given, "--table-lr", 0.03, "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    options = metrics(tmp_path / "run")["options"]
+    assert (options["epochs"], options["model_options"]["hidden_dims"]) == (1, [128, 64])
+    # And without what was said otherwise the file is read as it is.
+    assert "item_id" in saml_rec("train", "--config", path, *given, "--overwrite").stderr
 
 
 def test_the_command_line_goes_before_the_file(saml_rec, config_of, tmp_path):
