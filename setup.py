@@ -12,6 +12,8 @@ Environment variables (docs/building.md explains each):
 """
 
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,11 +76,39 @@ def cuda_omitted(torch_cuda: str | None, cuda_home: str | None) -> str | None:
         reason = "the installed torch is a CPU build"
     elif cuda_home is None or not (Path(cuda_home) / "bin" / "nvcc").exists():
         reason = "nvcc was not found (set CUDA_HOME)"
+    elif (toolkit := toolkit_version(cuda_home)) is None or toolkit.split(".")[0] != torch_cuda.split(".")[0]:
+        reason = (
+            f"the installed torch is built for CUDA {torch_cuda}, and nvcc in {cuda_home} is of "
+            f"{'an unknown version' if toolkit is None else f'CUDA {toolkit}'} (set CUDA_HOME)"
+        )
+    elif not has_cudart(cuda_home):
+        reason = f"libcudart was not found in {cuda_home} (install the toolkit's cudart, or set CUDA_HOME)"
     else:
         return None
     if force:
         raise SystemExit(f"saml-kernels: SAML_KERNELS_FORCE_CUDA is set, but {reason}")
     return reason
+
+
+def toolkit_version(cuda_home: str) -> str | None:
+    """What its nvcc says: 13.0; None where it does not run or says nothing of the kind."""
+    try:
+        command = [str(Path(cuda_home) / "bin" / "nvcc"), "--version"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"release (\d+\.\d+)", said)
+    return found[1] if found else None
+
+
+def has_cudart(cuda_home: str) -> bool:
+    """Whether the linker will find it: in the toolkit's folders, or in those of LIBRARY_PATH."""
+    folders = ("lib64", "lib", "lib/*-linux-gnu", "targets/*/lib", "lib/x64")
+    inside = (path for folder in folders for path in Path(cuda_home).glob(f"{folder}/*cudart*"))
+    named = (Path(folder) for folder in os.environ.get("LIBRARY_PATH", "").split(os.pathsep) if folder)
+    found = (*inside, *(path for folder in named for path in folder.glob("libcudart*")))
+    # Not libcudart.so.13 alone, which runs programs and links none.
+    return any(path.name in ("libcudart.so", "cudart.lib") for path in found)
 
 
 def extension_arguments() -> dict[str, Any]:
@@ -119,7 +149,10 @@ def extension_arguments() -> dict[str, Any]:
             extra_link_args=link_flags,
         )
     else:
-        print(f"saml-kernels: building without CUDA kernels: {omitted}", file=sys.stderr)
+        print(
+            f"saml-kernels: building without CUDA kernels: {omitted}; SAML_KERNELS_FORCE_CUDA=1 makes this an error",
+            file=sys.stderr,
+        )
         macros.append(("SAML_KERNELS_CUDA_OMITTED", f'"{omitted}"'))
         library = cpp_extension.CppExtension(
             LIBRARY,

@@ -72,6 +72,12 @@ template <typename Field>
 void read(c10::IValue*& next, Field& field) {
   if constexpr (requires { field.fields(); }) {
     std::apply([&](auto&... inner) { (read(next, inner), ...); }, field.fields());
+  } else if constexpr (requires { field.push_back(field.front()); }) {
+    // AOTInductor hands over an empty list as nothing.
+    c10::IValue list = std::move(*next++);
+    if (!list.isNone()) {
+      field = std::move(list).to<Field>();
+    }
   } else {
     field = std::move(*next++).to<Field>();
   }

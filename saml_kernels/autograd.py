@@ -495,6 +495,9 @@ def _differentiable_gradients(
 def _recompute(recompute: bool | str, x_local: Tensor, params: TrunkParams, mutual: Sequence[int]) -> bool:
     if isinstance(recompute, bool):
         return recompute
+    # Without a backward there is nothing to decide, and an exported program keeps no bound on its rows.
+    if not torch.is_grad_enabled():
+        return False
     width = sum(params.branch_weights[layer].shape[2] for layer in mutual)
     size = x_local.shape[0] * params.branch_weights[0].shape[0] * width * max(4, x_local.element_size())
     return size > RECOMPUTE_BYTES

@@ -35,8 +35,13 @@ def setup_py(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def cuda_home(tmp_path: Path) -> str:
+    """A toolkit of CUDA 13.0, as far as the build looks at it."""
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "nvcc").touch()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.48'\n")
+    nvcc.chmod(0o755)
+    (tmp_path / "lib64").mkdir()
+    (tmp_path / "lib64" / "libcudart.so").touch()
     return str(tmp_path)
 
 
@@ -56,6 +61,33 @@ def test_cuda_joins_in_with_torch_and_nvcc_alone(setup_py, cuda_home):
 )
 def test_cuda_left_out_says_why(setup_py, torch_cuda, home, reason):
     assert reason in setup_py.cuda_omitted(torch_cuda, home)
+
+
+def test_a_toolkit_for_another_torch_is_left_out(setup_py, cuda_home, monkeypatch):
+    assert setup_py.cuda_omitted("13.2", cuda_home) is None
+    omitted = setup_py.cuda_omitted("12.8", cuda_home)
+    assert omitted == (
+        f"the installed torch is built for CUDA 12.8, and nvcc in {cuda_home} is of CUDA 13.0 (set CUDA_HOME)"
+    )
+    monkeypatch.setenv("SAML_KERNELS_FORCE_CUDA", "1")
+    with pytest.raises(SystemExit, match=r"FORCE_CUDA is set, but the installed torch is built for CUDA 12\.8"):
+        setup_py.cuda_omitted("12.8", cuda_home)
+    monkeypatch.delenv("SAML_KERNELS_FORCE_CUDA")
+    Path(cuda_home, "bin", "nvcc").write_text("#!/bin/sh\nexit 1\n")
+    assert "is of an unknown version" in setup_py.cuda_omitted("13.0", cuda_home)
+
+
+def test_a_toolkit_without_cudart_is_left_out(setup_py, cuda_home, tmp_path, monkeypatch):
+    monkeypatch.delenv("LIBRARY_PATH", raising=False)
+    library = Path(cuda_home, "lib64", "libcudart.so")
+    # What programs run with, but not what the linker takes.
+    library.rename(library.with_name("libcudart.so.13"))
+    assert setup_py.cuda_omitted("13.0", cuda_home).startswith(f"libcudart was not found in {cuda_home}")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "libcudart.so").touch()
+    monkeypatch.setenv("LIBRARY_PATH", str(elsewhere))
+    assert setup_py.cuda_omitted("13.0", cuda_home) is None
 
 
 def test_cuda_switches(setup_py, cuda_home, monkeypatch):

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import importlib
 import inspect
 import json
 import os
@@ -245,6 +246,7 @@ def test_version(saml_rec):
     import saml_kernels
 
     assert saml_rec("--version").stdout == f"saml-rec {saml_kernels.__version__}\n"
+    assert importlib.import_module("saml_rec").__version__ == saml_kernels.__version__
 
 
 @pytest.mark.parametrize(

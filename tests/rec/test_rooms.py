@@ -12,7 +12,7 @@ ROOMS = (
     ("datasets", "models"),
     ("evaluation",),
     ("training",),
-    ("comparison", "tuning", "bench"),
+    ("comparison", "tuning", "bench", "export"),
     ("cli",),
     ("__main__",),
 )

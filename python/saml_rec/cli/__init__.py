@@ -13,6 +13,7 @@ from saml_rec.cli.compare import compare
 from saml_rec.cli.data import data
 from saml_rec.cli.doctor import doctor
 from saml_rec.cli.evaluate import evaluate
+from saml_rec.cli.export import export
 from saml_rec.cli.group import Commands
 from saml_rec.cli.predict import predict
 from saml_rec.cli.train import train
@@ -47,5 +48,5 @@ def main(ctx: click.Context) -> None:
         raise InputError(f"{ctx.invoked_subcommand} runs in one process; start it without torchrun")
 
 
-for command in (train, tune, compare, evaluate, predict, data, bench, doctor):
+for command in (train, tune, compare, evaluate, predict, export, data, bench, doctor):
     main.add_command(command)
