@@ -85,6 +85,7 @@ TORCH_LIBRARY(saml_kernels, library) {
   library.def(
       "group_by_scenario_and_clear(Tensor scenario, int num_scenarios, int num_counters) -> "
       "(Tensor permutation, Tensor offsets, Tensor counters)");
+  library.def("keep_layouts(bool keep) -> ()", &keep_layouts);
   library.def(schema<&trunk_forward_cpu>("trunk_forward").c_str());
   library.def(schema<&trunk_backward_cpu>("trunk_backward").c_str());
   library.def(schema<&mutual_forward_cpu>("mutual_forward").c_str());

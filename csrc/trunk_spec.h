@@ -180,6 +180,9 @@ struct ExpertsBackwardResults {
   SAML_FIELDS(x, weights, biases)
 };
 
+// Starts keeping laid out weights between calls that save nothing for backward, or ends it: once for every start.
+void keep_layouts(bool keep);
+
 TrunkForwardResults trunk_forward_cpu(const TrunkForwardArguments& arguments);
 TrunkBackwardResults trunk_backward_cpu(const TrunkBackwardArguments& arguments);
 MutualForwardResults mutual_forward_cpu(const MutualSpec& unit);

@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <initializer_list>
+#include <iterator>
 #include <new>
 #include <string>
 #include <type_traits>
@@ -19,6 +21,7 @@
 
 #include "../trunk_spec.h"
 #include "dispatch.h"
+#include "kept_layouts.h"
 #include "weight_layouts.h"
 #include "work_items.h"
 
@@ -115,7 +118,7 @@ template <typename scalar_t>
 struct Problem {
   Trunk<scalar_t> trunk;
   std::vector<Layer<scalar_t>> layers;
-  std::vector<at::Tensor> panels;
+  Tensors panels;
 };
 
 // What every trunk has, once its layers are described.
@@ -223,15 +226,85 @@ Problem<scalar_t> describe(const ExpertsSpec& spec, std::vector<int64_t>& offset
   return problem;
 }
 
+// Memory of laid out weights: the call's own, or what is kept of these parameters.
 template <typename scalar_t>
-void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& kernel, Readers readers) {
-  const auto allocate = [&]<typename element_t>(int64_t count, element_t*) {
+class LayoutMemory {
+ public:
+  LayoutMemory(Tensors& panels, const void* kernels, const Tensors& parameters) : panels_(panels), kernels_(kernels) {
+    std::copy_if(parameters.begin(), parameters.end(), std::back_inserter(parameters_),
+                 [](const at::Tensor& weight) { return KeptLayouts::instance().wants(weight); });
+  }
+
+  bool keeps(const Weights<scalar_t>& weights) const { return parameter(weights) != nullptr; }
+
+  template <typename element_t>
+  bool find(const Weights<scalar_t>& weights, int64_t kind, int64_t count, element_t*& panels) {
+    const at::Tensor found = KeptLayouts::instance().find(*parameter(weights), {kernels_, kind, count});
+    if (found.defined()) {
+      panels = hold<element_t>(found);
+    }
+    return found.defined();
+  }
+
+  template <typename element_t>
+  void allocate(const Weights<scalar_t>& weights, int64_t kind, int64_t count, element_t*& panels) {
     constexpr bool bfloat16 = std::is_same_v<element_t, uint16_t>;
-    problem.panels.push_back(at::empty({count}, bfloat16 ? at::kBFloat16 : c10::CppTypeToScalarType<scalar_t>::value));
-    return static_cast<element_t*>(problem.panels.back().mutable_data_ptr());
+    const at::Tensor made = at::empty({count}, bfloat16 ? at::kBFloat16 : c10::CppTypeToScalarType<scalar_t>::value);
+    panels = hold<element_t>(made);
+    if (const at::Tensor* weight = parameter(weights)) {
+      made_.push_back({*weight, {kernels_, kind, count}, made});
+    }
+  }
+
+  // Once everything is laid out.
+  void keep() const {
+    for (const auto& [weight, layout, panels] : made_) {
+      KeptLayouts::instance().keep(weight, layout, panels);
+    }
+  }
+
+ private:
+  struct Made {
+    at::Tensor weight;
+    LayoutKey layout;
+    at::Tensor panels;
   };
-  const std::vector<PanelItem<scalar_t>> items = make_layouts(problem.trunk, problem.layers, kernel, readers, allocate);
+
+  template <typename element_t>
+  element_t* hold(const at::Tensor& panels) {
+    panels_.push_back(panels);
+    return static_cast<element_t*>(panels.mutable_data_ptr());
+  }
+
+  const at::Tensor* parameter(const Weights<scalar_t>& weights) const {
+    const auto found = std::find_if(parameters_.begin(), parameters_.end(),
+                                    [&](const at::Tensor& weight) { return weight.const_data_ptr() == weights.data; });
+    return found == parameters_.end() ? nullptr : &*found;
+  }
+
+  Tensors& panels_;
+  const void* kernels_;
+  Tensors parameters_;
+  std::vector<Made> made_;
+};
+
+// parameters: those whose layouts may be kept.
+template <typename scalar_t>
+void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& kernel, Readers readers,
+                     const Tensors& parameters = {}) {
+  LayoutMemory<scalar_t> memory(problem.panels, &kernel, parameters);
+  const std::vector<PanelItem<scalar_t>> items = make_layouts(problem.trunk, problem.layers, kernel, readers, memory);
   for_each_item(static_cast<int64_t>(items.size()), 1, [&](int64_t item, void*) { kernel.lay_out(items[item]); });
+  memory.keep();
+}
+
+// Parameters whose layouts may be kept: those of a call that saves nothing for backward.
+Tensors kept_parameters(bool save, std::initializer_list<const Tensors*> lists) {
+  Tensors parameters;
+  for (const Tensors* list : lists) {
+    parameters.insert(parameters.end(), list->begin(), save ? list->begin() : list->end());
+  }
+  return parameters;
 }
 
 template <typename element_t>
@@ -270,7 +343,9 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
   const ForwardPass<scalar_t> pass{trunk, saved.data(), mutable_matrix<scalar_t>(result.own),
                                    mutable_matrix<scalar_t>(result.aux)};
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
-  lay_out_weights(problem, kernel, {.forward = true, .dgrad = false});
+  const TrunkSpec& spec = arguments.trunk;
+  lay_out_weights(problem, kernel, {.forward = true, .dgrad = false},
+                  kept_parameters(arguments.save, {&spec.branch_weights, &spec.aux_weights, &spec.gate_weights}));
   for_each_item(trunk.num_tiles(), kernel.forward_scratch(trunk),
                 [&](int64_t tile, void* scratch) { kernel.forward_tile(pass, tile, scratch); });
   return result;
@@ -436,7 +511,8 @@ ExpertsForwardResults experts_forward(const ExpertsForwardArguments& arguments) 
   }
   const ForwardPass<scalar_t> pass{.trunk = trunk, .saved = saved.data(), .own = mutable_matrix<scalar_t>(result.out)};
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
-  lay_out_weights(problem, kernel, {.forward = true, .dgrad = false});
+  lay_out_weights(problem, kernel, {.forward = true, .dgrad = false},
+                  kept_parameters(arguments.save, {&arguments.experts.weights}));
   for_each_item(trunk.num_tiles(), kernel.experts_forward_scratch(trunk),
                 [&](int64_t tile, void* scratch) { kernel.experts_forward_tile(pass, tile, scratch); });
   return result;
@@ -487,6 +563,14 @@ ExpertsBackwardResults experts_backward(const ExpertsBackwardArguments& argument
 }
 
 }  // namespace
+
+void keep_layouts(bool keep) {
+  if (keep) {
+    KeptLayouts::instance().begin();
+  } else {
+    KeptLayouts::instance().end();
+  }
+}
 
 TrunkForwardResults trunk_forward_cpu(const TrunkForwardArguments& arguments) {
   TORCH_CHECK_VALUE(!arguments.all_branches || arguments.trunk.mutual_layers.empty(),

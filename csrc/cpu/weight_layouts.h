@@ -14,13 +14,16 @@ struct Readers {
   bool dgrad;
 };
 
-// Makes the layouts that enough rows read to pay for them, in memory that allocate(count, a pointer of its type) gives,
-// and lists the matrices to write there. Which ones depends on the batch alone, as a product of laid out factors may
-// round differently.
-template <typename scalar_t, typename Allocate>
+// Makes the layouts that enough rows read to pay for them, or that are kept, and lists the matrices to write there.
+// Which ones depends on the batch alone, as a product of laid out factors may round differently; where it does not,
+// whatever is kept is laid out. Memory gives
+//
+//     keeps(weights)                          whether layouts of these are kept
+//     find(weights, kind, count, panels)      whether that one is; panels then point to it
+//     allocate(weights, kind, count, panels)  sets panels
+template <typename scalar_t, typename Memory>
 std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std::vector<Layer<scalar_t>>& layers,
-                                              const TrunkKernels<scalar_t>& kernel, Readers readers,
-                                              Allocate allocate) {
+                                              const TrunkKernels<scalar_t>& kernel, Readers readers, Memory& memory) {
   // A use is a product with that many rows. Each scenario's own rows follow each other and find its weights in cache;
   // laying all of them out writes to memory first what is read back hardly more often.
   constexpr int64_t kRowsOfUse = 32, kUses = 3, kOwnUses = 12;
@@ -28,42 +31,56 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
   const int64_t own_rows = trunk.experts ? all_rows : all_rows / trunk.num_scenarios;
   const Layouts& has = kernel.layouts;
   std::vector<PanelItem<scalar_t>> items;
-  // `own` uses of a matrix in the own precision, `foreign` ones in the foreign.
-  const auto make = [&](Weights<scalar_t>& weights, int64_t own, int64_t foreign) {
+  // `own` uses of a matrix in the own precision and, where foreign rows read it, `foreign` ones in the foreign.
+  const auto make = [&](Weights<scalar_t>& weights, int64_t own, bool has_foreign) {
+    const int64_t foreign = has_foreign ? all_rows - own : 0;
     const int64_t floats = (trunk.own_bfloat16 ? 0 : own) + (trunk.foreign_bfloat16 ? 0 : foreign);
     const int64_t rounded = own + foreign - floats;
     const bool in_parts = has.float_parts && (own + foreign >= kUses || trunk.own_bfloat16);
     const int64_t enough = foreign == 0 && weights.matrices > 1 && !trunk.experts ? kOwnUses : kUses;
-    bool any = false;
-    const auto layout = [&](auto*& panels, auto size, bool wanted) {
-      if (wanted) {
-        panels = allocate(weights.matrices * size(weights), panels);
-        any = true;
-      }
-    };
+    const bool kept = memory.keeps(weights);
+    const bool reads_floats = !trunk.own_bfloat16 || (has_foreign && !trunk.foreign_bfloat16);
+    const bool reads_rounded = trunk.own_bfloat16 || (has_foreign && trunk.foreign_bfloat16);
     weights.parts = has.float_parts && !trunk.own_bfloat16 ? 3 : 1;
-    // Where it goes, how large it is, when it is made.
-    layout(weights.panels, kernel.panels_size, readers.forward && !in_parts && floats >= enough);
-    layout(weights.bfloat16_panels, kernel.bfloat16_panels_size,
-           readers.forward && (in_parts || (has.bfloat16 && rounded >= kUses)));
-    layout(weights.transposed_bfloat16_panels, kernel.transposed_panels_size,
-           readers.dgrad && has.transposed && (own >= kUses || trunk.own_bfloat16));
-    // Every tile reads the transposes of all experts; of a scenario's own, few do.
-    layout(weights.transposed_panels, kernel.transposed_float_panels_size,
-           readers.dgrad && trunk.experts && !has.transposed && own >= kUses);
-    for (int64_t i = 0; any && i < weights.matrices; ++i) {
+    // Number and place, how large it is, when it is made.
+    const auto for_each_layout = [&](const auto& function) {
+      function(0, weights.panels, kernel.panels_size,
+               readers.forward && !in_parts && (floats >= enough || (kept && reads_floats)));
+      function(1, weights.bfloat16_panels, kernel.bfloat16_panels_size,
+               readers.forward &&
+                   (in_parts || (has.bfloat16 && (rounded >= kUses || (kept && reads_rounded && !has.float_parts)))));
+      function(2, weights.transposed_bfloat16_panels, kernel.transposed_panels_size,
+               readers.dgrad && has.transposed && (own >= kUses || trunk.own_bfloat16));
+      // Every tile reads the transposes of all experts; of a scenario's own, few do.
+      function(3, weights.transposed_panels, kernel.transposed_float_panels_size,
+               readers.dgrad && trunk.experts && !has.transposed && own >= kUses);
+    };
+    bool any = false, found = kept;
+    for_each_layout([&](int64_t kind, auto*& panels, auto size, bool wanted) {
+      any |= wanted;
+      found = found && (!wanted || memory.find(weights, kind, weights.matrices * size(weights), panels));
+    });
+    if (!any || found) {
+      return;
+    }
+    for_each_layout([&](int64_t kind, auto*& panels, auto size, bool wanted) {
+      if (wanted) {
+        memory.allocate(weights, kind, weights.matrices * size(weights), panels);
+      }
+    });
+    for (int64_t i = 0; i < weights.matrices; ++i) {
       items.push_back({&weights, i});
     }
   };
   for (int64_t l = 0; l < trunk.num_layers; ++l) {
     Layer<scalar_t>& layer = layers[l];
     if (layer.aux_width > 0) {
-      make(layer.auxiliary, all_rows, 0);
+      make(layer.auxiliary, all_rows, false);
     }
     // All rows read the weights of layers that all branches run; their gates too, but at the last of them.
-    make(layer.branch, own_rows, l < trunk.num_shared ? all_rows - own_rows : 0);
+    make(layer.branch, own_rows, l < trunk.num_shared && !trunk.experts);
     if (layer.has_mutual_unit()) {
-      make(layer.gates, own_rows, l + 1 < trunk.num_shared ? all_rows - own_rows : 0);
+      make(layer.gates, own_rows, l + 1 < trunk.num_shared);
     }
   }
   return items;

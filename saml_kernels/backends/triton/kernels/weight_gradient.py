@@ -87,7 +87,7 @@ def sum_of_dz(STAGE: tl.constexpr, dz, N, n, rows):
     for row0 in range(rows.first, rows.end, STAGE.tile.block_k):
         row = row0 + tl.arange(0, STAGE.tile.block_k)
         mask = (row < rows.end)[:, None] & (n < N)[None, :]
-        total += tl.sum(tl.load(dz + (row * N)[:, None] + n[None, :], mask=mask, other=0.0).to(tl.float64), 0)
+        total += tl.sum(tl.load(dz + (row * N)[:, None] + n[None, :], mask=mask, other=0.0).to(tl.float32), 0).to(tl.float64)
     return total
 
 

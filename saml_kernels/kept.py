@@ -1,0 +1,32 @@
+"""Laid out weights kept between calls, for serving on the CPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from saml_kernels import extension
+
+
+@contextmanager
+def keep_layouts() -> Iterator[None]:
+    """While it lasts, calls without gradients keep the copies of weights that the C++ kernels lay out for themselves.
+
+    A small batch then reads them at once. What is kept is as large as the parameters that are read, and is given back
+    at the end of the last such block of the process. Kept are layouts of parameters: tensors that require a gradient,
+    made outside inference mode, float32 or float64; not of what is computed for one call, such as weights that are
+    widened from bfloat16 or STAR's products. A weight that has been written to since is laid out again: torch counts
+    the writes of optimizers, ``load_state_dict`` and every operation in place. It does not count writes through
+    ``.data``, through ``.numpy()`` or by other libraries: leave the block before such a write, and enter it again.
+
+    Results are the same bits as without it. All threads of the process are concerned. Without the extension, and for
+    other backends, nothing happens.
+    """
+    keep = None if extension.EXTENSION_MISSING is not None else torch.ops.saml_kernels.keep_layouts
+    if keep is not None:
+        keep(True)
+    try:
+        yield
+    finally:
+        if keep is not None:
+            keep(False)
