@@ -94,6 +94,13 @@ SUITES: Final = {
         budget=10,
         keep_peers=2,
     ),
+    "few_rows": Suite(
+        "the paper's widths on the few rows of a request",
+        _grid((1, 8, 64), (8,), _wide),
+        (*COMPILED_PEERS, CPP),
+        budget=10,
+        keep_peers=2,
+    ),
     "overhead": Suite(
         "one row, two scenarios, one layer of width 8: what a call costs besides arithmetic",
         (Cell(1, 2, 8, 8, (8,)),),

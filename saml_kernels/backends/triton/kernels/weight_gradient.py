@@ -82,12 +82,16 @@ def weight_tile(
 
 @triton.jit
 def sum_of_dz(STAGE: tl.constexpr, dz, N, n, rows):
-    """Σ dz over a chunk, (BLOCK_N,), in float64: rows may cancel, and their sum is then small against its terms."""
+    """Σ dz over a chunk, (BLOCK_N,), float64: rows may cancel, and their sum is then small against its terms.
+
+    Only blocks are added in float64: converting every element costs registers, which spill in a float32 launch.
+    """
     total = tl.zeros((STAGE.tile.block_n,), tl.float64)
     for row0 in range(rows.first, rows.end, STAGE.tile.block_k):
         row = row0 + tl.arange(0, STAGE.tile.block_k)
         mask = (row < rows.end)[:, None] & (n < N)[None, :]
-        total += tl.sum(tl.load(dz + (row * N)[:, None] + n[None, :], mask=mask, other=0.0).to(tl.float32), 0).to(tl.float64)
+        part = tl.load(dz + (row * N)[:, None] + n[None, :], mask=mask, other=0.0).to(tl.float32)
+        total += tl.sum(part, 0).to(tl.float64)
     return total
 
 
