@@ -44,7 +44,6 @@ test-newest-triton: $(VENV)/built
 
 # Changes the code one small step at a time and lists what no test notices (docs/building.md).
 mutants: $(VENV)/built
-	$(INSTALL) mutmut libcst coverage
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/run.py $(if $(AGAINST),--against $(AGAINST)) $(FILES)
 
 # Address, undefined-behaviour and thread sanitizers over the CPU kernels.
@@ -79,7 +78,7 @@ $(VENV)/environment: constraints.txt pyproject.toml
 	touch $@
 
 $(VENV)/built: $(VENV)/environment $(SOURCES)
-	$(INSTALL) --no-build-isolation --editable ".[triton,tables,tune,lightgbm,test,bench,lint]"
+	$(INSTALL) --no-build-isolation --editable ".[triton,tables,tune,lightgbm,test,bench,lint,mutation]"
 	$(INSTALL) --no-deps $(TORCHREC)
 	$(INSTALL) $(TORCHREC_NEEDS)
 	touch $@
