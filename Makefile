@@ -13,8 +13,11 @@ TORCHREC := torchrec torchmetrics
 TORCHREC_NEEDS := tensordict lightning-utilities pyre-extensions typing-inspect tqdm
 # Options of benchmarks/gpu.py
 GPU :=
+# Of make mutants: files of which every line is changed; without, the lines that differ from the commit AGAINST.
+FILES :=
+AGAINST :=
 
-.PHONY: demo test test-slow test-newest-triton sanitize lint format accuracy gpu clean
+.PHONY: demo test test-slow test-newest-triton mutants sanitize lint format accuracy gpu clean
 
 demo: $(VENV)/built
 	$(BIN)/saml-rec doctor
@@ -38,6 +41,10 @@ test-newest-triton: $(VENV)/built
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(NEWEST_TRITON) triton
 	PYTHONPATH=$(NEWEST_TRITON) $(BIN)/python -c "import triton; print('triton', triton.__version__)"
 	PYTHONPATH=$(NEWEST_TRITON) TRITON_CACHE_DIR=$(NEWEST_TRITON)/cache $(BIN)/python -m pytest -q -m aot tests/triton
+
+# Changes the code one small step at a time and lists what no test notices (docs/building.md).
+mutants: $(VENV)/built
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/run.py $(if $(AGAINST),--against $(AGAINST)) $(FILES)
 
 # Address, undefined-behaviour and thread sanitizers over the CPU kernels.
 sanitize: $(VENV)/built
@@ -72,7 +79,7 @@ $(VENV)/environment: constraints.txt pyproject.toml
 	touch $@
 
 $(VENV)/built: $(VENV)/environment $(SOURCES)
-	$(INSTALL) --no-build-isolation --editable ".[triton,tables,tune,lightgbm,tensorboard,mlflow,test,bench,lint]"
+	$(INSTALL) --no-build-isolation --editable ".[triton,tables,tune,lightgbm,tensorboard,mlflow,test,bench,lint,mutation]"
 	$(INSTALL) --no-deps $(TORCHREC)
 	$(INSTALL) $(TORCHREC_NEEDS)
 	touch $@

@@ -9,8 +9,8 @@ MOST_SHOWN = 80
 """Characters of data in a message."""
 MOST_OF_NAME = 40
 """Of a name, which usually stands beside something else."""
-_NO_MEMORY = ("not enough memory", "t allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
-"""What torch, the system and C++ say, in lower case."""
+_NO_MEMORY = ("not enough memory", "t allocate memory", "out of memory", "bad_alloc")
+"""What torch, the system and C++ say, in lower case; of memory one "can't" or "cannot" allocate."""
 
 
 class InputError(ValueError):

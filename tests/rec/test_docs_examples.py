@@ -430,8 +430,8 @@ ELSEWHERE = {
     },
 }
 WORDS = re.compile(
-    r"\b(refus\w+|reads?|takes?|taken|counts?|counted|left out|ignored|dropped|accepted|excludes?|missing|unknown|warn\w*"
-    r"|error)\b"
+    r"\b(refus\w+|reads?|takes?|taken|counts?|counted|left out|ignored|dropped|accepted|excludes?|missing|unknown"
+    r"|warn\w*|error)\b"
 )
 """What makes a sentence, or a line of a table, one that needs an example."""
 LEFT_OUT = re.compile(r"^```.*?^```$|<!-- (?:cells|files|hyperparameters) -->.*?<!-- end -->|^    [^\n]*$", re.M | re.S)

@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 from saml_rec.console import metrics_table, total_name
 from saml_rec.evaluation.metrics import (
     CALIBRATION_BINS,
+    LARGEST_LOSS,
     LabelledRows,
     calibration,
     evaluate_scores,
@@ -35,6 +36,32 @@ def draw_rows(count, seed=0, groups=12, most=4, dtype=np.float64):
     labels[group == 0] = 1
     weights = draw.integers(0, most, count).astype(np.float32)
     return LabelledRows(labels, draw.integers(0, 2, count), weights, group - 5), logits
+
+
+@pytest.mark.parametrize("given", [{"weights", "groups"}, {"weights"}, {"groups"}, set()], ids=str)
+def test_rows_are_chosen_and_joined(given):
+    rows, _ = draw_rows(9)
+    rows = LabelledRows(
+        rows.labels,
+        rows.scenarios,
+        rows.weights if "weights" in given else None,
+        rows.groups if "groups" in given else None,
+    )
+    chosen = np.arange(9) % 3 == 0
+    joined = LabelledRows.joined([rows.where(chosen), rows.where(~chosen)])
+    order = [0, 3, 6, 1, 2, 4, 5, 7, 8]
+    assert len(rows.where(chosen)) == 3
+    for name in ("labels", "scenarios", "weights", "groups"):
+        before, after = getattr(rows, name), getattr(joined, name)
+        if name in ("weights", "groups") and name not in given:
+            assert after is None
+        else:
+            np.testing.assert_array_equal(after, before[order])
+
+
+def test_documented_constants():
+    assert CALIBRATION_BINS == 10
+    assert pytest.approx(52 * math.log(2)) == LARGEST_LOSS
 
 
 def test_measures_of_known_rows():

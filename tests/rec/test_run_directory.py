@@ -368,6 +368,37 @@ def test_format_of_another_version(tmp_path):
         load(tmp_path / "a.pt", "model")
 
 
+def test_a_directory_is_held_by_one_at_a_time(tmp_path):
+    """A lock belongs to what opened the directory, so that one process can have two."""
+    pytest.importorskip("fcntl", reason="this system has no such lock")
+    run = RunDirectory(tmp_path / "deep" / "run")
+    for _ in range(2):
+        with run.held():
+            with pytest.raises(InputError, match="deep/run: another process is training here"), run.held():
+                pass
+            # The one that was refused has not let go of it.
+            with pytest.raises(InputError, match="another process is training here"), run.held():
+                pass
+    assert not list(run.path.iterdir())
+
+
+def test_a_directory_without_locks_is_held_by_all(tmp_path, monkeypatch):
+    from saml_rec import run_directory
+
+    class NoLocks:
+        LOCK_EX = LOCK_NB = 0
+
+        @staticmethod
+        def flock(*_):
+            raise OSError("Function not implemented")
+
+    for module in (NoLocks, None):
+        monkeypatch.setattr(run_directory, "fcntl", module)
+        run = RunDirectory(tmp_path / str(module))
+        with run.held(), run.held():
+            assert run.path.is_dir()
+
+
 def test_clear_removes_only_what_a_run_wrote(tmp_path):
     run = RunDirectory(tmp_path)
     own = (run.checkpoint, run.model, run.metrics, run.history, tmp_path / "evaluation-test.json")
