@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from saml_kernels import activations
 
@@ -69,7 +69,8 @@ def read_towers(towers: Iterable[nn.Module], names: Sequence[str] | None = None)
     """What towers compute, all alike; ``names`` are used in errors, ``towers[0]`` and so on unless given.
 
     Raises:
-        TypeError: not an nn.Sequential, or a module in it that no layer takes.
+        TypeError: neither an nn.Sequential nor a module that runs others one after the other, or a module in it that
+            no layer takes.
         ValueError: no tower; no linear layer; hooks; widths that do not fit; towers that differ in modules, options,
             widths, dtype, device, mode or frozen parameters; a parameter that two places share.
     """
@@ -81,9 +82,8 @@ def read_towers(towers: Iterable[nn.Module], names: Sequence[str] | None = None)
 
 
 def _read_tower(tower: nn.Module, name: str) -> Tower:
-    if type(tower) not in (nn.Linear, nn.Sequential):
-        raise TypeError(f"{name} must be an nn.Sequential of nn.Linear and activations, got {type(tower).__name__}")
-    steps = [step for step in _steps(tower, name, "") if not _does_nothing(step.module)]
+    found = _steps(tower, name, "") if type(tower) in (nn.Linear, nn.Sequential) else _traced(tower, name)
+    steps = [step for step in found if not _does_nothing(step.module)]
     width: int | None = None
     for step in steps:
         module = step.module
@@ -120,8 +120,7 @@ def _check_width(step: Step, reads: int, width: int | None) -> None:
 
 def _steps(module: nn.Module, name: str, path: str) -> Iterator[Step]:
     """What a tower runs one after the other, sequences in sequences opened, with their places."""
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        raise ValueError(f"{name} must have no hooks: nothing would call them")
+    _require_plain(module, name)
     if type(module) is not nn.Sequential:
         yield Step(module, name, path)
         return
@@ -129,6 +128,47 @@ def _steps(module: nn.Module, name: str, path: str) -> Iterator[Step]:
     for place, (key, step) in enumerate(module._modules.items()):
         assert step is not None
         yield from _steps(step, f"{name}[{place}]", f"{path}{key}.")
+
+
+def _require_plain(module: nn.Module, name: str) -> None:
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        raise ValueError(f"{name} must have no hooks: nothing would call them")
+    if "forward" in vars(module):
+        raise ValueError(f"{name} must have the forward of its class: nothing would call its own")
+
+
+def _traced(tower: nn.Module, name: str) -> Iterator[Step]:
+    """The modules that the forward of somebody's class runs one after the other, as torch.fx sees it in both modes."""
+    for path, module in tower.named_modules():
+        _require_plain(module, f"{name}.{path}" if path else name)
+    try:
+        # Tracing calls the forward, which may keep what it sees or count in a buffer: that is the copy's.
+        traced = copy.deepcopy(tower, {id(parameter): parameter for parameter in tower.parameters()})
+        chains = [_chain(traced.train(mode)) for mode in (True, False)]
+    except Exception as error:
+        reason = " ".join(str(error).split())[:80]
+        raise TypeError(
+            f"{name} must be an nn.Sequential of nn.Linear and activations, or run modules one after the other, got "
+            f"{type(tower).__name__}: {reason}"
+        ) from error
+    if chains[0] != chains[1]:
+        raise TypeError(f"{name} must run the same modules in training and evaluation, {type(tower).__name__} does not")
+    for path in chains[0]:
+        yield from _steps(tower.get_submodule(path), f"{name}.{path}", f"{path}.")
+
+
+def _chain(tower: nn.Module) -> list[str]:
+    """Paths of the modules that a forward runs, each on what the one before it gave; ValueError for anything else."""
+    graph = fx.Tracer().trace(tower)
+    last, *others = graph.nodes
+    paths = []
+    for node in others:
+        if node.args != (last,) or node.kwargs or node.op not in ("call_module", "output"):
+            raise ValueError(f"its forward does something else at {node.format_node() or node.name}")
+        if node.op == "call_module":
+            paths.append(str(node.target))
+        last = node
+    return paths
 
 
 def _check_alike(towers: Sequence[Tower]) -> None:

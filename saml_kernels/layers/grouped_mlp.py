@@ -114,9 +114,9 @@ class GroupedMLP(nn.Module):
         """The same function as a list of towers, tower k serving scenario k; parameters are copied.
 
         Args:
-            towers: nn.Sequential of nn.Linear and activations, all alike: an activation after every layer but
-                perhaps the last, the same one everywhere; a bias everywhere or nowhere; dropout only with p = 0. What
-                is frozen in all stays frozen.
+            towers: nn.Sequential, or modules whose forward runs others one after the other, of nn.Linear and
+                activations, all alike: an activation after every layer but perhaps the last, the same one everywhere; a
+                bias everywhere or nowhere; dropout only with p = 0. What is frozen in all stays frozen.
             backend: as of the class.
 
         Raises:

@@ -305,10 +305,10 @@ class GroupedSequential(nn.Module):
         """The same function as a list of towers, tower k serving scenario k; parameters and statistics are copied.
 
         Args:
-            towers: nn.Sequential, all alike, of nn.Linear with bias or without, nn.BatchNorm1d, nn.Dropout and
-                activations: those of the kernels, and any of nn.GELU, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.SELU,
-                nn.Softplus, nn.Mish, nn.Hardswish, nn.LogSigmoid and nn.ReLU6. What is frozen, or in evaluation mode,
-                in all stays so.
+            towers: nn.Sequential, or modules whose forward runs others one after the other, all alike, of nn.Linear
+                with bias or without, nn.BatchNorm1d, nn.Dropout and activations: those of the kernels, and any of
+                nn.GELU, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.SELU, nn.Softplus, nn.Mish, nn.Hardswish, nn.LogSigmoid
+                and nn.ReLU6. What is frozen, or in evaluation mode, in all stays so.
             backend: as of :class:`GroupedMLP`.
 
         Raises:

@@ -448,3 +448,127 @@ def test_towers_that_differ_are_refused(change, error, told):
 def test_what_cannot_be_is_refused(build, error, told):
     with pytest.raises(error, match=told):
         build()
+
+
+class Wrapped(nn.Module):
+    """As torch-rechub's MLP: layers made in a loop, and a forward that runs them."""
+
+    def __init__(self, dims=(6, 4), dropout=0.0):
+        super().__init__()
+        layers, width = [], D
+        for dim in dims:
+            layers += [nn.Linear(width, dim), nn.BatchNorm1d(dim), nn.ReLU(), nn.Dropout(p=dropout)]
+            width = dim
+        self.mlp = nn.Sequential(*layers)
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, x):
+        return self.head(self.mlp(x))
+
+
+def wrapped_model(kind=Wrapped):
+    model = nn.Module()
+    torch.manual_seed(0)
+    model.towers = nn.ModuleList(kind() for _ in range(M)).double()
+    return model
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_class_that_runs_modules_one_after_the_other(mode):
+    model, other = wrapped_model().train(mode), wrapped_model().train(mode)
+    state = other.state_dict()
+    assert saml_kernels.fuse(model) == ("towers",)
+    x, scenario = batch()
+    assert_close({"out": model.towers(x, scenario)}, {"out": loop(other.towers, x, scenario)}, TOLERANCE)
+    assert {module.training for module in model.towers.modules()} == {mode}
+    model.load_state_dict(state)
+    assert torch.equal(model.towers.fused.steps[0].weights[0][1], state["towers.1.mlp.0.weight"].t())
+
+
+class Doubles(Wrapped):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Residual(Wrapped):
+    def forward(self, x):
+        return self.head(self.mlp(x)) + x.sum(1, keepdim=True)
+
+
+class OnlyInTraining(Wrapped):
+    def forward(self, x):
+        return self.head(self.mlp(x)) if self.training else self.mlp(x)
+
+
+class Branches(Wrapped):
+    def forward(self, x):
+        return self.head(self.mlp(x)) if x.sum() > 0 else x
+
+
+class TwoInputs(Wrapped):
+    def forward(self, x, y=None):
+        return self.head(self.mlp(x))
+
+
+class OwnLinear(Wrapped):
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    def __init__(self):
+        super().__init__()
+        self.head = self.Scaled(4, 1)
+
+
+def hooked():
+    tower = Wrapped()
+    tower.mlp.register_forward_hook(lambda *_: None)
+    return tower
+
+
+def patched():
+    tower = Wrapped()
+    tower.forward = lambda x: x
+    return tower
+
+
+class Keeps(Wrapped):
+    """Keeps what it sees, and counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen = x
+        self.calls += 1
+        return self.head(self.mlp(x)) + self.calls
+
+
+def test_reading_a_class_leaves_no_trace_in_it():
+    model = wrapped_model(Keeps)
+    with pytest.raises(TypeError, match="got Keeps: its forward does something else"):
+        saml_kernels.fuse(model, ["towers"])
+    assert all(tower.calls == 0 and not hasattr(tower, "seen") for tower in model.towers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "told"),
+    [
+        (Doubles, TypeError, "run modules one after the other, got Doubles: its forward does something else at "),
+        (Residual, TypeError, "got Residual: its forward does something else"),
+        (OnlyInTraining, TypeError, "must run the same modules in training and evaluation, OnlyInTraining does not"),
+        (Branches, TypeError, "got Branches: .*control flow"),
+        (TwoInputs, TypeError, "got TwoInputs: its forward does something else"),
+        (OwnLinear, TypeError, "got OwnLinear: its forward does something else"),
+        (hooked, ValueError, r"towers\[0\]\.mlp must have no hooks"),
+        (patched, ValueError, r"towers\[0\] must have the forward of its class"),
+    ],
+)
+def test_classes_that_do_something_else_are_refused(kind, error, told):
+    model = wrapped_model(kind)
+    model.towers[1].eval()
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(error, match=told):
+        saml_kernels.fuse(model, ["towers"])
+    assert [module.training for module in model.modules()] == modes
