@@ -159,14 +159,17 @@ def _line_end(text: str) -> str:
 
 
 def _records(lines: Sequence[str], line_end: str, separator: str, most: int) -> list[list[str]]:
+    """The first records, those before one that is none where there is such a one."""
     ended = (line + line_end for line in lines)
     limit = csv.field_size_limit(LONGEST_CELL)
+    records: list[list[str]] = []
     try:
-        return list(itertools.islice(csv.reader(ended, delimiter=separator), most))
+        records.extend(itertools.islice(csv.reader(ended, delimiter=separator), most))
     except csv.Error:
-        return []
+        pass
     finally:
         csv.field_size_limit(limit)
+    return records
 
 
 def _separator(
