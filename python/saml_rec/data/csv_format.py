@@ -42,7 +42,11 @@ class CsvOptions:
     def __post_init__(self) -> None:
         separator = self.separator
         if separator is not None and (
-            len(separator) != 1 or not separator.isascii() or separator.isalnum() or separator in '"\r\n'
+            not isinstance(separator, str)
+            or len(separator) != 1
+            or not separator.isascii()
+            or separator.isalnum()
+            or separator in '"\r\n'
         ):
             raise InputError(f"separator: expected one ASCII character such as ';', got {shown(separator)}")
         if self.decimal not in (None, *DECIMALS):
