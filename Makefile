@@ -14,7 +14,7 @@ TORCHREC_NEEDS := tensordict lightning-utilities pyre-extensions typing-inspect 
 # Options of benchmarks/gpu.py
 GPU :=
 
-.PHONY: demo test test-slow test-newest-triton sanitize lint format accuracy gpu clean
+.PHONY: demo test test-slow test-newest-triton fuzz sanitize lint format accuracy gpu clean
 
 demo: $(VENV)/built
 	$(BIN)/saml-rec doctor
@@ -38,6 +38,11 @@ test-newest-triton: $(VENV)/built
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(NEWEST_TRITON) triton
 	PYTHONPATH=$(NEWEST_TRITON) $(BIN)/python -c "import triton; print('triton', triton.__version__)"
 	PYTHONPATH=$(NEWEST_TRITON) TRITON_CACHE_DIR=$(NEWEST_TRITON)/cache $(BIN)/python -m pytest -q -m aot tests/triton
+
+# The fuzzing targets and the property tests on so many times as many examples as in `make test`.
+FUZZ := 20
+fuzz: $(VENV)/built
+	SAML_FUZZ_FACTOR=$(FUZZ) $(BIN)/python -m pytest -q -n auto tests/fuzz tests/kernels/test_properties.py
 
 # Address, undefined-behaviour and thread sanitizers over the CPU kernels.
 sanitize: $(VENV)/built
