@@ -17,7 +17,7 @@ GPU :=
 FILES :=
 AGAINST :=
 
-.PHONY: demo test test-slow test-newest-triton mutants sanitize lint format accuracy gpu clean
+.PHONY: demo test test-slow test-newest-triton mutants fuzz sanitize lint format accuracy gpu clean
 
 demo: $(VENV)/built
 	$(BIN)/saml-rec doctor
@@ -45,6 +45,11 @@ test-newest-triton: $(VENV)/built
 # Changes the code one small step at a time and lists what no test notices (docs/building.md).
 mutants: $(VENV)/built
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/run.py $(if $(AGAINST),--against $(AGAINST)) $(FILES)
+
+# The fuzzing targets and the property tests on so many times as many examples as in `make test`.
+FUZZ := 20
+fuzz: $(VENV)/built
+	SAML_FUZZ_FACTOR=$(FUZZ) $(BIN)/python -m pytest -q -n auto tests/fuzz tests/kernels/test_properties.py
 
 # Address, undefined-behaviour and thread sanitizers over the CPU kernels.
 sanitize: $(VENV)/built

@@ -31,7 +31,8 @@ def shown(value: Any, most: int = MOST_SHOWN) -> str:
         # Escapes are longer than what they stand for, so that what is left out here would not be shown.
         value = value if len(value) <= 2 * most else value[:most] + value[-most:]
     try:
-        text = repr(value)
+        # Of tensors, and of others that Python does not write in one line.
+        text = escaped(repr(value))
     except ValueError:
         # Python writes no integer of more than 4,300 digits.
         return "a number of thousands of digits"

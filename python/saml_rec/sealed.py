@@ -122,7 +122,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise InputError(f"{path}: is not a {kind} file of saml-rec")
     found = content.get("format")
-    if found not in (FORMAT, UNSEALED_FORMAT):
+    if type(found) is not int or found not in (FORMAT, UNSEALED_FORMAT):
         raise InputError(f"{path}: has format {shown(found)}, this version reads format {UNSEALED_FORMAT} and {FORMAT}")
     if is_sealed != (found == FORMAT):
         raise InputError(f"{path}: is damaged: it has no checksum at its end")

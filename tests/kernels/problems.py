@@ -14,6 +14,7 @@ import naive
 import plain
 import pytest
 import torch
+from torch import Tensor
 
 import saml_kernels
 from saml_kernels.testing import problem as testing
@@ -24,6 +25,8 @@ from saml_kernels.types import TrunkParams as Params
 __all__ = ["Params", "Problem", "make", "relative_error"]
 
 ACTIVATIONS = tuple(naive.ACTIVATIONS)
+LAYOUTS = ("contiguous", "transposed", "sliced", "offset", "expanded")
+"""In memory, as :func:`laid_out` makes them."""
 FLOAT64_TOLERANCE = FLOAT64_BOUND
 FLOAT32_TOLERANCE = FLOAT32_BOUND
 
@@ -87,6 +90,23 @@ def sweep() -> list[Case]:
                         )
                     )
     return cases
+
+
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """The same values (for "expanded": the first row's) in memory laid out otherwise, NaN in between."""
+    if layout == "transposed" and tensor.ndim >= 2:
+        return tensor.mT.contiguous().mT
+    if layout == "sliced":
+        gaps = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), float("nan"), dtype=tensor.dtype)
+        gaps[..., ::2] = tensor
+        return gaps[..., ::2]
+    if layout == "offset":
+        frame = torch.full((tensor.shape[0] + 2, *tensor.shape[1:]), float("nan"), dtype=tensor.dtype)
+        frame[1:-1] = tensor
+        return frame[1:-1]
+    if layout == "expanded" and tensor.shape[0] > 0:
+        return tensor[:1].expand_as(tensor)
+    return tensor
 
 
 def with_gradients(function: Callable[[Problem], Any], problem: Problem, *, retain: bool = False) -> Results:

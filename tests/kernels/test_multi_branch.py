@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from problems import (
     FLOAT32_TOLERANCE,
     FLOAT64_TOLERANCE,
+    LAYOUTS,
     TRUNK_BACKENDS,
     Case,
     assert_close,
     batched_oracle,
     errors,
     kernel,
+    laid_out,
     make,
     oracle,
     skip_unavailable,
@@ -296,26 +298,6 @@ def test_second_derivative_of_dead_branches(dead, score, stop_gradient, backend)
 
 
 # --- layouts and sizes ----------------------------------------------------------------------------------------------
-
-
-def laid_out(tensor, layout):
-    """The same values (for "expanded": the first row's) in memory laid out otherwise, NaN in between."""
-    if layout == "transposed" and tensor.ndim >= 2:
-        return tensor.mT.contiguous().mT
-    if layout == "sliced":
-        gaps = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), float("nan"), dtype=tensor.dtype)
-        gaps[..., ::2] = tensor
-        return gaps[..., ::2]
-    if layout == "offset":
-        frame = torch.full((tensor.shape[0] + 2, *tensor.shape[1:]), float("nan"), dtype=tensor.dtype)
-        frame[1:-1] = tensor
-        return frame[1:-1]
-    if layout == "expanded" and tensor.shape[0] > 0:
-        return tensor[:1].expand_as(tensor)
-    return tensor
-
-
-LAYOUTS = ("contiguous", "transposed", "sliced", "offset", "expanded")
 
 
 @on_every_backend

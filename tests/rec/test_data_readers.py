@@ -699,7 +699,7 @@ def test_a_quote_across_blocks_of_the_file(read, monkeypatch):
     content = HEADER + '1,de,1,"a ""b"" c",,,\n' * 3
     for size in range(1, 80):
         monkeypatch.setattr(csv_files, "BLOCK_BYTES", size)
-        monkeypatch.setattr(csv_files.CsvFile, "_quoted_otherwise", lambda *_: pytest.fail("read slowly"))
+        monkeypatch.setattr(csv_files.CsvFile, "_read_slowly", lambda *_: pytest.fail("read slowly"))
         assert read(content)["item"].to_list() == ['a "b" c'] * 3
 
 
@@ -721,6 +721,43 @@ def test_other_ways_to_write_csv(read, content, format, chunks):
     expected = read(GOOD)
     assert read(content).equals(expected)
     assert read(content, csv=CsvOptions(**format)).equals(expected)
+
+
+def test_names_in_quotes(read):
+    content = GOOD.replace("item", '"item ""x""\n(id)"')
+    features = {'item "x"\n(id)': {"kind": "sparse"}}
+    schema = Schema.from_dict({"label": "y", "scenario": "country", "features": features})
+    assert read(content, schema=schema)['item "x"\n(id)'].to_list() == ["007", "8"]
+
+
+@pytest.mark.parametrize("header", [HEADER, HEADER.replace("history", "")])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("1,de,1,i,,,\n0,de\n", r"row 2 has 2 fields, the header has 7"),
+        ("1,de,1,i,,1,h\n1,de,1,i,,1,h,", r"row 2 has 8 fields, the header has 7; quote a field"),
+        ("1,de,1,i,,1,h\n1,de,1,i,,1,", None),
+        ("1,de,1,i\rj,,1,h\n", r"row 1 holds a carriage return outside quotes"),
+        ('1,de,1,"i\rj",,1,h\n', None),
+        ("1,de,1,i,,1,h\r\r\n1,de,1,i,,1,h\r", None),
+    ],
+)
+def test_rows_of_another_number_of_fields(read, chunks, header, rows, message):
+    """Also below a last column without a name, and where the file ends without a line feed."""
+    features = {"item": {"kind": "sparse"}}
+    schema = Schema.from_dict({"label": "y", "scenario": "country", "features": features})
+    if message is None:
+        items = read(header + rows, schema=schema, need_label=False)
+        assert set(items["item"]) <= {"i", "i\rj"}
+        assert set(items[items.columns[6]]) <= {"h", None}
+    else:
+        with pytest.raises(InputError, match=message):
+            read(header + rows, schema=schema)
+
+
+def test_a_carriage_return_within_a_cell_hides_no_separator(read):
+    with pytest.raises(InputError, match="row 2 holds a carriage return"):
+        read(GOOD.replace(",", ";").replace(";8;", ";8\r9;"))
 
 
 def test_a_header_may_begin_with_the_sign_of_a_comment(tmp_path):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import stat
 import zipfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from saml_rec.data import read_table
 from saml_rec.data.learning import Learner
 from saml_rec.data.schema import load_schema
 from saml_rec.errors import InputError, shortened, shown
+from saml_rec.evaluation.scoring import predict
 from saml_rec.files import check_output_file, leftovers, replacing, temporary_path, write_json
 from saml_rec.run_directory import RunDirectory, differences
 from saml_rec.sealed import MARK, SEAL_BYTES, load, read_json, read_sealed_json, save, write_sealed_json
@@ -109,6 +111,7 @@ def test_shown():
     assert shown("a'b") == '"a\'b"'
     assert len(shown("x" * 10**6)) == len(shown(list(range(1000)))) == 80
     assert shown(16**6000) == "a number of thousands of digits"
+    assert shown(torch.zeros(9, 9)).isprintable()
 
 
 def test_replacing_follows_a_link_and_obeys_the_umask(tmp_path):
@@ -399,6 +402,25 @@ def test_a_directory_without_locks_is_held_by_all(tmp_path, monkeypatch):
             assert run.path.is_dir()
 
 
+@pytest.mark.parametrize("found", [torch.zeros(0), torch.ones(2), True, "2", [2]])
+def test_a_format_that_is_no_number(tmp_path, found):
+    torch.save({"kind": "model", "format": found}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"has format .*, this version reads format 1") as error:
+        load(tmp_path / "a.pt", "model")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"csv": {"separator": True, "decimal": None}}, {"csv": 3}, {"features": {"train": {"age": {"empty": "all"}}}}],
+)
+def test_parts_of_a_model_that_scoring_cannot_use(tmp_path, finished_run, small_dataset, changes):
+    run = RunDirectory(shutil.copytree(finished_run, tmp_path / "run"))
+    save(run.model, "model", run.load_model() | changes)
+    with pytest.raises(InputError, match=r"model\.pt: "):
+        predict(run.path, small_dataset.data)
+
+
 def test_clear_removes_only_what_a_run_wrote(tmp_path):
     run = RunDirectory(tmp_path)
     own = (run.checkpoint, run.model, run.metrics, run.history, tmp_path / "evaluation-test.json")
@@ -458,4 +480,7 @@ def test_differences_name_the_leaves():
         "gone was 1, is None",
         "lr was 0.1, is 0.2",
     ]
+    a, b = torch.zeros(0), torch.ones(2, 2)
+    assert differences({"x": a, "y": b}, {"x": a.clone(), "y": b.clone()}) == []
+    assert [each.isprintable() for each in differences({"x": a, "y": b}, {"x": 1, "y": b + 1})] == [True, True]
     assert differences([1, 2], [1], "dims") == ["dims was [1, 2], is [1]"]

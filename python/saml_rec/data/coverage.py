@@ -246,6 +246,20 @@ def _other_separator(encoder: Encoder, feature: FeatureSpec, train: Coverage) ->
     return None
 
 
+def checked_shares(of_splits: Any) -> Mapping[str, Shares]:
+    """Shares by split as a file has them.
+
+    Raises:
+        Exception: of several kinds, where they are none.
+    """
+    for shares in of_splits.values():
+        for share in (each for feature in shares.values() for each in feature.values()):
+            if share is not None and not 0 <= share <= 1:
+                raise InputError(f"a share of a feature's cells is {shown(share)}")
+    checked: Mapping[str, Shares] = of_splits
+    return checked
+
+
 def scored_lines(encoder: Encoder, scored: Coverage, of_training: Mapping[str, Shares]) -> Iterator[tuple[bool, str]]:
     """What is worth a line of a table that was scored, each with whether it is a warning.
 

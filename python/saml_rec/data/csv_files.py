@@ -1,8 +1,8 @@
 """Reading a CSV file as a stream of data frames: every cell comes through as it is, or is refused by row and column.
 
 A quote opens a cell if it is its first character, and is written twice within such a cell; anywhere else it is a
-character like others. A file in which every quote opens or closes a cell, or stands within one twice, is
-read by polars; one with other quotes more slowly by :mod:`csv`, which knows what they are.
+character like others. A file in which every quote opens or closes a cell, or stands within one twice, and all lines end
+alike, is read by polars; others more slowly by :mod:`csv`, which knows what their quotes and carriage returns are.
 """
 
 import csv
@@ -62,8 +62,8 @@ class CsvFile:
             InputError: the file is no CSV.
         """
         with self._errors():
-            if not self._is_well_quoted:
-                yield from self._quoted_otherwise(columns, rows)
+            if not self._is_regular:
+                yield from self._read_slowly(columns, rows)
                 return
             table = pl.scan_csv(
                 self.path,
@@ -72,22 +72,26 @@ class CsvFile:
                 separator=self.format.separator,
                 eol_char=self.format.line_end,
                 skip_lines=self.format.skipped_lines,
+                # polars leaves quotes within a name written twice.
+                new_columns=self.names,
             )
             if columns is not None:
                 table = table.select(columns)
             chunks = iter(table.collect_batches(chunk_size=rows, maintain_order=True))
-            yield from self._without_blank_end(chunks, None if columns else self.names[-1])
+            yield from self._without_blank_end(chunks, self.names[-1] if columns is None else None)
 
     @cached_property
-    def _is_well_quoted(self) -> bool:
-        """Whether every quote opens or closes a cell, or stands within one twice.
+    def _is_regular(self) -> bool:
+        """Whether every quote opens or closes a cell, or stands within one twice, and every line ends the same way.
 
         In such a file quotes open and close in turn: one that opens stands after a separator, the end of a line or a
-        quote, one that closes before one of those.
+        quote, one that closes before one of those. Of carriage returns and line feeds there are those that end lines;
+        within quotes there may be others, which polars would take outside quotes too.
         """
         beside = np.zeros(256, dtype=bool)
         beside[[QUOTE, ord(self.format.separator), ord("\n"), ord("\r")]] = True
         opens, before = True, ord("\n")
+        others = 0
         with open_bytes(self.path) as file:
             block = file.read(BLOCK_BYTES).removeprefix(BYTE_ORDER_MARK)
             while block:
@@ -104,9 +108,15 @@ class CsvFile:
                     if not (beside[left[first_open::2]].all() and beside[right[first_close::2]].all()):
                         return False
                     opens ^= len(places) % 2 == 1
+                if self.format.line_end == "\n":
+                    split = before == ord("\r") and block[0] == ord("\n")
+                    others += block.count(b"\r") - block.count(b"\r\n") - split
+                else:
+                    others += block.count(b"\n")
                 before = block[-1]
                 block = file.read(BLOCK_BYTES)
-        return opens
+        # polars misses an empty field too many where the file ends with it.
+        return opens and not others and not (before == ord(self.format.separator) and self._may_be_ragged())
 
     def _records(self) -> Iterator[list[str]]:
         """Rows as lists of their cells, the header first; an empty line is an empty list."""
@@ -148,7 +158,7 @@ class CsvFile:
             f"within it to be written twice, got {shown(record[start : start + 30])}"
         )
 
-    def _quoted_otherwise(self, columns: Sequence[str] | None, rows: int) -> Iterator[pl.DataFrame]:
+    def _read_slowly(self, columns: Sequence[str] | None, rows: int) -> Iterator[pl.DataFrame]:
         width = len(self.names)
         numbered = enumerate(itertools.islice(self._records(), 1, None), start=1)
 
@@ -198,7 +208,7 @@ class CsvFile:
                 continue
             whole, held = pl.concat([*held, chunk.head(end)]), [chunk.slice(end)]
             rows += whole.height
-            if suspect and last_column and chunk.width > 1 and whole[last_column].null_count():
+            if suspect and last_column is not None and chunk.width > 1 and whole[last_column].null_count():
                 suspect = False
                 if self._may_be_ragged() and (short := self._first_ragged_row()):
                     raise InputError(short)

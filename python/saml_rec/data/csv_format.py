@@ -42,7 +42,11 @@ class CsvOptions:
     def __post_init__(self) -> None:
         separator = self.separator
         if separator is not None and (
-            len(separator) != 1 or not separator.isascii() or separator.isalnum() or separator in '"\r\n'
+            not isinstance(separator, str)
+            or len(separator) != 1
+            or not separator.isascii()
+            or separator.isalnum()
+            or separator in '"\r\n'
         ):
             raise InputError(f"separator: expected one ASCII character such as ';', got {shown(separator)}")
         if self.decimal not in (None, *DECIMALS):
@@ -159,14 +163,17 @@ def _line_end(text: str) -> str:
 
 
 def _records(lines: Sequence[str], line_end: str, separator: str, most: int) -> list[list[str]]:
+    """The first records, those before one that is none where there is such a one."""
     ended = (line + line_end for line in lines)
     limit = csv.field_size_limit(LONGEST_CELL)
+    records: list[list[str]] = []
     try:
-        return list(itertools.islice(csv.reader(ended, delimiter=separator), most))
+        records.extend(itertools.islice(csv.reader(ended, delimiter=separator), most))
     except csv.Error:
-        return []
+        pass
     finally:
         csv.field_size_limit(limit)
+    return records
 
 
 def _separator(

@@ -3,6 +3,7 @@
 import glob
 import gzip
 import io
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -23,8 +24,8 @@ ENDINGS = (".csv", ".parquet", ".csv.gz", ".csv.zst")
 """Of the files of a folder that are read."""
 HEAD_BYTES = 8192
 PATTERN = frozenset("*?[")
-DAMAGED = (OSError, EOFError, zstandard.ZstdError)
-"""What reading a file raises that is gone, or compressed and cut short."""
+DAMAGED = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+"""What reading a file raises that is gone, or compressed and damaged or cut short."""
 
 Paths = str | Path | Iterable[str | Path]
 """Of a table: one file, folder or pattern, or several."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from saml_rec.console import progress, say
 from saml_rec.data.cells import Checks
-from saml_rec.data.coverage import Coverage, scored_lines
+from saml_rec.data.coverage import Coverage, Shares, checked_shares, scored_lines
 from saml_rec.data.csv_format import CsvOptions
 from saml_rec.data.encoding import DROPPED, Encoder
 from saml_rec.data.order import Share
@@ -50,6 +50,8 @@ class TrainedModel:
     Args:
         model: in evaluation mode, on ``device``.
         content: model.pt without the weights.
+        csv: what training was told of CSV files.
+        features: the shares of the features' cells in the splits of training; empty for a run that did not keep them.
     """
 
     model: nn.Module
@@ -57,6 +59,8 @@ class TrainedModel:
     schema: Schema
     device: torch.device
     content: Mapping[str, Any]
+    csv: CsvOptions
+    features: Mapping[str, Shares]
 
     def logits(self, table: Table, *, console: Console | None = None) -> NDArray[np.float64]:
         """Scores before the sigmoid, (N,)."""
@@ -64,11 +68,11 @@ class TrainedModel:
 
     def files(self, paths: Paths, csv: CsvOptions | None) -> TableFiles:
         """A table, its CSV files as ``csv`` says, or else what training was told, or else as they show themselves."""
-        return TableFiles(paths, self.schema, (csv or CsvOptions()).over(CsvOptions(**self.content.get("csv", {}))))
+        return TableFiles(paths, self.schema, (csv or CsvOptions()).over(self.csv))
 
     def lines(self, scored: Coverage) -> list[tuple[bool, str]]:
         """What is worth a line of the features of scored rows, each with whether it is a warning."""
-        return list(scored_lines(self.encoder, scored, self.content.get("features", {})))
+        return list(scored_lines(self.encoder, scored, self.features))
 
 
 def load_trained(run: Path, *, device: str = "auto", backend: str | None = None) -> TrainedModel:
@@ -93,6 +97,7 @@ def load_trained(run: Path, *, device: str = "auto", backend: str | None = None)
         encoder = Encoder.from_dict(content["encoder"])
         name, model_options = content["options"]["model"], dict(content["options"]["model_options"])
         known = hyperparameters(name)
+        csv, features = CsvOptions(**content.get("csv", {})), checked_shares(content.get("features", {}))
     if backend is not None:
         if "backend" not in known:
             raise InputError(f"model {name} has no kernels and takes no backend, got {backend!r}")
@@ -103,7 +108,7 @@ def load_trained(run: Path, *, device: str = "auto", backend: str | None = None)
         model.load_state_dict(content.pop("weights"))
     model.to(target).eval()
     backends_used(model, target)
-    return TrainedModel(model, encoder, schema, target, content)
+    return TrainedModel(model, encoder, schema, target, content, csv, features)
 
 
 def evaluate(
