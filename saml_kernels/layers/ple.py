@@ -74,7 +74,7 @@ class ProgressiveExperts(nn.Module):
         """x (B, in_dim), scenario (B,) → (B, d of the last level)."""
         checks.check_shape("x", x, ("B", self.in_dim))
         check_ids(scenario, self.num_scenarios)
-        checks.check_shape("scenario", scenario, (x.shape[0],), f" as x has B = {x.shape[0]} rows")
+        checks.check_shape("scenario", scenario, (x.shape[0],), " as x has B = {} rows", x.shape[0])
         levels: list[Any] = list(self.levels)
         last = levels[-1]
         # Of the streams g_k, one for all k where they are the same; the last level reads g_t alone.

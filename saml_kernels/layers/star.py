@@ -167,7 +167,7 @@ class PartitionedNorm(nn.Module):
             z = z.to(self.weight.dtype)
         checks.check_same_kind({"z": z, "weight": self.weight}, scenario)
         checks.check_shape("z", z, ("B", self.dim))
-        checks.check_shape("scenario", scenario, (z.shape[0],), f" as z has B = {z.shape[0]} rows")
+        checks.check_shape("scenario", scenario, (z.shape[0],), " as z has B = {} rows", z.shape[0])
         # Compiled code checks an index itself, and a branch on data would break its graph.
         checked = scenario.device.type == "cpu" and not torch.compiler.is_compiling()
         if checked and bool(((scenario < 0) | (scenario >= self.num_scenarios)).any()):
