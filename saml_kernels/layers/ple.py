@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import check_ids, check_widths, describe, mix, weigh
+from saml_kernels.layers.common import check_ids, check_widths, describe, mix, reset_children, weigh
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
@@ -69,6 +69,10 @@ class ProgressiveExperts(nn.Module):
             has_shared = number < len(levels)
             self.levels.append(_Level(*counts, in_dim, widths, activation, has_shared, backend, device, dtype))
             in_dim = widths[-1]
+
+    def reset_parameters(self) -> None:
+        """Fresh weights, from torch's global generator."""
+        reset_children(self)
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """x (B, in_dim), scenario (B,) → (B, d of the last level)."""

@@ -159,6 +159,14 @@ class PartitionedNorm(nn.Module):
         self.register_buffer("running_var", full(1.0, num_scenarios, dim))
         self.register_buffer("num_batches_tracked", torch.zeros(num_scenarios, device=device, dtype=torch.int64))
 
+    def reset_parameters(self) -> None:
+        """Scales, shifts and moving statistics as of a new layer."""
+        nn.init.ones_(self.shared_weight)
+        nn.init.constant_(self.weight, 1.0 if self.combine == "product" else 0.0)
+        for zeros in (self.shared_bias, self.bias, self.running_mean, self.num_batches_tracked):
+            nn.init.zeros_(zeros)
+        nn.init.ones_(self.running_var)
+
     def forward(self, z: Tensor, scenario: Tensor) -> Tensor:
         """z (B, dim), scenario (B,) → (B, dim). TypeError, ValueError for anything else and ids out of range."""
         checks.check_scenario(scenario)
