@@ -8,14 +8,14 @@ layer and expert.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from saml_kernels import reference
+from saml_kernels import reference, tracing
 from saml_kernels.types import TrunkOutput, TrunkParams
 
 RECOMPUTE_BYTES = 2**30
@@ -247,8 +247,9 @@ class FusedBackend(ABC):
         """See :func:`saml_kernels.expert_outputs`."""
         activations = (*[activation] * (len(weights) - 1), output_activation)
         inputs = (x, *weights, *biases)
-        save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-        out: Tensor = _Experts.apply(self, activations, save, *inputs)
+        if not _needs_graph(inputs):
+            return self.experts_forward(*_experts_arguments(x, inputs[1:]), activations, False)[0]
+        out: Tensor = FusedExperts.apply(self, activations, *inputs)
         return out
 
     def mutual_unit(
@@ -263,8 +264,12 @@ class FusedBackend(ABC):
         stop_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         """See :func:`saml_kernels.mutual_unit`; returns M_t (B, d) and the own rows of α (B, M)."""
+        if not _needs_graph((v, gate_weight, gate_bias)):
+            gate = gate_weight.contiguous(), gate_bias.contiguous()
+            own, alpha, _ = self.mutual_forward(v.contiguous(), scenario, *gate, score, temperature)
+            return own, alpha
         options = {"score": score, "temperature": temperature, "stop_gradient": stop_gradient}
-        outputs: tuple[Tensor, Tensor] = _MutualUnit.apply(self, v, scenario, gate_weight, gate_bias, options)
+        outputs: tuple[Tensor, Tensor] = FusedMutualUnit.apply(self, v, scenario, gate_weight, gate_bias, options)
         return outputs
 
 
@@ -280,40 +285,50 @@ def _run(
     """own, aux and the own rows of α of every mutual layer, in the caller's order."""
     lengths = [len(entries) for entries in lists]
     flat = [entry for entries in lists for entry in entries]
-    # Inside an autograd.Function needs_input_grad does not tell whether gradients are switched off.
-    inputs = (x_local, x_global, gated, *flat)
-    save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    outputs: tuple[Tensor, ...] = _Trunk.apply(backend, x_local, x_global, gated, scenario, plan, lengths, save, *flat)
+    if not _needs_graph((x_local, x_global, gated, *flat)):
+        own, aux, alphas, _ = backend.trunk_forward(
+            *_trunk_arguments(x_local, x_global, gated, scenario, flat, lengths), plan, False
+        )
+        return own, aux, *alphas
+    x_local, x_global, gated, *flat = _distinct([x_local, x_global, gated, *flat])
+    outputs: tuple[Tensor, ...] = FusedTrunk.apply(backend, plan, lengths, x_local, x_global, gated, scenario, *flat)
     return outputs
 
 
-class _Trunk(torch.autograd.Function):
+def _distinct(tensors: list[Any]) -> list[Any]:
+    """In compiled code a view where a tensor is given twice: torch.compile takes no function of one tensor twice."""
+    if not torch.compiler.is_compiling():
+        return tensors
+    distinct: list[Any] = []
+    for tensor in tensors:
+        repeated = tensor is not None and any(tensor is earlier for earlier in distinct)
+        distinct.append(tensor.view_as(tensor) if repeated else tensor)
+    return distinct
+
+
+def _needs_graph(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a backward pass may follow. An exported program has none: its operators have no derivative."""
+    if not torch.is_grad_enabled() or tracing.is_exporting():
+        return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+# The functions take *arguments: where forward has as many parameters as it is given arguments, torch.compile takes the
+# first of them for a missing context.
+
+
+class FusedTrunk(torch.autograd.Function):
+    """A trunk, by a backend: (backend, plan, lengths of the lists, x_local, x_global, gated, scenario, *flat lists)."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        backend: FusedBackend,
-        x_local: Tensor,
-        x_global: Tensor,
-        gated: Tensor | None,
-        scenario: Tensor,
-        plan: Plan,
-        lengths: list[int],
-        save: bool,
-        *flat: Tensor,
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        backend, plan, lengths, x_local, x_global, gated, scenario, *flat = arguments
         own, aux, alphas, saved = backend.trunk_forward(
-            x_local.contiguous(),
-            x_global.contiguous(),
-            None if gated is None else gated.contiguous(),
-            scenario,
-            _split(flat, lengths),
-            plan,
-            save,
+            *_trunk_arguments(x_local, x_global, gated, scenario, flat, lengths), plan, True
         )
         ctx.mark_non_differentiable(*alphas)
-        if save:
-            ctx.backend, ctx.plan, ctx.lengths, ctx.saved_names = backend, plan, lengths, tuple(saved)
-            ctx.save_for_backward(x_local, x_global, gated, scenario, *flat, *saved.values())
+        ctx.backend, ctx.plan, ctx.lengths, ctx.saved_names = backend, plan, lengths, tuple(saved)
+        ctx.save_for_backward(x_local, x_global, gated, scenario, *flat, *saved.values())
         return own, aux, *alphas
 
     @staticmethod
@@ -321,7 +336,7 @@ class _Trunk(torch.autograd.Function):
         x_local, x_global, gated, scenario, *rest = ctx.saved_tensors
         num_params = sum(ctx.lengths)
         flat, saved = rest[:num_params], dict(zip(ctx.saved_names, rest[num_params:], strict=True))
-        _, needs_local, needs_global, needs_gated, _, _, _, _, *needs_params = ctx.needs_input_grad
+        _, _, _, needs_local, needs_global, needs_gated, _, *needs_params = ctx.needs_input_grad
         if torch.is_grad_enabled():
             # create_graph: the gradient itself must be differentiable, which the reference's is.
             nothing = x_local.new_empty(0)
@@ -333,11 +348,7 @@ class _Trunk(torch.autograd.Function):
             local_gradient, global_gradient, gated_gradient, *lists = ctx.backend.trunk_backward(
                 grad_own.contiguous(),
                 grad_aux.contiguous(),
-                x_local.contiguous(),
-                x_global.contiguous(),
-                None if gated is None else gated.contiguous(),
-                scenario,
-                _split(flat, ctx.lengths),
+                *_trunk_arguments(x_local, x_global, gated, scenario, flat, ctx.lengths),
                 saved,
                 ctx.plan,
                 needs_local,
@@ -348,10 +359,12 @@ class _Trunk(torch.autograd.Function):
         local_gradient, global_gradient, gated_gradient, *param_gradients = (
             gradient.to(x_local.dtype) if need else None for gradient, need in zip(gradients, needs, strict=True)
         )
-        return None, local_gradient, global_gradient, gated_gradient, None, None, None, None, *param_gradients
+        return None, None, None, local_gradient, global_gradient, gated_gradient, None, *param_gradients
 
 
-class _MutualUnit(torch.autograd.Function):
+class FusedMutualUnit(torch.autograd.Function):
+    """The mutual unit, by a backend."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -394,37 +407,53 @@ class _MutualUnit(torch.autograd.Function):
         return None, grad_v, None, grad_weight, grad_bias, None
 
 
-class _Experts(torch.autograd.Function):
+class FusedExperts(torch.autograd.Function):
+    """Experts, by a backend: (backend, activations, x, *weights, *biases)."""
+
     @staticmethod
-    def forward(
-        ctx: Any, backend: FusedBackend, activations: tuple[str, ...], save: bool, x: Tensor, *flat: Tensor
-    ) -> Tensor:
-        weights, biases = _halves([tensor.contiguous() for tensor in flat])
-        out, saved = backend.experts_forward(x.contiguous(), weights, biases, activations, save)
-        if save:
-            ctx.backend, ctx.activations, ctx.saved_names = backend, activations, tuple(saved)
-            ctx.save_for_backward(out, x, *flat, *saved.values())
-        return out
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        backend, activations, x, *flat = arguments
+        out, saved = backend.experts_forward(*_experts_arguments(x, flat), activations, True)
+        ctx.backend, ctx.activations, ctx.saved_names = backend, activations, tuple(saved)
+        ctx.save_for_backward(out, x, *flat, *saved.values())
+        return cast(Tensor, out)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         out, x, *rest = ctx.saved_tensors
         num_params = 2 * len(ctx.activations)
         flat, saved = rest[:num_params], dict(zip(ctx.saved_names, rest[num_params:], strict=True))
-        _, _, _, needs_input, *needs_params = ctx.needs_input_grad
+        _, _, needs_input, *needs_params = ctx.needs_input_grad
         if torch.is_grad_enabled():
             alias, *parameters = aliases = _aliases((x, *flat))
             outputs = [reference.experts(alias, *_halves(parameters), ctx.activations)]
             gradients = _differentiable_gradients(outputs, [gradient], aliases)
         else:
-            weights, biases = _halves([tensor.contiguous() for tensor in flat])
             x_gradient, *lists = ctx.backend.experts_backward(
-                gradient.contiguous(), out, x.contiguous(), weights, biases, saved, ctx.activations, needs_input
+                gradient.contiguous(), out, *_experts_arguments(x, flat), saved, ctx.activations, needs_input
             )
             gradients = [x_gradient, *(entry for entries in lists for entry in entries)]
         needs = (needs_input, *needs_params)
         found = (grad.to(x.dtype) if need else None for grad, need in zip(gradients, needs, strict=True))
-        return None, None, None, *found
+        return None, None, *found
+
+
+def _trunk_arguments(
+    x_local: Tensor,
+    x_global: Tensor,
+    gated: Tensor | None,
+    scenario: Tensor,
+    flat: Sequence[Any],
+    lengths: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, ParameterLists]:
+    """As a backend takes them."""
+    gated = None if gated is None else gated.contiguous()
+    return x_local.contiguous(), x_global.contiguous(), gated, scenario, _split(flat, lengths)
+
+
+def _experts_arguments(x: Tensor, flat: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """As a backend takes them."""
+    return x.contiguous(), *_halves([tensor.contiguous() for tensor in flat])
 
 
 def _halves(flat: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -495,8 +524,9 @@ def _differentiable_gradients(
 def _recompute(recompute: bool | str, x_local: Tensor, params: TrunkParams, mutual: Sequence[int]) -> bool:
     if isinstance(recompute, bool):
         return recompute
-    # Without a backward there is nothing to decide, and an exported program keeps no bound on its rows.
-    if not torch.is_grad_enabled():
+    # Without a backward there is nothing to decide, and a comparison with the batch size would be a bound on it in an
+    # exported program.
+    if not torch.is_grad_enabled() or tracing.is_exporting():
         return False
     width = sum(params.branch_weights[layer].shape[2] for layer in mutual)
     size = x_local.shape[0] * params.branch_weights[0].shape[0] * width * max(4, x_local.element_size())

@@ -62,14 +62,29 @@ def check_integer(name: str, value: object, minimum: int) -> int:
     return value if isinstance(value, int) else int(value)
 
 
-def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str], why: str = "") -> None:
-    """ValueError unless ``tensor`` has the expected shape; a string in ``expected`` stands for any size."""
-    fits = tensor.dim() == len(expected) and all(
-        isinstance(want, str) or have == want for have, want in zip(tensor.shape, expected, strict=True)
-    )
+Name = str | tuple[str, int]
+"""What messages call a tensor: its name, or a list's with the entry."""
+
+
+def check_shape(name: Name, tensor: Tensor, expected: Sequence[int | str], why: str = "", *sizes: int) -> None:
+    """ValueError unless ``tensor`` has the expected shape; a string in ``expected`` stands for any size.
+
+    ``why`` is filled in with ``sizes`` only where it is raised: formatting costs as much as the check, and makes
+    torch.compile compile again for every batch size that is printed.
+    """
+    shape = tensor.shape
+    fits = len(shape) == len(expected)
+    if fits:
+        for have, want in zip(shape, expected, strict=True):
+            if not isinstance(want, str) and have != want:
+                fits = False
     if not fits:
-        shape = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
-        raise ValueError(f"{name} must have shape ({shape}){why}, got {tuple(tensor.shape)}")
+        wanted = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+        raise ValueError(f"{_spelled(name)} must have shape ({wanted}){why.format(*sizes)}, got {tuple(shape)}")
+
+
+def _spelled(name: Name) -> str:
+    return name if isinstance(name, str) else f"{name[0]}[{name[1]}]"
 
 
 def scenario_ids(scenario: Tensor) -> Tensor:
@@ -89,26 +104,27 @@ def scenario_ids(scenario: Tensor) -> Tensor:
     return scenario
 
 
-def check_same_kind(tensors: Mapping[str, Tensor | None], scenario: Tensor | None = None) -> None:
+def check_same_kind(tensors: Mapping[Name, Tensor | None], scenario: Tensor | None = None) -> None:
     """All floating tensors share one supported dtype, and everything one device."""
-    checked: list[tuple[str, Tensor]] = []
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        checked.append((name, tensor))
-    (first_name, first), *others = checked
-    if first.dtype not in FLOATING_DTYPES:
+            raise TypeError(f"{_spelled(name)} must be a tensor, got {type(tensor).__name__}")
+    first_name, first = next(iter(tensors.items()))
+    assert first is not None
+    dtype, device = first.dtype, first.device
+    if dtype not in FLOATING_DTYPES:
         supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING_DTYPES)
-        raise TypeError(f"{first_name} must be one of {supported}, got {first.dtype}")
-    for name, tensor in others:
-        if tensor.dtype != first.dtype:
-            raise TypeError(f"{first_name} is {first.dtype} but {name} is {tensor.dtype}: one dtype is needed")
-    placed = others if scenario is None else [*others, ("scenario", scenario)]
-    for name, tensor in placed:
-        if tensor.device != first.device:
-            raise ValueError(
-                f"{first_name} is on {first.device} but {name} is on {tensor.device}: one device is needed"
+        raise TypeError(f"{_spelled(first_name)} must be one of {supported}, got {dtype}")
+    for name, tensor in tensors.items():
+        assert tensor is not None
+        if tensor.dtype != dtype:
+            raise TypeError(
+                f"{_spelled(first_name)} is {dtype} but {_spelled(name)} is {tensor.dtype}: one dtype is needed"
             )
+    for name, tensor in (*tensors.items(), ("scenario", scenario)):
+        if tensor is not None and tensor.device != device:
+            given = f"{_spelled(first_name)} is on {device} but {_spelled(name)} is on {tensor.device}"
+            raise ValueError(f"{given}: one device is needed")
 
 
 def check_trunk(x_local: Tensor, x_global: Tensor, scenario: Tensor, params: TrunkParams) -> None:
@@ -121,12 +137,11 @@ def check_trunk(x_local: Tensor, x_global: Tensor, scenario: Tensor, params: Tru
     for field, entries in zip(params._fields, params, strict=True):
         if len(entries) != num_layers:
             raise ValueError(f"params.branch_weights has {num_layers} layers but params.{field} has {len(entries)}")
-    tensors = {"x_local": x_local, "x_global": x_global} | {
-        f"params.{field}[{layer}]": tensor
-        for field, entries in zip(params._fields, params, strict=True)
-        for layer, tensor in enumerate(entries)
-        if tensor is not None or not field.startswith("gate_")
-    }
+    tensors: dict[Name, Tensor | None] = {"x_local": x_local, "x_global": x_global}
+    for field, named in _TRUNK_FIELDS:
+        for layer, tensor in enumerate(getattr(params, field)):
+            if tensor is not None or field not in ("gate_weights", "gate_biases"):
+                tensors[named, layer] = tensor
     check_same_kind(tensors, scenario)
 
     check_shape("params.branch_weights[0]", params.branch_weights[0], ("M", "D_l + a_1", "d_1"))
@@ -134,46 +149,43 @@ def check_trunk(x_local: Tensor, x_global: Tensor, scenario: Tensor, params: Tru
     if num_scenarios == 0:
         raise ValueError("params.branch_weights[0] must hold at least one scenario, got 0")
     if x_local.dim() == 3:
-        check_shape("x_local", x_local, ("B", num_scenarios, "D_l"), f" with M = {num_scenarios} branches")
+        check_shape("x_local", x_local, ("B", num_scenarios, "D_l"), " with M = {} branches", num_scenarios)
     else:
         check_shape("x_local", x_local, ("B", "D_l"), " or (B, M, D_l)")
     batch = x_local.shape[0]
-    check_shape("x_global", x_global, (batch, "D_g"), f" as x_local has B = {batch} rows")
-    check_shape("scenario", scenario, (batch,), f" as x_local has B = {batch} rows")
+    check_shape("x_global", x_global, (batch, "D_g"), _AS_X_LOCAL, batch)
+    check_shape("scenario", scenario, (batch,), _AS_X_LOCAL, batch)
 
     branch_width, aux_width = x_local.shape[-1], x_global.shape[1]
     for layer in range(num_layers):
         aux_weight, branch_weight = params.aux_weights[layer], params.branch_weights[layer]
-        source = "x_global" if layer == 0 else f"params.aux_weights[{layer - 1}]"
-        check_shape(
-            f"params.aux_weights[{layer}]",
-            aux_weight,
-            (aux_width, f"a_{layer + 1}"),
-            f" as {source} has {aux_width} columns",
-        )
+        why = " as x_global has {} columns" if layer == 0 else " as params.aux_weights[{1}] has {0} columns"
+        check_shape(("params.aux_weights", layer), aux_weight, (aux_width, "a_l"), why, aux_width, layer - 1)
         aux_width = aux_weight.shape[1]
-        check_shape(f"params.aux_biases[{layer}]", params.aux_biases[layer], (aux_width,))
-        check_shape(
-            f"params.branch_weights[{layer}]",
-            branch_weight,
-            (num_scenarios, branch_width + aux_width, f"d_{layer + 1}"),
-            f" for a branch stream of width {branch_width} and an auxiliary stream of width {aux_width}",
-        )
+        check_shape(("params.aux_biases", layer), params.aux_biases[layer], (aux_width,))
+        why = " for a branch stream of width {} and an auxiliary stream of width {}"
+        expected = num_scenarios, branch_width + aux_width, "d_l"
+        check_shape(("params.branch_weights", layer), branch_weight, expected, why, branch_width, aux_width)
         branch_width = branch_weight.shape[2]
-        check_shape(f"params.branch_biases[{layer}]", params.branch_biases[layer], (num_scenarios, branch_width))
+        check_shape(("params.branch_biases", layer), params.branch_biases[layer], (num_scenarios, branch_width))
         gate_weight, gate_bias = params.gate_weights[layer], params.gate_biases[layer]
         if (gate_weight is None) != (gate_bias is None):
             raise ValueError(f"params.gate_weights[{layer}] and params.gate_biases[{layer}] must both be None or not")
         if gate_weight is not None and gate_bias is not None:
-            names = (f"params.gate_weights[{layer}]", f"params.gate_biases[{layer}]")
+            names = ("params.gate_weights", layer), ("params.gate_biases", layer)
             check_gate(names, gate_weight, gate_bias, num_scenarios, branch_width)
 
 
-def check_gate(names: tuple[str, str], weight: Tensor, bias: Tensor, num_scenarios: int, width: int) -> None:
+_TRUNK_FIELDS = tuple((field, f"params.{field}") for field in TrunkParams._fields)
+_AS_X_LOCAL = " as x_local has B = {} rows"
+
+
+def check_gate(names: tuple[Name, Name], weight: Tensor, bias: Tensor, num_scenarios: int, width: int) -> None:
     """A vector gate (M, d, d), (M, d) or a scalar gate (M, d, 1), (M, 1)."""
     gate_width = weight.shape[2] if weight.dim() == 3 and weight.shape[2] == 1 else width
-    check_shape(names[0], weight, (num_scenarios, width, gate_width), f" or ({num_scenarios}, {width}, 1)")
-    check_shape(names[1], bias, (num_scenarios, gate_width), f" as {names[0]} has {gate_width} columns")
+    check_shape(names[0], weight, (num_scenarios, width, gate_width), " or ({}, {}, 1)", num_scenarios, width)
+    why = " as the gate's weight has {} columns"
+    check_shape(names[1], bias, (num_scenarios, gate_width), why, gate_width)
 
 
 def check_towers(
@@ -189,14 +201,16 @@ def check_towers(
 
     ``per_branch``: x may also be (B, M, d_0), as :func:`saml_kernels.branch_scores` takes it.
     """
-    tensors = _layer_tensors(x, weights, biases) | ({} if gated is None else {"gated": gated})
+    tensors = _layer_tensors(x, weights, biases)
+    if gated is not None:
+        tensors["gated"] = gated
     check_same_kind(tensors, scenario)
     num_scenarios = _check_first_layer(weights[0], "M", "scenario")
     if per_branch and x.dim() == 3:
-        check_shape("x", x, ("B", num_scenarios, "d_0"), f" with M = {num_scenarios} towers")
+        check_shape("x", x, ("B", num_scenarios, "d_0"), " with M = {} towers", num_scenarios)
     else:
         check_shape("x", x, ("B", "d_0"), " or (B, M, d_0)" if per_branch else "")
-    check_shape("scenario", scenario, (x.shape[0],), f" as x has B = {x.shape[0]} rows")
+    check_shape("scenario", scenario, (x.shape[0],), " as x has B = {} rows", x.shape[0])
     width = _check_layers(x.shape[-1], weights, biases)
     if gated is not None:
         check_shape("gated", gated, (x.shape[0], width), " as the result of the last layer")
@@ -210,15 +224,16 @@ def check_experts(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
     _check_layers(x.shape[1], weights, biases)
 
 
-def _layer_tensors(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> dict[str, Tensor]:
+def _layer_tensors(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> dict[Name, Tensor | None]:
     """x and the layers' parameters by their names in messages; ValueError unless they are as many."""
     if len(weights) == 0 or len(weights) != len(biases):
         raise ValueError(
             f"weights and biases must hold the same number of layers, at least 1, got {len(weights)} and {len(biases)}"
         )
-    tensors = {"x": x}
+    tensors: dict[Name, Tensor | None] = {"x": x}
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        tensors |= {f"weights[{layer}]": weight, f"biases[{layer}]": bias}
+        tensors["weights", layer] = weight
+        tensors["biases", layer] = bias
     return tensors
 
 
@@ -234,8 +249,7 @@ def _check_layers(width: int, weights: Sequence[Tensor], biases: Sequence[Tensor
     """Layers of stacked networks that read ``width`` columns; the width of the last one."""
     networks = weights[0].shape[0]
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        why = f" for an input of width {width}"
-        check_shape(f"weights[{layer}]", weight, (networks, width, f"d_{layer + 1}"), why)
+        check_shape(("weights", layer), weight, (networks, width, "d_l"), " for an input of width {}", width)
         width = weight.shape[2]
-        check_shape(f"biases[{layer}]", bias, (networks, width))
+        check_shape(("biases", layer), bias, (networks, width))
     return width

@@ -344,7 +344,7 @@ def mutual_unit(
     scenario = checks.scenario_ids(scenario)
     checks.check_same_kind({"v": v, "gate_weight": gate_weight, "gate_bias": gate_bias}, scenario)
     checks.check_shape("v", v, ("B", "M", "d"))
-    checks.check_shape("scenario", scenario, (v.shape[0],), f" as v has B = {v.shape[0]} rows")
+    checks.check_shape("scenario", scenario, (v.shape[0],), " as v has B = {} rows", v.shape[0])
     if v.shape[1] == 0:
         raise ValueError("v must hold at least one branch, got 0")
     checks.check_gate(("gate_weight", "gate_bias"), gate_weight, gate_bias, v.shape[1], v.shape[2])

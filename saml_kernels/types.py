@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 
@@ -47,3 +48,8 @@ class Grouping(NamedTuple):
     """(B,): x = sorted[inverse]."""
     offsets: Tensor
     """(M + 1,): the rows of scenario k are sorted[offsets[k]:offsets[k + 1]]."""
+
+
+# torch.export.save writes them by these names, which must stay.
+for _type in (TrunkParams, TrunkOutput, Grouping):
+    pytree._register_namedtuple(_type, serialized_type_name=f"saml_kernels.{_type.__name__}")

@@ -34,6 +34,15 @@ def start_alike(*parameters: Tensor) -> None:
             parameter.copy_(parameter[:1].clone())
 
 
+def reset_children(module: nn.Module) -> None:
+    """``reset_parameters`` of the modules inside, in the order in which they were made."""
+    for child in module.children():
+        if callable(reset := getattr(child, "reset_parameters", None)):
+            reset()
+        else:
+            reset_children(child)
+
+
 def check_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
     """The widths as ints; ValueError or TypeError unless they are positive integers, at least one."""
     if len(widths) == 0:

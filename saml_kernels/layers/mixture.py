@@ -1,14 +1,14 @@
 """Mixtures: HMoE's in label space (CIKM 2020), and experts under a gate (MMoE, KDD 2018)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import check_options, check_widths, describe, init_linear, mix, weigh
+from saml_kernels.layers.common import check_options, check_widths, describe, init_linear, mix, reset_children, weigh
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
@@ -59,6 +59,10 @@ class ScoreMixture(nn.Module):
         )
         self.foreign_dtype = foreign_dtype
         self.backend = backend
+
+    def reset_parameters(self) -> None:
+        """Fresh weights, from torch's global generator."""
+        reset_children(self)
 
     def forward(self, x: Tensor, scenario: Tensor, weight_input: Tensor | None = None) -> Tensor:
         """The logit of H_t(x), log H_t − log(1 − H_t), (B,).
@@ -166,10 +170,15 @@ class MixtureOfExperts(nn.Module):
             self.gate = GroupedMLP(
                 num_scenarios, in_dim, (num_experts,), "identity", backend=backend, device=device, dtype=dtype
             )
-        self.reset_parameters()
+        self._reset_experts()
 
     def reset_parameters(self) -> None:
-        """Fresh experts, from torch's global generator."""
+        """Fresh gates and experts, from torch's global generator."""
+        gate: Any = self.gate
+        gate.reset_parameters()
+        self._reset_experts()
+
+    def _reset_experts(self) -> None:
         for weight, bias in zip(self.weights, self.biases, strict=True):
             init_linear(weight, bias)
 

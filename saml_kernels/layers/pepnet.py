@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import describe
+from saml_kernels.layers.common import describe, reset_children
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
@@ -56,6 +56,10 @@ class GateUnit(nn.Module):
         self.backend = backend
         gates = 1 if num_scenarios is None else num_scenarios
         self.network = GroupedMLP(gates, in_dim, (hidden_dim, out_dim), "relu", "identity", backend, device, dtype)
+
+    def reset_parameters(self) -> None:
+        """Fresh weights, from torch's global generator."""
+        reset_children(self)
 
     def forward(self, prior: Tensor, gated: Tensor, scenario: Tensor | None = None) -> Tensor:
         """prior (B, in_dim), gated (B, out_dim), scenario (B,) if the gates are the scenarios' → (B, out_dim)."""
@@ -142,6 +146,10 @@ class GatedTowers(nn.Module):
         self.gate_outputs = nn.ModuleList(
             GroupedMLP(num_scenarios, gate_dim, (width,), "identity", None, *options) for width in gated
         )
+
+    def reset_parameters(self) -> None:
+        """Fresh weights, from torch's global generator."""
+        reset_children(self)
 
     def forward(self, x: Tensor, prior: Tensor, scenario: Tensor) -> Tensor:
         """x (B, in_dim), prior (B, prior_dim), scenario (B,) → (B, d_L)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import check_ids, check_widths, describe, mix, weigh
+from saml_kernels.layers.common import check_ids, check_widths, describe, mix, reset_children, weigh
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
@@ -70,11 +70,15 @@ class ProgressiveExperts(nn.Module):
             self.levels.append(_Level(*counts, in_dim, widths, activation, has_shared, backend, device, dtype))
             in_dim = widths[-1]
 
+    def reset_parameters(self) -> None:
+        """Fresh weights, from torch's global generator."""
+        reset_children(self)
+
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """x (B, in_dim), scenario (B,) → (B, d of the last level)."""
         checks.check_shape("x", x, ("B", self.in_dim))
         scenario = check_ids(scenario, self.num_scenarios)
-        checks.check_shape("scenario", scenario, (x.shape[0],), f" as x has B = {x.shape[0]} rows")
+        checks.check_shape("scenario", scenario, (x.shape[0],), " as x has B = {} rows", x.shape[0])
         levels: list[Any] = list(self.levels)
         last = levels[-1]
         # Of the streams g_k, one for all k where they are the same; the last level reads g_t alone.

@@ -158,6 +158,14 @@ class PartitionedNorm(nn.Module):
         self.register_buffer("running_var", full(1.0, num_scenarios, dim))
         self.register_buffer("num_batches_tracked", torch.zeros(num_scenarios, device=device, dtype=torch.int64))
 
+    def reset_parameters(self) -> None:
+        """Scales, shifts and moving statistics as of a new layer."""
+        nn.init.ones_(self.shared_weight)
+        nn.init.constant_(self.weight, 1.0 if self.combine == "product" else 0.0)
+        for zeros in (self.shared_bias, self.bias, self.running_mean, self.num_batches_tracked):
+            nn.init.zeros_(zeros)
+        nn.init.ones_(self.running_var)
+
     def forward(self, z: Tensor, scenario: Tensor) -> Tensor:
         """z (B, dim), scenario (B,) → (B, dim). TypeError, ValueError for anything else and ids out of range."""
         scenario = checks.scenario_ids(scenario)
@@ -166,7 +174,7 @@ class PartitionedNorm(nn.Module):
             z = z.to(self.weight.dtype)
         checks.check_same_kind({"z": z, "weight": self.weight}, scenario)
         checks.check_shape("z", z, ("B", self.dim))
-        checks.check_shape("scenario", scenario, (z.shape[0],), f" as z has B = {z.shape[0]} rows")
+        checks.check_shape("scenario", scenario, (z.shape[0],), " as z has B = {} rows", z.shape[0])
         t = check_ids(scenario, self.num_scenarios).long()
         # As nn.BatchNorm1d: in bfloat16 a count stops at 256.
         wide = z.to(torch.promote_types(z.dtype, torch.float32))

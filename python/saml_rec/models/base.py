@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from saml_kernels.checks import check_integer
@@ -18,6 +19,10 @@ class Logits(NamedTuple):
     """Logit of every sample's own scenario, (B,)."""
 
     logit: Tensor
+
+
+# torch.export.save writes it by this name, which must stay.
+pytree._register_namedtuple(Logits, serialized_type_name="saml_rec.Logits")
 
 
 def binary_cross_entropy(logit: Tensor, batch: Batch) -> Tensor:

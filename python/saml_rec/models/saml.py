@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from saml_kernels import TrunkOutput
@@ -44,6 +45,10 @@ class SAMLOutput(NamedTuple):
 
     logit: Tensor
     aux_logit: Tensor
+
+
+# torch.export.save writes it by this name, which must stay.
+pytree._register_namedtuple(SAMLOutput, serialized_type_name="saml_rec.SAMLOutput")
 
 
 class SAML(ScenarioModel):

@@ -225,7 +225,9 @@ class _Rows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, counts: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        # Arguments without names: see saml_kernels.autograd.
+        counts, *tensors = arguments
         tables, rows = tensors[: len(counts)], tensors[len(counts) :]
         ctx.save_for_backward(*rows)
         ctx.counts, ctx.table_rows = counts, [len(table) for table in tables]
@@ -250,10 +252,13 @@ class _Sums(torch.autograd.Function):
     """values (n, dim) each, then as many rows (n,) → (table_rows, dim), the sum of each row's; zeros in PADDING_ROW."""
 
     @staticmethod
-    def forward(ctx: Any, table_rows: int, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        table_rows, *parts = arguments
         values, rows = parts[: len(parts) // 2], parts[len(parts) // 2 :]
         ctx.save_for_backward(*rows)
-        if values[0].dtype == torch.float32 and table_rows <= ROWS_PER_VALUE * sum(map(len, rows)):
+        # Where its bags begin is read from the data, which traced code cannot.
+        grouped = values[0].dtype == torch.float32 and not torch.compiler.is_compiling()
+        if grouped and table_rows <= ROWS_PER_VALUE * sum(map(len, rows)):
             first, *others = map(_grouped_sum, values, rows, repeat(table_rows))
             return sum(others, first)
         total = values[0].new_zeros(table_rows, values[0].shape[1])
