@@ -1,5 +1,8 @@
 """Files that are nearly right: those of a corpus with bits flipped, pieces lost, doubled, or of another put in."""
 
+import io
+import struct
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,3 +42,27 @@ def mutated(draw: st.DrawFn, files: Sequence[bytes], tokens: Sequence[bytes] = (
                 other = draw(st.sampled_from(files))
                 content = head + other[draw(st.integers(0, len(other))) :]
     return content
+
+
+@st.composite
+def flipped(draw: st.DrawFn, content: bytes, parts: Sequence[range] = (), most: int = 3) -> bytes:
+    """Of the same length, with one to ``most`` bits that are others: what formats notice least.
+
+    Each lies anywhere, or in one of some parts, of which a short one is as likely as a long one.
+    """
+    changed = bytearray(content)
+    for _ in range(draw(st.integers(1, most))):
+        place = draw(st.sampled_from(draw(st.sampled_from([range(len(content)), *parts]))))
+        changed[place] ^= 1 << draw(st.integers(0, 7))
+    return bytes(changed)
+
+
+def entries(archive: bytes) -> list[range]:
+    """Where the contents of a zip archive's entries lie that are not compressed."""
+    found = []
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        for entry in file.infolist():
+            name, extra = struct.unpack_from("<HH", archive, entry.header_offset + 26)
+            start = entry.header_offset + 30 + name + extra
+            found.append(range(start, start + entry.file_size))
+    return [part for part in found if part]

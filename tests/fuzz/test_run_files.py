@@ -12,7 +12,7 @@ import torch
 from budget import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import mutated
+from mutations import entries, flipped, mutated
 from refusals import limited_memory, result_of
 
 from saml_rec.data import prepare
@@ -151,7 +151,7 @@ def refused_by_name(read, path: Path) -> bool:
 @given(data=st.data())
 def test_a_model_that_was_changed(run, runs, data):
     good = (runs.finished / "model.pt").read_bytes()
-    content = data.draw(mutated([good], ZIP_TOKENS))
+    content = data.draw(flipped(good, entries(good)) | mutated([good], ZIP_TOKENS))
     run.model.write_bytes(content)
     found = result_of(lambda: predict(run.path, runs.data), run.model, run.path)
     if content == good:
@@ -167,7 +167,7 @@ def test_a_model_that_was_changed(run, runs, data):
 def test_results_that_were_changed(run, runs, data, name):
     """Predictions do not read them; what does, refuses them."""
     good = (runs.finished / name).read_bytes()
-    content = data.draw(mutated([good], JSON_TOKENS))
+    content = data.draw(flipped(good) | mutated([good], JSON_TOKENS))
     for file in (run.history, run.metrics):
         shutil.copy(runs.finished / file.name, file)
     (run.path / name).write_bytes(content)
@@ -182,7 +182,7 @@ def test_results_that_were_changed(run, runs, data, name):
 @given(data=st.data())
 def test_a_checkpoint_that_was_changed(begun, runs, data):
     good = (runs.begun / "checkpoint.pt").read_bytes()
-    content = data.draw(mutated([good], ZIP_TOKENS))
+    content = data.draw(flipped(good, entries(good)) | mutated([good], ZIP_TOKENS))
     begun.checkpoint.write_bytes(content)
     if content == good:
         begun.load_checkpoint()
