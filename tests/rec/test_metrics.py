@@ -14,6 +14,7 @@ from saml_rec.console import metrics_table, total_name
 from saml_rec.evaluation.metrics import (
     CALIBRATION_BINS,
     LARGEST_LOSS,
+    GroupedAUC,
     LabelledRows,
     calibration,
     evaluate_scores,
@@ -136,6 +137,8 @@ def test_refuses_weights_that_are_none():
     for weights in ([1.0, -1.0], [1.0, math.nan], [math.inf, 1.0]):
         with pytest.raises(ValueError, match="weights must be finite and at least 0"):
             evaluate([0, 1], [0.0, 1.0], [0, 0], weights=np.array(weights))
+    with pytest.raises(ValueError, match="2 labels, 2 logits, 2 scenarios, 3 weights$"):
+        evaluate([0, 1], [0.0, 1.0], [0, 0], weights=np.ones(3))
     with pytest.raises(ValueError, match="2 labels, 2 logits, 2 scenarios, 3 groups"):
         evaluate([0, 1], [0.0, 1.0], [0, 0], groups=np.arange(3))
 
@@ -203,6 +206,11 @@ def test_groups_without_two_labels_have_no_gauc_and_one_group_has_the_auc():
     assert "gauc" not in evaluate(labels, logits, [0] * 4)["overall"]
     nothing = evaluate([], [], [], groups=np.zeros(0, int))["overall"]
     assert (nothing["gauc"], nothing["gauc_groups"], nothing["gauc_rows"]) == (None, 0, 0)
+
+
+def test_the_auc_of_a_group_is_0_where_it_is_not_defined():
+    rows = LabelledRows(np.array([1, 1, 0, 1]), np.zeros(4, int), None, np.array([5, 5, 7, 7]))
+    assert GroupedAUC.of(rows, np.array([0.1, 0.2, 0.3, 0.4])).auc.tolist() == [0, 1]
 
 
 def test_ece_is_that_of_bins_of_equal_size_whatever_the_order_of_rows():
