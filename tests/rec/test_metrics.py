@@ -137,7 +137,7 @@ def test_refuses_weights_that_are_none():
     for weights in ([1.0, -1.0], [1.0, math.nan], [math.inf, 1.0]):
         with pytest.raises(ValueError, match="weights must be finite and at least 0"):
             evaluate([0, 1], [0.0, 1.0], [0, 0], weights=np.array(weights))
-    with pytest.raises(ValueError, match="2 labels, 2 logits, 2 scenarios, 3 weights$"):
+    with pytest.raises(ValueError, match=r"2 labels, 2 logits, 2 scenarios, 3 weights$"):
         evaluate([0, 1], [0.0, 1.0], [0, 0], weights=np.ones(3))
     with pytest.raises(ValueError, match="2 labels, 2 logits, 2 scenarios, 3 groups"):
         evaluate([0, 1], [0.0, 1.0], [0, 0], groups=np.arange(3))
@@ -228,6 +228,14 @@ def test_ece_is_that_of_bins_of_equal_size_whatever_the_order_of_rows():
     order = draw.permutation(1000)
     shuffled = LabelledRows(labels[order], np.zeros(1000, int))
     assert score_rows(rows, tied)["ece"] == pytest.approx(score_rows(shuffled, tied[order])["ece"], rel=1e-12)
+
+
+def test_calibration_does_not_depend_on_the_unit_of_weights():
+    rows, logits = draw_rows(200)
+    small = LabelledRows(rows.labels, rows.scenarios, rows.weights / 2**20)
+    for found, expected in zip(calibration(small, logits), calibration(rows, logits), strict=True):
+        assert found["observed"] == pytest.approx(expected["observed"])
+        assert found["weight"] * 2**20 == pytest.approx(expected["weight"])
 
 
 def test_calibration_of_right_probabilities_lies_on_the_diagonal():
