@@ -14,6 +14,7 @@ from saml_rec.console import metrics_table, total_name
 from saml_rec.evaluation.metrics import (
     CALIBRATION_BINS,
     LARGEST_LOSS,
+    GroupedAUC,
     LabelledRows,
     calibration,
     evaluate_scores,
@@ -136,6 +137,8 @@ def test_refuses_weights_that_are_none():
     for weights in ([1.0, -1.0], [1.0, math.nan], [math.inf, 1.0]):
         with pytest.raises(ValueError, match="weights must be finite and at least 0"):
             evaluate([0, 1], [0.0, 1.0], [0, 0], weights=np.array(weights))
+    with pytest.raises(ValueError, match=r"2 labels, 2 logits, 2 scenarios, 3 weights$"):
+        evaluate([0, 1], [0.0, 1.0], [0, 0], weights=np.ones(3))
     with pytest.raises(ValueError, match="2 labels, 2 logits, 2 scenarios, 3 groups"):
         evaluate([0, 1], [0.0, 1.0], [0, 0], groups=np.arange(3))
 
@@ -205,6 +208,11 @@ def test_groups_without_two_labels_have_no_gauc_and_one_group_has_the_auc():
     assert (nothing["gauc"], nothing["gauc_groups"], nothing["gauc_rows"]) == (None, 0, 0)
 
 
+def test_the_auc_of_a_group_is_0_where_it_is_not_defined():
+    rows = LabelledRows(np.array([1, 1, 0, 1]), np.zeros(4, int), None, np.array([5, 5, 7, 7]))
+    assert GroupedAUC.of(rows, np.array([0.1, 0.2, 0.3, 0.4])).auc.tolist() == [0, 1]
+
+
 def test_ece_is_that_of_bins_of_equal_size_whatever_the_order_of_rows():
     draw = np.random.default_rng(1)
     logits = draw.normal(size=1000)
@@ -220,6 +228,14 @@ def test_ece_is_that_of_bins_of_equal_size_whatever_the_order_of_rows():
     order = draw.permutation(1000)
     shuffled = LabelledRows(labels[order], np.zeros(1000, int))
     assert score_rows(rows, tied)["ece"] == pytest.approx(score_rows(shuffled, tied[order])["ece"], rel=1e-12)
+
+
+def test_calibration_does_not_depend_on_the_unit_of_weights():
+    rows, logits = draw_rows(200)
+    small = LabelledRows(rows.labels, rows.scenarios, rows.weights / 2**20)
+    for found, expected in zip(calibration(small, logits), calibration(rows, logits), strict=True):
+        assert found["observed"] == pytest.approx(expected["observed"])
+        assert found["weight"] * 2**20 == pytest.approx(expected["weight"])
 
 
 def test_calibration_of_right_probabilities_lies_on_the_diagonal():
