@@ -11,11 +11,17 @@ from click.testing import CliRunner
 import id_dropout
 import option_study
 import saml_forms
+import scenario_decay
 import scenario_rate
 from saml_rec.data import write_synthetic
 from saml_rec.models.registry import hyperparameters
 
-STUDIES = {"scenario rate": scenario_rate, "id dropout": id_dropout, "saml forms": saml_forms}
+STUDIES = {
+    "scenario rate": scenario_rate,
+    "scenario decay": scenario_decay,
+    "id dropout": id_dropout,
+    "saml forms": saml_forms,
+}
 
 
 def test_options_of_training_and_of_models():

@@ -115,6 +115,7 @@ def test_options_reach_the_model(train, tmp_path):
         lr=0.01,
         weight_decay=0.1,
         scenario_rate=0.3,
+        scenario_decay=7.0,
         tables="sparse",
         table_optimizer="adam",
         table_lr=0.03,
@@ -131,6 +132,7 @@ def test_options_reach_the_model(train, tmp_path):
         "learning_rate": 0.01,
         "weight_decay": 0.1,
         "scenario_rate": 0.3,
+        "scenario_decay": 7.0,
         "patience": 7,
         "seed": 3,
         "device": "cpu",
@@ -181,6 +183,7 @@ def test_defaults_are_those_of_the_functions():
     assert options.pop("model_options") == {}
     assert options.pop("table_learning_rate") is None
     assert options.pop("scenario_rate") is None
+    assert options.pop("scenario_decay") is None
     assert options.pop("table_learning_rates") == {}
     assert {name: shown[name] for name in options} == options
     for name, function in (("synthetic", write_synthetic), ("ml-100k", write_ml100k)):

@@ -411,7 +411,10 @@ def test_options_of_one_model_only(small_dataset, saml_rec, tmp_path):
     [
         ("dropout=0.1", "is not of the form MODEL.OPTION=VALUE"),
         ("saml.dropout", "is not of the form MODEL.OPTION=VALUE"),
-        ("saml.depth=3", "there is no option 'depth' (options: lr, weight-decay, scenario-rate, hidden-dims,"),
+        (
+            "saml.depth=3",
+            "there is no option 'depth' (options: lr, weight-decay, scenario-rate, scenario-decay, hidden-dims,",
+        ),
         ("saml.dropout=much", "'much' is not a valid float"),
         ("star.dropout=0.1", "error: --set star.dropout: star is not among --models"),
         ("shared_bottom.gate=scalar", "error: model shared_bottom does not take gate; it takes hidden_dims"),

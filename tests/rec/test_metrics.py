@@ -39,7 +39,7 @@ def draw_rows(count, seed=0, groups=12, most=4, dtype=np.float64):
     return LabelledRows(labels, draw.integers(0, 2, count), weights, group - 5), logits
 
 
-@pytest.mark.parametrize("given", [{"weights", "groups"}, {"weights"}, {"groups"}, set()], ids=str)
+@pytest.mark.parametrize("given", [("weights", "groups"), ("weights",), ("groups",), ()], ids=str)
 def test_rows_are_chosen_and_joined(given):
     rows, _ = draw_rows(9)
     rows = LabelledRows(

@@ -66,6 +66,7 @@ def test_a_step_is_a_share_as_long(name, decay):
         ("saml", {}, 1 / math.sqrt(3)),
         ("saml", {"branch_init": "independent"}, 1 / math.sqrt(3)),
         ("star", {}, 1.0),
+        ("pepnet", {}, 1.0),
         ("mmoe", {}, 1.0),
         ("mlp", {}, 1.0),
     ],
@@ -77,15 +78,69 @@ def test_each_model_has_its_default(small_dataset, tmp_path, monkeypatch, model,
 
     class Watched(Optimizers):
         def __init__(self, *arguments):
-            seen.append(arguments[-1])
+            seen.append(arguments[4:])
             super().__init__(*arguments)
 
     monkeypatch.setattr(loop, "Optimizers", Watched)
     small = TrainOptions(model=model, epochs=1, model_options={"hidden_dims": (4,)} | options)
     train(data, schema, small, tmp_path / "default")
-    train(data, schema, dataclasses.replace(small, scenario_rate=0.5), tmp_path / "given")
+    given = dataclasses.replace(small, scenario_rate=0.5, scenario_decay=8.0)
+    train(data, schema, given, tmp_path / "given")
+    train(data, schema, dataclasses.replace(small, learning_rate=0.02), tmp_path / "fast")
     assert data.encoder.num_scenarios == 3
-    assert seen == [pytest.approx(expected), 0.5]
+    # A step of the fast one takes all that sets scenarios apart.
+    own = (100.0, 50.0) if model in ("saml", "pepnet") else (0.0, 0.0)
+    assert seen == [
+        (pytest.approx(expected), own[0], 3),
+        (0.5, 8.0, 3),
+        (pytest.approx(expected), own[1], 3),
+    ]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_pulls_scenarios_together(name):
+    """The mean over scenarios is where AdamW put it, and every scenario keeps 1 − lr · decay of its distance to it."""
+    torch.manual_seed(0)
+    model, free = (build(name, **{"ple": {"own_experts": 2}}.get(name, {})) for _ in range(2))
+    free.load_state_dict(model.state_dict())
+    generator = torch.Generator().manual_seed(1)
+    gradients = {key: torch.randn(p.shape, generator=generator) for key, p in model.named_parameters()}
+    for each, decay in ((model, 30.0), (free, 0.0)):
+        for key, parameter in each.named_parameters():
+            parameter.grad = gradients[key].clone()
+        Optimizers(each, 0.01, 0.5, TableOptions(), 0.25, decay, M).step()
+    single = set(of_scenarios(model))
+    for (key, pulled), plain in zip(model.named_parameters(), free.parameters(), strict=True):
+        if key not in single:
+            assert torch.equal(pulled, plain), key
+            continue
+        experts = plain.shape[0] // M
+        assert experts == (2 if ".own_experts." in key else 1), key
+        for expert in range(experts):
+            own = plain.detach()[expert::experts].double()
+            expected = own.mean(0) + 0.7 * (own - own.mean(0))
+            assert torch.allclose(pulled.detach()[expert::experts].double(), expected, atol=1e-6), key
+
+
+def test_the_largest_decay_keeps_scenarios_alike(small_dataset, tmp_path):
+    """SAML's branches start alike; only local tables may set scenarios apart then."""
+    schema = load_schema(small_dataset.schema)
+    data = prepare(small_dataset.data, schema, seed=0)
+    for decay, alike in ((0.0, False), (1000.0, True)):
+        options = TrainOptions(epochs=1, scenario_decay=decay, learning_rate=1e-3)
+        train(data, schema, options, tmp_path / str(decay))
+        weights = load(tmp_path / str(decay) / "checkpoint.pt", "checkpoint")["weights"]
+        branches = [value for key, value in weights.items() if key.startswith("trunk.branch_weights")]
+        assert branches
+        assert all(torch.allclose(each, each[:1], atol=1e-7) for each in branches) == alike
+
+
+@pytest.mark.parametrize("decay", [-1.0, 101.0, math.inf, math.nan])
+def test_bad_decays(decay):
+    with pytest.raises(
+        InputError, match=f"^scenario_decay must be from 0 to 1 / learning_rate, here 100, .*, got {decay}$"
+    ):
+        TrainOptions(learning_rate=0.01, scenario_decay=decay)
 
 
 def test_rate_zero_trains_what_is_shared_alone(small_dataset, tmp_path):

@@ -16,6 +16,7 @@ TRAINING_CHANGES: dict[str, tuple[str, click.ParamType]] = {
     "lr": ("learning_rate", click.FLOAT),
     "weight_decay": ("weight_decay", click.FLOAT),
     "scenario_rate": ("scenario_rate", click.FLOAT),
+    "scenario_decay": ("scenario_decay", click.FLOAT),
 }
 
 
@@ -197,13 +198,19 @@ def optimizer_options(command: Command) -> Command:
     """How a model is trained, the same in every command that trains with options as given."""
     rate = click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate of AdamW.")
     decay = click.option("--weight-decay", type=float, default=1.0, show_default=True, help="Weight decay of AdamW.")
+    together = click.option(
+        "--scenario-decay",
+        type=click.FloatRange(0),
+        help="Decay of what sets the parameters of single scenarios apart from their mean over scenarios; at most "
+        "1 / --lr. Unless given 100 for saml and pepnet, 0 for other models.",
+    )
     of_scenarios = click.option(
         "--scenario-rate",
         type=click.FloatRange(0),
         help="Learning rate of the parameters of single scenarios as a share of --lr. Unless given 1/√M for saml, M "
         "scenarios, and 1 for other models.",
     )
-    return rate(of_scenarios(decay(budget_options(command))))
+    return rate(of_scenarios(together(decay(budget_options(command)))))
 
 
 def patience_option(command: Command) -> Command:

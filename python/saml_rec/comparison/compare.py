@@ -47,7 +47,7 @@ OVERALL = "overall"
 ALL_MODELS = "all"
 WITHIN_SCENARIOS = ("auc", "logloss", "gauc")
 """Metrics whose differences are judged in every scenario too; the others only for all rows."""
-TRAINING_CHANGES = ("learning_rate", "weight_decay", "scenario_rate")
+TRAINING_CHANGES = ("learning_rate", "weight_decay", "scenario_rate", "scenario_decay")
 SAME_LOSS = 1e-5
 """How much the log loss of kept scores may differ from that of the run, relatively: devices sum in another order."""
 

@@ -60,6 +60,8 @@ class ScenarioModel(nn.Module, ABC):
 
     has_slow_scenarios = False
     """Whether parameters of single scenarios learn 1/√M as fast as the others, unless a rate is given."""
+    scenario_decay = 0.0
+    """Decay of what sets parameters of single scenarios apart from their mean, unless one is given."""
 
     def __init__(
         self,

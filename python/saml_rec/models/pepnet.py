@@ -51,6 +51,8 @@ class PEPNet(ScenarioModel):
         InputError: a prior that is no sparse feature, or a schema without one.
     """
 
+    scenario_decay = 100.0
+
     def __init__(
         self,
         schema: Schema,

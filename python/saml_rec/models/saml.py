@@ -70,6 +70,7 @@ class SAML(ScenarioModel):
     """
 
     has_slow_scenarios = True
+    scenario_decay = 100.0
 
     def __init__(
         self,

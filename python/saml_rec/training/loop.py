@@ -52,7 +52,7 @@ from saml_rec.training.decay import without_decay
 from saml_rec.training.model_card import model_card
 from saml_rec.training.optimizers import Optimizers
 from saml_rec.training.options import TrainOptions
-from saml_rec.training.scenario_parameters import default_rate
+from saml_rec.training.scenario_parameters import default_decay, default_rate
 from saml_rec.training.trackers import Tracked, Tracker, tracking
 
 # Losses stay on the device for this many steps: looking at each one would stall a GPU.
@@ -159,7 +159,17 @@ class _State:
             model = build_model(options.model, options.model_options, schema, encoder).to(device)
         rate = options.scenario_rate
         scenario_rate = default_rate(model, encoder.num_scenarios) if rate is None else rate
-        optimizer = Optimizers(model, options.learning_rate, options.weight_decay, tables, scenario_rate)
+        decay = options.scenario_decay
+        scenario_decay = default_decay(model, options.learning_rate) if decay is None else decay
+        optimizer = Optimizers(
+            model,
+            options.learning_rate,
+            options.weight_decay,
+            tables,
+            scenario_rate,
+            scenario_decay,
+            encoder.num_scenarios,
+        )
         loss_of: nn.Module = _Loss(model)
         if processes.are_several:
             loss_of = nn.parallel.DistributedDataParallel(loss_of)

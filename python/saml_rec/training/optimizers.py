@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from saml_rec.models.tables import FusedTable, RowwiseAdagrad, SparseTable, TableOptions
 from saml_rec.training.decay import without_decay
-from saml_rec.training.scenario_parameters import of_scenarios
+from saml_rec.training.scenario_parameters import of_scenarios, pull_together
 
 
 class Optimizers:
@@ -21,6 +21,8 @@ class Optimizers:
         tables: how the model keeps its tables.
         scenario_rate: learning rate of the parameters of single scenarios, as a share of ``learning_rate``
             (:mod:`saml_rec.training.scenario_parameters`).
+        scenario_decay: of what sets the parameters of single scenarios apart from their mean (there).
+        num_scenarios: M; only where there is a ``scenario_decay``.
     """
 
     def __init__(
@@ -30,6 +32,8 @@ class Optimizers:
         weight_decay: float,
         tables: TableOptions,
         scenario_rate: float = 1.0,
+        scenario_decay: float = 0.0,
+        num_scenarios: int = 1,
     ) -> None:
         sparse = {name: table for name, table in model.named_modules() if isinstance(table, SparseTable)}
         taken = {id(table.weight) for table in sparse.values()}
@@ -41,6 +45,9 @@ class Optimizers:
             own |= {"lr": learning_rate * scenario_rate} if name in single else {}
             group = network.setdefault((name in exempt, name in single), {"params": [], **own})
             group["params"].append(parameter)
+        self._pulled = [named[name] for name in named if name in single] if scenario_decay else []
+        self._pull = learning_rate * scenario_decay
+        self._num_scenarios = num_scenarios
         # fused: a quarter of the time on embedding tables of millions of numbers.
         self._all: dict[str, torch.optim.Optimizer] = {}
         # A fitted model has none.
@@ -70,6 +77,8 @@ class Optimizers:
         """One update; fused tables had theirs in backward."""
         for optimizer in self._all.values():
             optimizer.step()
+        for parameter in self._pulled:
+            pull_together(parameter, self._num_scenarios, self._pull)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors are not copied. Of a table in several processes the first has all; all of them have to ask."""

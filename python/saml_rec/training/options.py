@@ -28,6 +28,9 @@ class TrainOptions:
         learning_rate, weight_decay: of AdamW.
         scenario_rate: learning rate of the parameters of single scenarios, as a share of ``learning_rate``; None: 1/√M
             for SAML, 1 for other models (:mod:`saml_rec.training.scenario_parameters`).
+        scenario_decay: decay of what sets the parameters of single scenarios apart from their mean over scenarios, of
+            which a step takes ``learning_rate * scenario_decay``; None: the model's own, 100 for SAML and
+            PEPNet, 0 for others.
         patience: epochs without a better validation log loss after which training stops; 0 never stops early.
         seed: of the initial weights, shuffling and dropout; also of the split, if the data were prepared with it.
         device: "auto" (a GPU if torch sees one), or what :class:`torch.device` takes.
@@ -46,6 +49,7 @@ class TrainOptions:
     learning_rate: float = 1e-3
     weight_decay: float = 1.0
     scenario_rate: float | None = None
+    scenario_decay: float | None = None
     patience: int = 3
     seed: int = 0
     device: str = "auto"
@@ -63,6 +67,11 @@ class TrainOptions:
             raise InputError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
         if self.scenario_rate is not None and not 0 <= self.scenario_rate < math.inf:
             raise InputError(f"scenario_rate must be at least 0 and finite, got {self.scenario_rate}")
+        if self.scenario_decay is not None and not 0 <= self.learning_rate * self.scenario_decay <= 1:
+            raise InputError(
+                f"scenario_decay must be from 0 to 1 / learning_rate, here {1 / self.learning_rate:g}, of which a step "
+                f"takes all that sets scenarios apart, got {self.scenario_decay}"
+            )
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
         # What "auto" may stand for is known with the vocabularies; the rest is refused now.
