@@ -7,10 +7,10 @@ from saml_rec.errors import InputError
 from saml_rec.lazy import lazily
 
 if TYPE_CHECKING:
-    from saml_kernels import __version__
+    from saml_kernels import __version__ as __version__
     from saml_rec.models import MODELS, SAML, SharedBottom
 
-__all__ = ["MODELS", "SAML", "FeatureSpec", "InputError", "Schema", "SharedBottom", "__version__", "load_schema"]
+__all__ = ["MODELS", "SAML", "FeatureSpec", "InputError", "Schema", "SharedBottom", "load_schema"]
 
 __getattr__ = lazily(
     __name__, {**dict.fromkeys(("MODELS", "SAML", "SharedBottom"), "saml_rec.models"), "__version__": "saml_kernels"}

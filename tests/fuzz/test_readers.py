@@ -5,10 +5,10 @@ from pathlib import Path
 import plain_csv
 import polars as pl
 import pytest
+from alterations import corpus, mutated
 from budget import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import corpus, mutated
 from refusals import MARK, limited_memory, result_of
 
 from saml_rec.data import readers

@@ -9,10 +9,10 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from alterations import entries, flipped, mutated
 from budget import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import entries, flipped, mutated
 from refusals import limited_memory, result_of
 
 from saml_rec.data import prepare

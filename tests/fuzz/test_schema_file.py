@@ -3,10 +3,10 @@
 import tomllib
 
 import pytest
+from alterations import corpus, mutated
 from budget import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from mutations import corpus, mutated
 from refusals import MARK, limited_memory, result_of
 
 from saml_rec.data.schema import FeatureSpec, Schema, load_schema

@@ -146,7 +146,7 @@ def test_under_autocast():
 @pytest.mark.parametrize(
     ("changes", "error", "told"),
     [
-        ({"x": torch.zeros(7, 2)}, ValueError, r"weights\[0\] must have shape \(3, 2, d_1\)"),
+        ({"x": torch.zeros(7, 2)}, ValueError, r"weights\[0\] must have shape \(3, 2, d_l\)"),
         ({"x": torch.zeros(7, 3, 3)}, ValueError, r"x must have shape \(B, d_0\)"),
         ({"x": [[0.0]]}, TypeError, "x must be a tensor"),
         ({"weights": [torch.zeros(0, 3, 2)]}, ValueError, r"weights\[0\] must hold at least one expert, got 0"),

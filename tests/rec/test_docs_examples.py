@@ -358,6 +358,18 @@ ELSEWHERE = {
         },
     },
     "cli": {
+        "test_configuration.py": {
+            "An unknown key, or a value that the option would not take": "what_a_file_cannot_say",
+            "A path that is no text is left out of it": "a_path_that_is_no_text_is_left_out",
+        },
+        "test_logging.py": {
+            "Lines and warnings are also records of Python's logger": "warnings_are_records_and_are_printed_once",
+        },
+        "test_trackers.py": {
+            "without them the option is refused with that line": "what_is_not_installed_is_one_line",
+            "A server that cannot be reached when": "one_that_cannot_begin_ends_the_run_before_it_writes",
+            "takes any object with the methods of `saml_rec.training.Tracker`": "a_tracker_is_told_in_order",
+        },
         "test_bench.py": {
             "takes its turn in every round": "every_backend_is_a_row_or_has_a_reason",
         },

@@ -169,8 +169,8 @@ def test_run_leaves_its_files(data, schema, model, tmp_path):
 
 def test_training_learns(data, schema, tmp_path):
     model_options = {"hidden_dims": (16, 8), "branch_init": "independent"}
-    options = dataclasses.replace(SMALL, epochs=15, learning_rate=0.02, weight_decay=0.0, scenario_rate=1.0)
-    options = dataclasses.replace(options, model_options=model_options)
+    options = dataclasses.replace(SMALL, epochs=15, learning_rate=0.02, weight_decay=0.0)
+    options = dataclasses.replace(options, scenario_rate=1.0, scenario_decay=0.0, model_options=model_options)
     result = train(data, schema, options, tmp_path)
     assert result.history[-1]["train_loss"] < 0.5 * result.history[0]["train_loss"]
     assert result.metrics["overall"]["auc"] > 0.8
@@ -244,7 +244,7 @@ def test_what_ends_training(losses, stopped, cut_off):
 
 def test_a_run_that_could_go_on_says_so(small_dataset, saml_rec, tmp_path):
     command = ["train", "--data", small_dataset.data, "--schema", small_dataset.schema, "--out", tmp_path / "run"]
-    result = saml_rec(*command, "--epochs", 2, "--lr", 0.0001, "--hidden-dims", "8,4")
+    result = saml_rec(*command, "--epochs", 2, "--lr", 0.0001, "--hidden-dims", "8,4", "--scenario-decay", 0)
     assert "the last of 2 epochs was the best one: more may be better\n" in result.output
     result = saml_rec(*command, "--overwrite", "--epochs", 20, "--patience", 1, "--lr", 0.5, "--hidden-dims", "8,4")
     assert json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["stopped_by"] == "patience"

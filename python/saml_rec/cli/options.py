@@ -202,7 +202,7 @@ def optimizer_options(command: Command) -> Command:
         "--scenario-decay",
         type=click.FloatRange(0),
         help="Decay of what sets the parameters of single scenarios apart from their mean over scenarios; at most "
-        "1 / --lr. Unless given 100 for saml and pepnet, 0 for other models.",
+        "1 / --lr. Unless given 100 for saml and pepnet, at most 0.1 / --lr, and 0 for other models.",
     )
     of_scenarios = click.option(
         "--scenario-rate",

@@ -202,6 +202,10 @@ class Encoder:
         """
         if content.get("format") != FORMAT:
             raise InputError(f"encoder: format {FORMAT} expected, got {shown(content.get('format'))}")
+        texts = {"scenario_names": content["scenario_names"], **content["vocabularies"]}
+        for name, values in texts.items():
+            if not all(isinstance(value, str) for value in values):
+                raise InputError(f"encoder: {named(name)} must hold texts only")
         return cls(
             schema=Schema.from_dict(content["schema"], source="encoder"),
             scenario_names=tuple(content["scenario_names"]),

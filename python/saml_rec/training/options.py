@@ -30,7 +30,7 @@ class TrainOptions:
             for SAML, 1 for other models (:mod:`saml_rec.training.scenario_parameters`).
         scenario_decay: decay of what sets the parameters of single scenarios apart from their mean over scenarios, of
             which a step takes ``learning_rate * scenario_decay``; None: the model's own, 100 for SAML and
-            PEPNet, 0 for others.
+            PEPNet but at most ``0.1 / learning_rate``, 0 for others.
         patience: epochs without a better validation log loss after which training stops; 0 never stops early.
         seed: of the initial weights, shuffling and dropout; also of the split, if the data were prepared with it.
         device: "auto" (a GPU if torch sees one), or what :class:`torch.device` takes.

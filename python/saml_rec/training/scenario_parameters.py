@@ -45,8 +45,8 @@ def default_rate(model: nn.Module, num_scenarios: int) -> float:
 
 
 def default_decay(model: nn.Module, learning_rate: float) -> float:
-    """The model's own, at most what takes all that sets scenarios apart in one step."""
-    return min(getattr(model, "scenario_decay", 0.0), 1 / learning_rate)
+    """The model's own, but where a learning rate is higher no more than a tenth of the distance in a step."""
+    return min(getattr(model, "scenario_decay", 0.0), 0.1 / learning_rate)
 
 
 def pull_together(parameter: Tensor, num_scenarios: int, share: float) -> None:
