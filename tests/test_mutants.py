@@ -39,7 +39,7 @@ def module(name, monkeypatch):
 
 
 def test_every_kind_of_change(monkeypatch):
-    pytest.importorskip("mutmut")
+    pytest.importorskip("mutmut", reason="the extra saml-kernels[mutation] is not installed")
     mutations = module("mutations", monkeypatch)
     before = TEXT.splitlines()
     found = set()
@@ -84,7 +84,7 @@ def test_code_that_can_be_swapped(monkeypatch, old, new, functions):
 
 
 def test_survivors_have_reasons_and_every_module_has_tests(monkeypatch):
-    pytest.importorskip("mutmut")
+    pytest.importorskip("mutmut", reason="the extra saml-kernels[mutation] is not installed")
     run = module("run", monkeypatch)
     for file, reasons in run.read_reasons().items():
         lines = {line.strip() for line in (run.ROOT / file).read_text(encoding="utf-8").splitlines()}

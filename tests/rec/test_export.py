@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from saml_rec.models.construction import build_model
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "serve_cpp"
+# That of the environment, which need not be active.
+CMAKE = shutil.which("cmake", path=Path(sys.executable).parent) or shutil.which("cmake")
 PAGE = ROOT / "docs" / "serving.md"
 SCHEMA = Schema.from_dict(
     {
@@ -112,8 +115,8 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_process_without_python_gives_the_scores_of_predict(tmp_path, monkeypatch):
-    if shutil.which("cmake") is None:
-        pytest.skip("cmake is not installed")
+    if CMAKE is None:
+        pytest.skip("cmake, of the extra saml-kernels[test], is not installed")
     run, table = trained(tmp_path)
     folder = tmp_path / "served"
     folder.mkdir()
@@ -167,7 +170,7 @@ def test_a_process_without_python_gives_the_scores_of_predict(tmp_path, monkeypa
 def built(folder):
     """The example, compiled."""
     prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
-    for command in (("cmake", "-S", EXAMPLE, "-B", folder, prefix), ("cmake", "--build", folder)):
+    for command in ((CMAKE, "-S", EXAMPLE, "-B", folder, prefix), (CMAKE, "--build", folder)):
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder / "score"

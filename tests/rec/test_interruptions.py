@@ -22,7 +22,7 @@ from saml_rec.errors import InputError
 from saml_rec.files import write_json
 from saml_rec.tuning import search
 
-pytest.importorskip("optuna")
+pytest.importorskip("optuna", reason="the extra saml-kernels[tune] is not installed")
 
 BENCH = ("bench", "--rows", 20, "--scenarios", 3, "--local-dim", 5, "--global-dim", 4, "--hidden", "6,4")
 BENCH += ("--device", "cpu", "--budget", 0.01)

@@ -112,7 +112,7 @@ def test_what_is_not_installed_is_one_line(monkeypatch, saml_rec, small_dataset,
 
 
 def test_tensorboard_has_the_curves(run, tmp_path):
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="the extra saml-kernels[tensorboard] is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     result = run(TensorBoard(tmp_path / "tb"))
@@ -127,7 +127,7 @@ def test_tensorboard_has_the_curves(run, tmp_path):
 
 
 def test_mlflow_has_the_run_and_goes_on_in_it(run, tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
+    mlflow = pytest.importorskip("mlflow", reason="the extra saml-kernels[mlflow] is not installed")
     # Its stores of files ask for it; its other stores need packages that mlflow-skinny has not.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = (tmp_path / "ml").as_uri()
@@ -156,8 +156,8 @@ def test_mlflow_has_the_run_and_goes_on_in_it(run, tmp_path, monkeypatch):
 
 
 def test_both_options(saml_rec, small_dataset, tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard")
-    pytest.importorskip("mlflow")
+    pytest.importorskip("tensorboard", reason="the extra saml-kernels[tensorboard] is not installed")
+    pytest.importorskip("mlflow", reason="the extra saml-kernels[mlflow] is not installed")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     result = saml_rec(
         *("train", "--data", small_dataset.data, "--schema", small_dataset.schema, "--out", tmp_path / "run"),
