@@ -210,6 +210,8 @@ class RunDirectory:
             OSError: it cannot be opened.
         """
         digests = saved.get(RESULTS, {})
+        if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
+            raise InputError(f"{self.model}: is damaged: expected the digests of the run's results")
         require_digest(self.tensors, digests.get(self.tensors.name))
         history, metrics = (read_as_written(file, digests.get(file.name)) for file in (self.history, self.metrics))
         if not isinstance(history, list) or not history or not all(isinstance(entry, dict) for entry in history):

@@ -144,6 +144,7 @@ REFUSED = {
     "carriage-return-within.csv": "row 1 holds a carriage return outside quotes",
     "damaged-deflate.csv.gz": "cannot be read: Error -3 while decompressing data",
     "empty-field-too-many.csv": "row 1 has 8 fields, the header has 7",
+    "quote-before-the-header.csv": "row 1 has 8 fields, the header has 7",
     "unnamed-last-column.csv": "row 1 has 1 fields, the header has 7",
 }
 """Files of the corpus that are no tables; all others are."""

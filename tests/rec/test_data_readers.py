@@ -760,7 +760,14 @@ def test_a_carriage_return_within_a_cell_hides_no_separator(read):
         read(GOOD.replace(",", ";").replace(";8;", ";8\r9;"))
 
 
+def test_quotes_before_the_header_open_nothing(tmp_path):
+    (tmp_path / "a").write_text('# 5" disks\nid",x\n1,2\n', encoding="utf-8")
+    assert read_frame(tmp_path / "a").to_dicts() == [{'id"': "1", "x": "2"}]
+
+
 def test_a_header_may_begin_with_the_sign_of_a_comment(tmp_path):
+    (tmp_path / "a").write_text('#id,"of\ntwo",x\n1,2,3\n', encoding="utf-8")
+    assert read_frame(tmp_path / "a").to_dicts() == [{"#id": "1", "of\ntwo": "2", "x": "3"}]
     (tmp_path / "a").write_text("# exported\n#id,x\n1,2\n", encoding="utf-8")
     assert read_frame(tmp_path / "a").to_dicts() == [{"#id": "1", "x": "2"}]
     (tmp_path / "a").write_text("#id\n1\n", encoding="utf-8")

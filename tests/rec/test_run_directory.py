@@ -421,6 +421,28 @@ def test_parts_of_a_model_that_scoring_cannot_use(tmp_path, finished_run, small_
         predict(run.path, small_dataset.data)
 
 
+@pytest.mark.parametrize("results", [None, ["history.json"], {"history.json": 3}])
+def test_digests_that_are_none(tmp_path, finished_run, results):
+    run = RunDirectory(shutil.copytree(finished_run, tmp_path / "run"))
+    with pytest.raises(InputError, match=r"model\.pt: is damaged: expected the digests of the run's results"):
+        run.read_results({"results": results})
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ({"scenario_names": ["de", []]}, "'scenario_names' must hold texts only"),
+        ({"vocabularies": {"item": ["1", 2]}}, "'item' must hold texts only"),
+    ],
+)
+def test_encoders_that_hold_something_else(tmp_path, finished_run, small_dataset, encoder, message):
+    run = RunDirectory(shutil.copytree(finished_run, tmp_path / "run"))
+    content = run.load_model()
+    save(run.model, "model", content | {"encoder": content["encoder"] | encoder})
+    with pytest.raises(InputError, match=message):
+        predict(run.path, small_dataset.data)
+
+
 def test_clear_removes_only_what_a_run_wrote(tmp_path):
     run = RunDirectory(tmp_path)
     own = (run.checkpoint, run.model, run.metrics, run.history, tmp_path / "evaluation-test.json")

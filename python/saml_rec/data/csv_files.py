@@ -86,8 +86,11 @@ class CsvFile:
 
         In such a file quotes open and close in turn: one that opens stands after a separator, the end of a line or a
         quote, one that closes before one of those. Of carriage returns and line feeds there are those that end lines;
-        within quotes there may be others, which polars would take outside quotes too.
+        within quotes there may be others, which polars would take outside quotes too. Quotes before the header, in
+        lines that are left out, open and close nothing.
         """
+        if self._has_quotes_before_header():
+            return False
         beside = np.zeros(256, dtype=bool)
         beside[[QUOTE, ord(self.format.separator), ord("\n"), ord("\r")]] = True
         opens, before = True, ord("\n")
@@ -118,6 +121,13 @@ class CsvFile:
         # polars misses an empty field too many where the file ends with it.
         return opens and not others and not (before == ord(self.format.separator) and self._may_be_ragged())
 
+    def _has_quotes_before_header(self) -> bool:
+        with self._text() as file:
+            return any('"' in line for line in itertools.islice(file, self.format.skipped_lines))
+
+    def _text(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(open_bytes(self.path), encoding="utf-8-sig", newline=self.format.line_end)
+
     def _records(self) -> Iterator[list[str]]:
         """Rows as lists of their cells, the header first; an empty line is an empty list."""
         limit = csv.field_size_limit(LONGEST_CELL)
@@ -130,7 +140,7 @@ class CsvFile:
                 yield line
 
         try:
-            with io.TextIOWrapper(open_bytes(self.path), encoding="utf-8-sig", newline=self.format.line_end) as file:
+            with self._text() as file:
                 for record in csv.reader(remembered(file), delimiter=self.format.separator, strict=True):
                     yield record
                     number += 1

@@ -117,7 +117,7 @@ def csv_format(path: Path, options: CsvOptions, roles: Roles) -> CsvFormat:
     rows as many fields as the header; of several of those the first of SEPARATORS. The decimal is a comma where the
     columns in ``roles.numbers`` have numbers with one, not always before three digits, and none with a point, and
     fields are not separated by commas. Lines before the header that begin with ``#`` are left out, unless the last has
-    as many fields as the next line and so is the header; so is a line ``sep=;``, which decides.
+    as many fields as the next row and so is the header; so is a line ``sep=;``, which decides.
 
     Args:
         path: the file.
@@ -146,7 +146,8 @@ def csv_format(path: Path, options: CsvOptions, roles: Roles) -> CsvFormat:
     body = lines[skipped:]
     if skipped and lines[skipped - 1].startswith(COMMENT):
         separator, _ = _separator(lines[skipped - 1 :], line_end, is_cut, given, roles)
-        widths = [len(record) for record in _records(lines[skipped - 1 : skipped + 1], line_end, separator, 2)]
+        # A record may go over several lines.
+        widths = [len(record) for record in _records(lines[skipped - 1 :], line_end, separator, 2)]
         if len(widths) == 2 and widths[0] == widths[1] > 1:
             skipped -= 1
             body = lines[skipped:]
