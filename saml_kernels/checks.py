@@ -15,6 +15,8 @@ SCENARIO_DTYPES = (torch.int32, torch.int64)
 """Of ids as kernels read them; of other integer types they are converted."""
 OTHER_ID_DTYPES = (torch.int8, torch.int16, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 FOREIGN_DTYPES = (torch.bfloat16, torch.int8, torch.float8_e4m3fn)
+MOST_SHOWN = 80
+"""Characters of a name that is none of the choices, in a message."""
 SCORES = ("ratio", "softmax")
 GATES = ("vector", "scalar")
 SCHEDULES = ("auto", "persistent", "per_layer")
@@ -29,7 +31,9 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         return
     nearest = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+    given = repr(value)
+    given = given if len(given) <= MOST_SHOWN else f"{given[: MOST_SHOWN - 3]}..."
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {given}{hint}")
 
 
 def check_schedule(schedule: str, form: str | None) -> str:

@@ -29,7 +29,7 @@ import torch
 import saml_kernels
 from saml_rec.errors import InputError, shortened, shown
 from saml_rec.files import leftovers, replacing, write_json
-from saml_rec.sealed import json_digest, load, read_as_written, require_digest
+from saml_rec.sealed import first_tensor, json_digest, load, read_as_written, require_digest
 
 fcntl: ModuleType | None
 try:
@@ -181,7 +181,11 @@ class RunDirectory:
             InputError: it is damaged, or something else.
             OSError: it cannot be opened.
         """
-        return _with_parts(self.model, "model", MODEL_PARTS)
+        content = _with_parts(self.model, "model", MODEL_PARTS)
+        plain = {name: part for name, part in content.items() if name != "weights"}
+        if (name := first_tensor(plain)) is not None:
+            raise InputError(f"{self.model}: is damaged: {shortened(name)} is a tensor")
+        return content
 
     def digests_of_results(self, history: list[dict[str, Any]], metrics: Mapping[str, Any]) -> dict[str, str]:
         """What model.pt has to say of the files that :meth:`write_results` writes."""

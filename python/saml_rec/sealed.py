@@ -16,7 +16,7 @@ import json
 import os
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -188,15 +188,20 @@ def _require_plain(path: Path, archive: zipfile.ZipFile, file_bytes: int) -> Non
 
 def not_finite(content: Any, name: str = "") -> str | None:
     """The dotted name of the first tensor in nested values that holds NaN or infinity; None where none does."""
+    return first_tensor(content, lambda tensor: tensor.is_floating_point() and not bool(tensor.isfinite().all()), name)
+
+
+def first_tensor(content: Any, is_sought: Callable[[Tensor], bool] = lambda _: True, name: str = "") -> str | None:
+    """The dotted name of the first tensor in nested values that is sought; None where none is."""
     if isinstance(content, Tensor):
-        return None if not content.is_floating_point() or bool(content.isfinite().all()) else name
+        return name if is_sought(content) else None
     if isinstance(content, Mapping):
         parts: Any = content.items()
     elif isinstance(content, list | tuple):
         parts = enumerate(content)
     else:
         return None
-    found = (not_finite(part, f"{name}.{key}" if name else str(key)) for key, part in parts)
+    found = (first_tensor(part, is_sought, f"{name}.{key}" if name else str(key)) for key, part in parts)
     return next((each for each in found if each is not None), None)
 
 

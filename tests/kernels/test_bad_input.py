@@ -9,6 +9,7 @@ import torch
 from problems import Case, make
 
 import saml_kernels
+from saml_kernels import checks
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP, MutualUnit
 
 pytestmark = pytest.mark.cpu
@@ -371,3 +372,8 @@ def test_small_batches_are_not_bad_input(rows):
         PROBLEM, x_local=PROBLEM.x_local[rows], x_global=PROBLEM.x_global[rows], scenario=PROBLEM.scenario[rows]
     )
     assert problem.run().own.shape == (len(problem.scenario), 4)
+
+
+def test_a_long_name_is_cut_in_the_message():
+    with pytest.raises(ValueError, match=r"^score must be one of 'ratio', 'softmax', got 'x{76}\.\.\.$"):
+        checks.check_choice("score", "x" * 10_000, checks.SCORES)

@@ -421,6 +421,25 @@ def test_parts_of_a_model_that_scoring_cannot_use(tmp_path, finished_run, small_
         predict(run.path, small_dataset.data)
 
 
+def test_tensors_are_weights_only(tmp_path, finished_run, small_dataset):
+    run = RunDirectory(shutil.copytree(finished_run, tmp_path / "run"))
+    content = run.load_model()
+    options = content["options"]
+    forged = options | {"model_options": options["model_options"] | {"stop_gradient": torch.zeros(0)}}
+    save(run.model, "model", content | {"options": forged})
+    with pytest.raises(InputError, match=r"model\.pt: is damaged: options\.model_options\.stop_gradient is a tensor"):
+        predict(run.path, small_dataset.data)
+
+
+def test_the_schemas_of_a_model_are_one(tmp_path, finished_run, small_dataset):
+    run = RunDirectory(shutil.copytree(finished_run, tmp_path / "run"))
+    content = run.load_model()
+    features = {name: each for name, each in content["schema"]["features"].items() if each["kind"] != "dense"}
+    save(run.model, "model", content | {"schema": content["schema"] | {"features": features}})
+    with pytest.raises(InputError, match=r"model\.pt: its schema is not that of its encoder"):
+        predict(run.path, small_dataset.data)
+
+
 @pytest.mark.parametrize("results", [None, ["history.json"], {"history.json": 3}])
 def test_digests_that_are_none(tmp_path, finished_run, results):
     run = RunDirectory(shutil.copytree(finished_run, tmp_path / "run"))
@@ -432,7 +451,10 @@ def test_digests_that_are_none(tmp_path, finished_run, results):
     ("encoder", "message"),
     [
         ({"scenario_names": ["de", []]}, "'scenario_names' must hold texts only"),
-        ({"vocabularies": {"item": ["1", 2]}}, "'item' must hold texts only"),
+        ({"rare": {3: 1}}, "'rare' must hold texts only"),
+        ({"vocabularies": {}}, "holds nothing of '"),
+        ({"moments": {}}, "holds nothing of '"),
+        ({"moments": {"age": [0.0, "1"]}}, "'age' must hold two finite numbers"),
     ],
 )
 def test_encoders_that_hold_something_else(tmp_path, finished_run, small_dataset, encoder, message):

@@ -1,6 +1,7 @@
 """From the strings and numbers of a table to ids and normalised values, with what the training rows taught."""
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -198,15 +199,11 @@ class Encoder:
         """The encoder that :meth:`to_dict` described.
 
         Raises:
-            InputError: the content is of another format.
+            InputError: the content is of another format, or parts of it are missing or of other types.
         """
         if content.get("format") != FORMAT:
             raise InputError(f"encoder: format {FORMAT} expected, got {shown(content.get('format'))}")
-        texts = {"scenario_names": content["scenario_names"], **content["vocabularies"]}
-        for name, values in texts.items():
-            if not all(isinstance(value, str) for value in values):
-                raise InputError(f"encoder: {named(name)} must hold texts only")
-        return cls(
+        encoder = cls(
             schema=Schema.from_dict(content["schema"], source="encoder"),
             scenario_names=tuple(content["scenario_names"]),
             vocabularies={name: tuple(values) for name, values in content["vocabularies"].items()},
@@ -214,6 +211,21 @@ class Encoder:
             # Runs of version 0.1 know none.
             rare=dict(content.get("rare", {})),
         )
+        encoder._require_parts()
+        return encoder
+
+    def _require_parts(self) -> None:
+        needed = [feature.name for feature in categorical(self.schema) if not feature.buckets]
+        lacking = [name for name in needed if name not in self.vocabularies]
+        lacking += [feature.name for feature in self.schema.of_kind("dense") if feature.name not in self.moments]
+        if lacking:
+            raise InputError(f"encoder: holds nothing of {listed(lacking)}")
+        for name, values in {"scenario_names": self.scenario_names, "rare": self.rare, **self.vocabularies}.items():
+            if not all(isinstance(value, str) for value in values):
+                raise InputError(f"encoder: {named(name)} must hold texts only")
+        for name, pair in self.moments.items():
+            if not all(type(value) in (int, float) and math.isfinite(value) for value in pair):
+                raise InputError(f"encoder: {named(name)} must hold two finite numbers")
 
 
 def categorical(schema: Schema) -> tuple[FeatureSpec, ...]:

@@ -95,6 +95,8 @@ def load_trained(run: Path, *, device: str = "auto", backend: str | None = None)
     with content_of(directory.model):
         schema = Schema.from_dict(content["schema"])
         encoder = Encoder.from_dict(content["encoder"])
+        if encoder.schema != schema:
+            raise InputError("its schema is not that of its encoder")
         name, model_options = content["options"]["model"], dict(content["options"]["model_options"])
         known = hyperparameters(name)
         csv, features = CsvOptions(**content.get("csv", {})), checked_shares(content.get("features", {}))
