@@ -110,3 +110,4 @@ _BUILD_INFO = None if EXTENSION_MISSING else _read_build_info()
 check_numbering()
 if EXTENSION_MISSING is None:
     from saml_kernels import fakes as fakes
+    from saml_kernels import flops as flops

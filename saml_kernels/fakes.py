@@ -1,13 +1,13 @@
 """Shapes of the extension's operators without their computation: torch.compile and the meta device read them."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from saml_kernels.activations import ACTIVATIONS
+from saml_kernels.operators import arguments_of
 
 Fake = Callable[[Any], Any]
 
@@ -17,11 +17,11 @@ _NEEDS_PREACT = tuple(row.needs_preact for row in ACTIVATIONS.values())
 
 def _fake(name: str) -> Callable[[Fake], Fake]:
     """Registers a function of one object, which holds the operator's arguments under the names of its schema."""
-    names = [argument.name for argument in getattr(torch.ops.saml_kernels, name).default._schema.arguments]
+    named = arguments_of(name)
 
     def register(function: Fake) -> Fake:
         def fake(*values: Any, **keywords: Any) -> Any:
-            return function(SimpleNamespace(**dict(zip(names, values, strict=False)), **keywords))
+            return function(named(*values, **keywords))
 
         torch.library.register_fake(f"saml_kernels::{name}")(fake)
         return function

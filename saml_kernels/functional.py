@@ -10,7 +10,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from saml_kernels import checks
+from saml_kernels import autocast, checks
 from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.backends import BACKENDS, choose_backend
 from saml_kernels.types import TrunkOutput, TrunkParams
@@ -77,11 +77,11 @@ def multi_branch(
         raise ValueError(f"recompute must be True, False or 'auto', got {recompute!r}")
     schedule = checks.check_schedule(schedule, form)
     check_foreign_dtype(foreign_dtype, stop_gradient)
-    device_type = _device_type(x_local)
-    if _autocast(device_type):
-        x_local, x_global = _cast(x_local, device_type), _cast(x_global, device_type)
+    device_type = autocast.device_type(x_local)
+    if autocast.is_on(device_type):
+        x_local, x_global = autocast.cast(x_local, device_type), autocast.cast(x_global, device_type)
         if isinstance(params, TrunkParams):
-            params = TrunkParams._make([_cast(entry, device_type) for entry in entries] for entries in params)
+            params = TrunkParams._make([autocast.cast(entry, device_type) for entry in entries] for entries in params)
     scenario = checks.scenario_ids(scenario)
     checks.check_trunk(x_local, x_global, scenario, params)
     chosen = choose_backend(
@@ -151,10 +151,10 @@ def grouped_mlp(
     checks.check_choice("activation", activation, ACTIVATIONS)
     checks.check_choice("output_activation", output_activation, ACTIVATIONS)
     checks.check_choice("backend", backend, ("auto", *BACKENDS))
-    device_type = _device_type(x)
-    if _autocast(device_type):
-        x, gated = _cast(x, device_type), _cast(gated, device_type)
-        weights, biases = ([_cast(entry, device_type) for entry in entries] for entries in (weights, biases))
+    device_type = autocast.device_type(x)
+    if autocast.is_on(device_type):
+        x, gated = autocast.cast(x, device_type), autocast.cast(gated, device_type)
+        weights, biases = ([autocast.cast(entry, device_type) for entry in entries] for entries in (weights, biases))
     scenario = checks.scenario_ids(scenario)
     checks.check_towers(x, scenario, weights, biases, gated=gated)
     chosen = choose_backend(backend, "grouped_mlp", x, gated=gated is not None)
@@ -207,10 +207,10 @@ def branch_scores(
     checks.check_choice("output_activation", output_activation, ACTIVATIONS)
     checks.check_choice("backend", backend, ("auto", *BACKENDS))
     check_foreign_dtype(foreign_dtype, stop_gradient=True)
-    device_type = _device_type(x)
-    if _autocast(device_type):
-        x = _cast(x, device_type)
-        weights, biases = ([_cast(entry, device_type) for entry in entries] for entries in (weights, biases))
+    device_type = autocast.device_type(x)
+    if autocast.is_on(device_type):
+        x = autocast.cast(x, device_type)
+        weights, biases = ([autocast.cast(entry, device_type) for entry in entries] for entries in (weights, biases))
     scenario = checks.scenario_ids(scenario)
     checks.check_towers(x, scenario, weights, biases, per_branch=True)
     chosen = choose_backend(backend, "branch_scores", x, foreign_dtype=foreign_dtype)
@@ -257,10 +257,10 @@ def expert_outputs(
     checks.check_choice("activation", activation, ACTIVATIONS)
     checks.check_choice("output_activation", output_activation, ACTIVATIONS)
     checks.check_choice("backend", backend, ("auto", *BACKENDS))
-    device_type = _device_type(x)
-    if _autocast(device_type):
-        x = _cast(x, device_type)
-        weights, biases = ([_cast(entry, device_type) for entry in entries] for entries in (weights, biases))
+    device_type = autocast.device_type(x)
+    if autocast.is_on(device_type):
+        x = autocast.cast(x, device_type)
+        weights, biases = ([autocast.cast(entry, device_type) for entry in entries] for entries in (weights, biases))
     checks.check_experts(x, weights, biases)
     chosen = choose_backend(backend, "expert_outputs", x)
     with torch.autocast(device_type, enabled=False):
@@ -338,9 +338,9 @@ def mutual_unit(
     checks.check_choice("score", score, checks.SCORES)
     temperature = checks.check_positive("temperature", temperature)
     checks.check_choice("backend", backend, ("auto", *BACKENDS))
-    device_type = _device_type(v)
-    if _autocast(device_type):
-        v, gate_weight, gate_bias = (_cast(tensor, device_type) for tensor in (v, gate_weight, gate_bias))
+    device_type = autocast.device_type(v)
+    if autocast.is_on(device_type):
+        v, gate_weight, gate_bias = (autocast.cast(tensor, device_type) for tensor in (v, gate_weight, gate_bias))
     scenario = checks.scenario_ids(scenario)
     checks.check_same_kind({"v": v, "gate_weight": gate_weight, "gate_bias": gate_bias}, scenario)
     checks.check_shape("v", v, ("B", "M", "d"))
@@ -371,23 +371,3 @@ def check_foreign_dtype(foreign_dtype: torch.dtype | None, stop_gradient: bool) 
         raise ValueError(f"foreign_dtype must be None or one of {expected}, got {foreign_dtype}")
     if not stop_gradient:
         raise ValueError("foreign_dtype needs stop_gradient=True: only constant foreign streams may be quantised")
-
-
-def _device_type(tensor: Tensor) -> str:
-    """For the autocast state; what is no tensor is refused by the checks that follow."""
-    device_type = tensor.device.type if isinstance(tensor, Tensor) else "cpu"
-    return device_type if torch.amp.is_autocast_available(device_type) else "cpu"
-
-
-def _autocast(device_type: str) -> bool:
-    return bool(torch.is_autocast_enabled(device_type))
-
-
-@overload
-def _cast(tensor: Tensor, device_type: str) -> Tensor: ...
-@overload
-def _cast(tensor: Tensor | None, device_type: str) -> Tensor | None: ...
-def _cast(tensor: Tensor | None, device_type: str) -> Tensor | None:
-    if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(device_type))

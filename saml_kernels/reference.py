@@ -21,12 +21,13 @@ The functions take checked arguments: callers use saml_kernels.functional and sa
 """
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from saml_kernels import tracing
 from saml_kernels.activations import ACTIVATIONS
 from saml_kernels.types import Grouping, TrunkOutput, TrunkParams
 
@@ -41,9 +42,8 @@ SCALED_DTYPES: dict[torch.dtype, float] = {torch.int8: 127.0, torch.float8_e4m3f
 
 def group_by_scenario(scenario: Tensor, num_scenarios: int) -> Grouping:
     """The stable grouping by a sort. Ids out of range raise ValueError on the CPU, a device assertion elsewhere."""
-    if scenario.device.type == "meta":
-        rows = scenario.new_empty(scenario.shape, dtype=torch.int64)
-        return Grouping(rows, rows.clone(), scenario.new_empty((num_scenarios + 1,), dtype=torch.int64))
+    if not tracing.holds_numbers(scenario):
+        return _group_without_check(scenario, num_scenarios)
     in_range = (scenario >= 0) & (scenario < num_scenarios)
     if scenario.device.type != "cpu":
         # Reading the verdict on the host would make every call wait for the device.
@@ -51,11 +51,44 @@ def group_by_scenario(scenario: Tensor, num_scenarios: int) -> Grouping:
     elif not bool(in_range.all()):
         row = int((~in_range).nonzero()[0])
         raise ValueError(f"scenario ids must lie in [0, {num_scenarios}), but row {row} holds {int(scenario[row])}")
+    return _group_without_check(scenario, num_scenarios)
+
+
+def _group_without_check(scenario: Tensor, num_scenarios: int) -> Grouping:
     ids, permutation = torch.sort(scenario.long(), stable=True)
-    inverse = torch.empty_like(permutation)
-    inverse[permutation] = torch.arange(scenario.shape[0], device=scenario.device)
+    places = torch.arange(scenario.shape[0], device=scenario.device)
+    inverse = torch.zeros_like(permutation).scatter(0, permutation, places)
     boundaries = torch.arange(num_scenarios + 1, device=scenario.device)
     return Grouping(permutation, inverse, torch.searchsorted(ids, boundaries))
+
+
+class Rows(NamedTuple):
+    """A batch's rows in the order in which they are computed."""
+
+    permutation: Tensor
+    """(B,): computed = x[permutation]."""
+    inverse: Tensor
+    """(B,): x = computed[inverse]."""
+    t: Tensor
+    """(B,): own scenario of every computed row."""
+    n: Tensor
+    """(B,): 0..B−1."""
+    sizes: list[int] | None
+    """Rows of every scenario, which stand together; None where that cannot be read, and they stand as they were."""
+
+
+def arrange(scenario: Tensor, num_scenarios: int) -> Rows:
+    """Rows sorted by scenario; ids out of range raise as in :func:`group_by_scenario`.
+
+    On the meta device, of fake tensors and inside vmap nothing is sorted: there is no reading how many rows a scenario
+    has.
+    """
+    n = torch.arange(scenario.shape[0], device=scenario.device)
+    if not tracing.holds_numbers(scenario):
+        return Rows(n, n, scenario.long(), n, None)
+    grouping = group_by_scenario(scenario, num_scenarios)
+    sizes = [stop - start for start, stop in pairwise(grouping.offsets.tolist())]
+    return Rows(grouping.permutation, grouping.inverse, scenario[grouping.permutation].long(), n, sizes)
 
 
 def multi_branch(
@@ -79,33 +112,31 @@ def multi_branch(
     mutual = [weight is not None for weight in params.gate_weights]
     last_mutual = max((layer for layer, unit in enumerate(mutual) if unit), default=-1)
 
-    grouping = group_by_scenario(scenario, num_scenarios)
-    sizes = group_sizes(grouping)
-    t = scenario[grouping.permutation].long()
-    n = torch.arange(t.shape[0], device=t.device)
+    rows = arrange(scenario, num_scenarios)
+    t, n = rows.t, rows.n
 
-    aux = x_global[grouping.permutation]
-    x_local = x_local[grouping.permutation]
+    aux = x_global[rows.permutation]
+    x_local = x_local[rows.permutation]
     shared_input = x_local.dim() == 2
     # Streams are (M, B, width), so that the rows of a branch are contiguous; entry (t, n) is the own stream.
     streams = x_local.expand(num_scenarios, -1, -1) if shared_input else x_local.transpose(0, 1)
     own = x_local if shared_input else streams[t, n]
     scores: list[Tensor | None] = []
 
-    foreign_graph = partial(torch.set_grad_enabled, torch.is_grad_enabled() and not stop_gradient)
+    # sg(·), which stops tangents as well.
+    constant = torch.detach if stop_gradient else _unchanged
 
     for layer, (weight, bias) in enumerate(zip(params.branch_weights, params.branch_biases, strict=True)):
         aux = delta(torch.addmm(params.aux_biases[layer], aux, params.aux_weights[layer]))
         inputs = torch.cat([own, aux], dim=1)
-        own = delta(grouped_linear(inputs, weight, bias, sizes))
+        own = delta(grouped_linear(inputs, weight, bias, rows))
         if layer <= last_mutual:
-            with foreign_graph():
-                if layer == 0 and shared_input:
-                    inputs = inputs.expand(num_scenarios, -1, -1)
-                else:
-                    inputs = torch.cat([streams, aux.expand(num_scenarios, -1, -1)], dim=2)
-                streams = delta(foreign_linear(inputs, weight, bias, foreign_dtype))
-                streams = streams.index_put((t, n), own)
+            if layer == 0 and shared_input:
+                inputs = inputs.expand(num_scenarios, -1, -1)
+            else:
+                inputs = torch.cat([streams, aux.expand(num_scenarios, -1, -1)], dim=2)
+            streams = delta(foreign_linear(constant(inputs), constant(weight), constant(bias), foreign_dtype))
+            streams = streams.index_put((t, n), constant(own))
 
         gate_weight, gate_bias = params.gate_weights[layer], params.gate_biases[layer]
         if gate_weight is None or gate_bias is None:
@@ -113,22 +144,25 @@ def multi_branch(
             continue
         mutual_streams = streams
         if layer < last_mutual:
-            with foreign_graph():
-                alpha = score_table(streams, score, temperature)
-                mix = torch.einsum("bij,jbd->ibd", alpha.to(streams.dtype), streams)
-                gate = torch.sigmoid(foreign_linear(streams, gate_weight, gate_bias, foreign_dtype))
-                streams = streams + gate * mix
+            alpha = score_table(streams, score, temperature)
+            mix = torch.einsum("bij,jbd->ibd", alpha.to(streams.dtype), streams)
+            gate = torch.sigmoid(foreign_linear(streams, constant(gate_weight), constant(gate_bias), foreign_dtype))
+            streams = streams + gate * mix
         own, own_alpha = mutual_own_row(
-            own, mutual_streams, t, sizes, gate_weight, gate_bias, score=score, temperature=temperature
+            own, mutual_streams, rows, gate_weight, gate_bias, score=score, temperature=temperature
         )
         scores.append(own_alpha.detach())
 
-    order = grouping.inverse
+    order = rows.inverse
     return TrunkOutput(
         own[order],
         aux[order],
         tuple(None if alpha is None else alpha[order] for alpha in scores) if return_scores else None,
     )
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def grouped_mlp(
@@ -143,13 +177,12 @@ def grouped_mlp(
     gate_scale: float = 2.0,
 ) -> Tensor:
     """See :func:`saml_kernels.grouped_mlp`: δ(z_L), or with ``gated`` γ sigmoid(z_L) ∘ gated."""
-    grouping = group_by_scenario(scenario, weights[0].shape[0])
-    sizes = group_sizes(grouping)
+    rows = arrange(scenario, weights[0].shape[0])
     names = [activation] * (len(weights) - 1) + [output_activation]
-    x = x[grouping.permutation]
+    x = x[rows.permutation]
     for weight, bias, name in zip(weights, biases, names, strict=True):
-        x = ACTIVATIONS[name].function(grouped_linear(x, weight, bias, sizes))
-    x = x[grouping.inverse]
+        x = ACTIVATIONS[name].function(grouped_linear(x, weight, bias, rows))
+    x = x[rows.inverse]
     return x if gated is None else gate_scale * torch.sigmoid(x) * gated
 
 
@@ -165,22 +198,20 @@ def branch_scores(
 ) -> Tensor:
     """See :func:`saml_kernels.branch_scores`."""
     num_scenarios = weights[0].shape[0]
-    grouping = group_by_scenario(scenario, num_scenarios)
-    sizes = group_sizes(grouping)
-    t = scenario[grouping.permutation].long()
-    n = torch.arange(t.shape[0], device=t.device)
+    rows = arrange(scenario, num_scenarios)
+    t, n = rows.t, rows.n
     names = [activation] * (len(weights) - 1) + [output_activation]
 
-    x = x[grouping.permutation]
+    x = x[rows.permutation]
     # Streams are (M, B, width), as in multi_branch; entry (t, n) is the own stream.
     streams = x.expand(num_scenarios, -1, -1) if x.dim() == 2 else x.transpose(0, 1)
     own = x if x.dim() == 2 else streams[t, n]
     streams = streams.detach()
     for weight, bias, name in zip(weights, biases, names, strict=True):
         delta = ACTIVATIONS[name].function
-        own = delta(grouped_linear(own, weight, bias, sizes))
+        own = delta(grouped_linear(own, weight, bias, rows))
         streams = delta(foreign_linear(streams, weight.detach(), bias.detach(), foreign_dtype))
-    return streams.index_put((t, n), own).transpose(0, 1)[grouping.inverse]
+    return streams.index_put((t, n), own).transpose(0, 1)[rows.inverse]
 
 
 def expert_outputs(
@@ -209,35 +240,31 @@ def mutual_unit(
     stop_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`saml_kernels.mutual_unit`; returns M_t (B, d) and the own rows of α (B, M)."""
-    grouping = group_by_scenario(scenario, v.shape[1])
-    t = scenario[grouping.permutation].long()
-    n = torch.arange(t.shape[0], device=t.device)
-    streams = v[grouping.permutation].transpose(0, 1)
+    rows = arrange(scenario, v.shape[1])
+    streams = v[rows.permutation].transpose(0, 1)
     own, alpha = mutual_own_row(
-        streams[t, n],
+        streams[rows.t, rows.n],
         streams.detach() if stop_gradient else streams,
-        t,
-        group_sizes(grouping),
+        rows,
         gate_weight,
         gate_bias,
         score=score,
         temperature=temperature,
     )
-    return own[grouping.inverse], alpha.detach()[grouping.inverse]
+    return own[rows.inverse], alpha.detach()[rows.inverse]
 
 
-def group_sizes(grouping: Grouping) -> list[int]:
-    """Rows per scenario, on the host."""
-    return [stop - start for start, stop in pairwise(grouping.offsets.tolist())]
-
-
-def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, sizes: list[int]) -> Tensor:
-    """x W_t + b_t for rows (B, K) sorted by scenario; weight (M, K, N), bias (M, N).
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, rows: Rows) -> Tensor:
+    """x W_t + b_t for rows (B, K) as arranged; weight (M, K, N), bias (M, N).
 
     Scenarios without rows take part with an empty product: their gradient is then zero and not missing.
     """
+    if rows.sizes is None:
+        streams = torch.baddbmm(bias.unsqueeze(1), x.expand(weight.shape[0], -1, -1), weight)
+        return streams[rows.t, rows.n]
     parts = [
-        torch.addmm(b, rows, w) for rows, w, b in zip(x.split(sizes), weight.unbind(0), bias.unbind(0), strict=True)
+        torch.addmm(b, part, w)
+        for part, w, b in zip(x.split(rows.sizes), weight.unbind(0), bias.unbind(0), strict=True)
     ]
     return torch.cat(parts)
 
@@ -274,25 +301,24 @@ def round_to(x: Tensor, dtype: torch.dtype, dim: int) -> tuple[Tensor, Tensor]:
 def mutual_own_row(
     own: Tensor,
     streams: Tensor,
-    t: Tensor,
-    sizes: list[int],
+    rows: Rows,
     gate_weight: Tensor,
     gate_bias: Tensor,
     *,
     score: str,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """M_t (B, d) and row t of α (B, M), rows sorted by scenario.
+    """M_t (B, d) and row t of α (B, M), rows as arranged.
 
     own (B, d) is V_t; streams (M, B, d) are all V_j, of which row (t, n) is not read.
     """
     precise = torch.promote_types(own.dtype, torch.float32)
     v_t, v_j = own.to(precise), streams.to(precise)
     cosine = torch.einsum("bd,jbd->bj", v_t, v_j) / (clamped_norm(v_t).unsqueeze(1) * clamped_norm(v_j).t())
-    foreign = torch.arange(streams.shape[0], device=t.device) != t.unsqueeze(1)
+    foreign = torch.arange(streams.shape[0], device=own.device) != rows.t.unsqueeze(1)
     alpha = score_weights(cosine, foreign, score, temperature)
     mix = torch.einsum("bj,jbd->bd", alpha.to(own.dtype), streams)
-    gate = torch.sigmoid(grouped_linear(own, gate_weight, gate_bias, sizes))
+    gate = torch.sigmoid(grouped_linear(own, gate_weight, gate_bias, rows))
     return own + gate * mix, alpha
 
 

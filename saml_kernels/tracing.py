@@ -1,7 +1,57 @@
-"""Whether tensors hold numbers that may be read: not while PyTorch traces, transforms or fakes a computation."""
+"""How PyTorch runs a call: exported, traced, under torch.func's transforms, on tensors without numbers."""
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+from torch.autograd import forward_ad
 
 # torch 2.6 has none.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 """Whether torch.export traces the call."""
+SCRIPT_REASON = 'TorchScript and ONNX have no fused operators: use torch.export, or trace it with backend="reference"'
+
+
+def _is_for_onnx() -> bool:
+    return bool(torch.onnx.is_in_onnx_export())
+
+
+# torch.compile, by which torch.onnx.export traces too, takes that for False otherwise.
+_is_for_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def transform_reason() -> str | None:
+    """Why kernels cannot run here: a transform of torch.func, or forward-mode derivatives; None where there is none.
+
+    Kernels have first derivatives backwards, and neither batching rules nor tangents.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return 'torch.func transforms (grad, vjp, jvp, vmap, ...) need backend="reference"'
+    if forward_ad._current_level >= 0:
+        return 'forward-mode derivatives need backend="reference"'
+    return None
+
+
+def script_reason() -> str | None:
+    """Why neither kernels nor "auto" run here: the call is traced for TorchScript or ONNX; None where it is not.
+
+    They hold PyTorch's own operators only, and "auto" would write down the reference without a word.
+    """
+    if torch.jit.is_tracing() or (is_exporting() and _is_for_onnx()):
+        return SCRIPT_REASON
+    return None
+
+
+def holds_numbers(tensor: Tensor) -> bool:
+    """Whether a program may read the tensor's values: not on the meta device, of fake tensors, inside vmap, traced."""
+    if torch.compiler.is_dynamo_compiling():
+        return True
+    if tensor.device.type == "meta" or is_fake(tensor) or torch.jit.is_tracing():
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return False
+        tensor = functorch.get_unwrapped(tensor)
+    return True

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from saml_kernels import tracing
 from saml_kernels.backends.base import OPERATIONS, Backend, Operation
 from saml_kernels.backends.cpp import CppBackend
 from saml_kernels.backends.reference import ReferenceBackend
@@ -38,6 +39,8 @@ def available_backends(operation: Operation = "multi_branch") -> dict[str, str |
 
 def choose_backend(name: str, operation: Operation, tensor: Tensor, **options: Any) -> Backend:
     """The backend that runs ``operation`` on inputs like ``tensor`` with ``options``; ``name`` is a known one."""
+    if name != "reference" and (reason := tracing.script_reason()) is not None:
+        raise BackendUnavailable(f"backend {name!r} cannot run {operation}: {reason}")
     if name == "auto":
         reasons: list[str] = []
         for backend in _BACKENDS.values():

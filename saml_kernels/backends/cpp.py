@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saml_kernels import extension
+from saml_kernels import extension, tracing
 from saml_kernels.activations import ACTIVATION_NUMBERS
 from saml_kernels.autograd import FusedBackend, ParameterLists, Plan
 from saml_kernels.backends.base import Operation
@@ -37,7 +37,7 @@ class CppBackend(FusedBackend):
             return f"foreign_dtype must be None or torch.bfloat16 here, got {foreign_dtype}"
         if foreign_dtype is not None and tensor is not None and tensor.dtype == torch.float64:
             return "foreign_dtype is not available for float64 here"
-        return None
+        return tracing.transform_reason()
 
     def group_by_scenario(self, scenario: Tensor, num_scenarios: int) -> Grouping:
         """See :func:`saml_kernels.group_by_scenario`."""

@@ -2,16 +2,25 @@
 
 import math
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from saml_kernels import checks
+from saml_kernels import checks, tracing
 from saml_kernels.activations import ACTIVATIONS
-from saml_kernels.backends import BACKENDS
+from saml_kernels.backends import BACKENDS, BackendUnavailable
 
 STARTS = ("independent", "shared")
 """How the scenarios' parameters start: each drawn on its own, or all as scenario 0's."""
+
+
+class Layer(nn.Module):
+    """A layer of this package."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script calls first: BackendUnavailable."""
+        raise BackendUnavailable(f"{type(self).__name__} cannot be scripted: {tracing.SCRIPT_REASON}")
 
 
 def gate_width(gate: str, dim: int) -> int:
@@ -57,7 +66,7 @@ def check_ids(scenario: Tensor, num_scenarios: int) -> Tensor:
     """
     scenario = checks.scenario_ids(scenario)
     # Compiled code checks an index itself, and a branch on data would break its graph.
-    checked = scenario.device.type == "cpu" and not torch.compiler.is_compiling()
+    checked = scenario.device.type == "cpu" and not torch.compiler.is_compiling() and tracing.holds_numbers(scenario)
     if checked and bool(((scenario < 0) | (scenario >= num_scenarios)).any()):
         raise ValueError(f"scenario ids must lie in [0, {num_scenarios}), got {scenario.tolist()}")
     return scenario

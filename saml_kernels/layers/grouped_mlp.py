@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from saml_kernels import checks, functional
 from saml_kernels.activations import ACTIVATIONS
-from saml_kernels.layers.common import STARTS, check_options, check_widths, describe, init_linear, start_alike
+from saml_kernels.layers.common import STARTS, Layer, check_options, check_widths, describe, init_linear, start_alike
 from saml_kernels.layers.convert import freeze_as, linear_entries, one_activation, read_towers, state_of
 
 
-class GroupedMLP(nn.Module):
+class GroupedMLP(Layer):
     """One MLP per scenario, each row through its own: :func:`saml_kernels.grouped_mlp` with its parameters.
 
     Args:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_kernels import activations, checks, functional
-from saml_kernels.layers.common import check_ids, describe, scenario_moments
+from saml_kernels.layers.common import Layer, check_ids, describe, scenario_moments
 from saml_kernels.layers.convert import (
     Entry,
     Tower,
@@ -23,7 +23,7 @@ from saml_kernels.layers.convert import (
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
-class GroupedBatchNorm(nn.Module):
+class GroupedBatchNorm(Layer):
     """M nn.BatchNorm1d, each row through that of its scenario.
 
     Training: (x − μ_t)/√(σ_t² + ε) γ_t + β_t, μ_t and σ_t² over the batch's rows of scenario t, whose moving statistics
@@ -212,7 +212,7 @@ class _Product:
 _Piece = Affine | _Product | nn.Module
 
 
-class GroupedSequential(nn.Module):
+class GroupedSequential(Layer):
     """Steps one after the other, those of scenario t for a row of scenario t; few launches of the kernels.
 
     Products in a row that have one activation between them are one call of :func:`saml_kernels.grouped_mlp`. A batch

@@ -8,11 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import check_options, check_widths, describe, init_linear, mix, reset_children, weigh
+from saml_kernels.layers.common import (
+    Layer,
+    check_options,
+    check_widths,
+    describe,
+    init_linear,
+    mix,
+    reset_children,
+    weigh,
+)
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
-class ScoreMixture(nn.Module):
+class ScoreMixture(Layer):
     """HMoE's label space: H_t(x) = W_tt(x) S_t(x) + Σ_{j≠t} W_tj(x) sg(S_j(x)).
 
     Every scenario's network predicts every row, S_j(x) = sigmoid(s_j(x)), and the softmax W_t(x) over the scenarios, of
@@ -114,7 +123,7 @@ class ScoreMixture(nn.Module):
         return describe(self, "weight_dim foreign_dtype")
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(Layer):
     """Experts under a softmax gate, Σ_k G_k(x) E_k(x): one gate for all rows, or one for each scenario (MMoE, HMoE).
 
     The experts are :func:`saml_kernels.expert_outputs`: every row runs through all of them and trains them all.

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import describe, reset_children
+from saml_kernels.layers.common import Layer, describe, reset_children
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
-class GateUnit(nn.Module):
+class GateUnit(Layer):
     """Gate Neural Unit: γ sigmoid(U' relu(U prior + u) + u') ∘ gated; one for all rows, or one for each scenario.
 
     :func:`saml_kernels.grouped_mlp` with ``gated``. EPNet is this unit with a shared embedding E as ``gated`` and
@@ -88,7 +88,7 @@ class GateUnit(nn.Module):
         return describe(self, "in_dim hidden_dim out_dim num_scenarios scale backend")
 
 
-class GatedTowers(nn.Module):
+class GatedTowers(Layer):
     """PPNet: a tower per scenario, every layer's input gated by priors.
 
     With H^0 = x, before every layer l: H^l ← gate^l([prior ; sg(x)]) ∘ H^l, then H^{l+1} = δ(H^l W_t^l + b_t^l).

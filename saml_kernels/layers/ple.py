@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import check_ids, check_widths, describe, mix, reset_children, weigh
+from saml_kernels.layers.common import Layer, check_ids, check_widths, describe, mix, reset_children, weigh
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
-class ProgressiveExperts(nn.Module):
+class ProgressiveExperts(Layer):
     """Progressive layered extraction, its tasks being scenarios: at every level, with streams g_k and s (x at first),
 
         g_k ← mix(gate_k(g_k); own experts of k on g_k, shared experts on s)
@@ -98,7 +98,7 @@ class ProgressiveExperts(nn.Module):
         return describe(self, "num_scenarios in_dim own_experts shared_experts backend")
 
 
-class _Level(nn.Module):
+class _Level(Layer):
     """Experts and gates of one level.
 
     Streams g_k are (B, d), the same one for all k, or (B, M, d). Own experts lie scenario by scenario: expert e of

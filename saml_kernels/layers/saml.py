@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from saml_kernels import checks, functional
 from saml_kernels.layers.common import (
     STARTS,
+    Layer,
     check_options,
     check_widths,
     describe,
@@ -19,7 +20,7 @@ from saml_kernels.layers.common import (
 from saml_kernels.types import TrunkOutput, TrunkParams
 
 
-class MultiBranchMLP(nn.Module):
+class MultiBranchMLP(Layer):
     """Auxiliary network, M branches and mutual units: :func:`saml_kernels.multi_branch` with its parameters.
 
     Args:
@@ -169,7 +170,7 @@ class MultiBranchMLP(nn.Module):
         )
 
 
-class MutualUnit(nn.Module):
+class MutualUnit(Layer):
     """The mutual unit on given streams: :func:`saml_kernels.mutual_unit` with its gate.
 
     Args:

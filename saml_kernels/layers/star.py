@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from saml_kernels import checks, functional
+from saml_kernels import autocast, checks, functional
 from saml_kernels.activations import ACTIVATIONS
-from saml_kernels.layers.common import check_ids, check_options, check_widths, describe, init_linear, scenario_moments
+from saml_kernels.layers.common import (
+    Layer,
+    check_ids,
+    check_options,
+    check_widths,
+    describe,
+    init_linear,
+    scenario_moments,
+)
 
 COMBINATIONS = ("product", "sum")
 
 
-class STARMLP(nn.Module):
+class STARMLP(Layer):
     """Layers out = δ(in W*_t + b*_t) with W*_t = W_t ∘ W_shared and b*_t = b_t + b_shared: the star topology.
 
     The shared network starts as nn.Linear does, the scenarios' at W_t = 1 and b_t = 0: all scenarios start alike.
@@ -96,7 +104,7 @@ class STARMLP(nn.Module):
         return describe(self, "num_scenarios in_dim hidden_dims activation output_activation backend")
 
 
-class PartitionedNorm(nn.Module):
+class PartitionedNorm(Layer):
     """Batch normalisation with every scenario's own statistics, on mixed-scenario batches.
 
     Training: (γ·γ_t) (z − μ_t)/√(σ_t² + ε) + (β + β_t), μ_t and σ_t² over the batch's rows of scenario t; evaluation:
@@ -169,7 +177,7 @@ class PartitionedNorm(nn.Module):
     def forward(self, z: Tensor, scenario: Tensor) -> Tensor:
         """z (B, dim), scenario (B,) → (B, dim). TypeError, ValueError for anything else and ids out of range."""
         scenario = checks.scenario_ids(scenario)
-        if torch.is_autocast_enabled(z.device.type):
+        if autocast.is_on(autocast.device_type(z)):
             # What a product before this layer gave is in the autocast type then.
             z = z.to(self.weight.dtype)
         checks.check_same_kind({"z": z, "weight": self.weight}, scenario)

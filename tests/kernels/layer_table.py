@@ -25,6 +25,15 @@ def _x_and_ids(rows: int) -> tuple[Tensor, ...]:
     return _x(rows, 5), _ids(rows)
 
 
+def _x_and_every_id(rows: int) -> tuple[Tensor, ...]:
+    """As batch norm in training takes them: two rows of a scenario, or none."""
+    return _x(rows, 5), torch.arange(rows) % min(M, max(1, rows // 2))
+
+
+def _tower() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.LeakyReLU(0.2), nn.Linear(6, 3))
+
+
 def _trunk_inputs(rows: int) -> tuple[Tensor, ...]:
     return _x(rows, 5), _x(rows, 4), _ids(rows)
 
@@ -61,6 +70,8 @@ ROWS = (
     Row("GroupedMLP", lambda: layers.GroupedMLP(M, 5, (6, 3)), _x_and_ids),
     Row("GroupedMLP", lambda: layers.GroupedMLP(M, 5, (3,)), _x_and_ids, "one_layer"),
     Row("STARMLP", lambda: layers.STARMLP(M, 5, (6, 3)), _x_and_ids),
+    Row("GroupedSequential", lambda: layers.GroupedSequential.from_towers([_tower() for _ in range(M)]), _x_and_ids),
+    Row("GroupedBatchNorm", lambda: layers.GroupedBatchNorm(M, 5), _x_and_every_id),
     Row("PartitionedNorm", lambda: layers.PartitionedNorm(M, 5), _x_and_ids),
     Row("ScoreMixture", lambda: layers.ScoreMixture(M, 5, (6,)), _x_and_ids),
     Row("MixtureOfExperts", lambda: layers.MixtureOfExperts(4, 5, (6, 3)), lambda rows: (_x(rows, 5),)),

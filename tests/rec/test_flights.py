@@ -1,6 +1,8 @@
 """The rows of the benchmark's flights, without their source."""
 
+import datetime
 import tomllib
+from collections import Counter
 
 import pytest
 
@@ -22,20 +24,29 @@ ROWS = (
 )
 
 
-def test_flights_of_the_first_months_that_arrived_by_time():
+def test_flights_that_arrived_by_time():
     table = flights.flights_table((HEAD + ROWS).encode())
-    assert table["label"].to_list() == [0, 1]  # fifteen minutes are not late
-    assert table["date"].to_list() == ["2013-01-01", "2013-01-02"]
-    assert table["scheduled"].to_list() == [1357017300, 1357106400]
-    assert table["weekday"].to_list() == [2, 3]
-    assert table["tailnum"].to_list() == ["N14229", "N14228"]
+    assert table["label"].to_list() == [0, 1, 1]  # fifteen minutes are not late
+    assert table["date"].to_list() == ["2013-01-01", "2013-01-02", "2013-04-01"]
+    assert table["weekday"].to_list() == [2, 3, 1]
+    assert table["tailnum"].to_list() == ["N14229", "N14228", "N14229"]
+
+
+def test_days_are_drawn_whole_and_in_the_shares_that_are_asked_for():
+    first = datetime.date(2013, 1, 1)
+    days = [(first + datetime.timedelta(days=number)).isoformat() for number in range(365)]
+    splits = flights.splits_of_days(days)
+    assert Counter(splits.values()) == {"train": 73, "valid": 36, "test": 256}
+    assert splits == flights.splits_of_days(days[::-1])
+    # Of every month some days are trained on.
+    assert {day[:7] for day, split in splits.items() if split == "train"} == {day[:7] for day in days}
 
 
 def test_the_schema_names_columns_of_the_table():
     schema = Schema.from_dict(tomllib.loads(flights.SCHEMA), source="flights")
     columns = set(flights.flights_table((HEAD + ROWS).encode()).columns)
     features = {feature.name for feature in schema.features}
-    assert {schema.label, schema.scenario, schema.time, schema.group, *features} == columns
+    assert {schema.label, schema.scenario, schema.split_column, schema.group, *features} == columns
 
 
 def test_another_file_is_refused(tmp_path, monkeypatch):

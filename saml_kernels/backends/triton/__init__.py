@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saml_kernels import tracing
 from saml_kernels.autograd import FusedBackend, ParameterLists, Plan
 from saml_kernels.backends.base import Operation
 from saml_kernels.backends.triton import availability
@@ -48,7 +49,7 @@ class TritonBackend(FusedBackend):
                 return reason
         if tensor is not None and tensor.dtype == torch.float64:
             return "float64 is not available here"
-        return None
+        return tracing.transform_reason()
 
     def group_by_scenario(self, scenario: Tensor, num_scenarios: int) -> Grouping:
         """Never called: ``supports`` refuses it."""
