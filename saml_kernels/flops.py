@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from saml_kernels.operators import arguments_of
 
@@ -40,11 +41,11 @@ def _trunk_backward(call: Any) -> int:
 
 
 def _mutual_forward(call: Any) -> int:
-    return 2 * _own_unit(*call.streams.shape, call.gate_weight.shape[2])
+    return 2 * _own_unit(call.streams.shape[0], call.gate_weight)
 
 
 def _mutual_backward(call: Any) -> int:
-    return 2 * _own_unit(*call.streams.shape, call.gate_weight.shape[2], backward=True)
+    return 2 * _own_unit(call.streams.shape[0], call.gate_weight, backward=True)
 
 
 def _experts_forward(call: Any) -> int:
@@ -81,12 +82,12 @@ def _last_unit(call: Any) -> int:
 
 
 def _own_units(call: Any, backward: bool = False) -> int:
-    rows, networks = call.x_local.shape[0], call.branch_weights[0].shape[0]
-    return sum(_own_unit(rows, networks, *gate.shape[1:], backward=backward) for gate in call.gate_weights)
+    return sum(_own_unit(call.x_local.shape[0], gate, backward=backward) for gate in call.gate_weights)
 
 
-def _own_unit(rows: int, networks: int, width: int, gate_width: int, backward: bool = False) -> int:
+def _own_unit(rows: int, gate: Tensor, backward: bool = False) -> int:
     """Row t of the table. Backward: the gate's weights and input; c_j and p_j, Σ α_j V_j and Σ dc_j V_j."""
+    networks, width, gate_width = gate.shape
     gates, sums = (2, 4) if backward else (1, 2)
     return rows * width * (gates * gate_width + sums * (networks - 1))
 

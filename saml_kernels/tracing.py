@@ -11,6 +11,11 @@ is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compili
 SCRIPT_REASON = 'TorchScript and ONNX have no fused operators: use torch.export, or trace it with backend="reference"'
 
 
+def is_traced() -> bool:
+    """Whether torch.jit.trace, or ONNX's older exporter, writes the call down."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
 def _is_for_onnx() -> bool:
     return bool(torch.onnx.is_in_onnx_export())
 
@@ -38,7 +43,7 @@ def script_reason() -> str | None:
 
     They hold PyTorch's own operators only, and "auto" would write down the reference without a word.
     """
-    if torch.jit.is_tracing() or (is_exporting() and _is_for_onnx()):
+    if is_traced() or (is_exporting() and _is_for_onnx()):
         return SCRIPT_REASON
     return None
 
@@ -47,7 +52,7 @@ def holds_numbers(tensor: Tensor) -> bool:
     """Whether a program may read the tensor's values: not on the meta device, of fake tensors, inside vmap, traced."""
     if torch.compiler.is_dynamo_compiling():
         return True
-    if tensor.device.type == "meta" or is_fake(tensor) or torch.jit.is_tracing():
+    if tensor.device.type == "meta" or is_fake(tensor) or is_traced():
         return False
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):

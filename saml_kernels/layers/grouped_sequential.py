@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saml_kernels import activations, checks, functional
+from saml_kernels import activations, checks, functional, tracing
 from saml_kernels.layers.common import Layer, check_ids, describe, scenario_moments
 from saml_kernels.layers.convert import (
     Entry,
@@ -141,7 +141,7 @@ class GroupedBatchNorm(Layer):
         enough = count != 1
         if count.device.type != "cpu" or torch.compiler.is_compiling():
             torch._assert_async(enough.all(), "a scenario has one row in the batch, batch norm in training needs two")
-        elif not bool(enough.all()):
+        elif tracing.holds_numbers(count) and not bool(enough.all()):
             raise ValueError(
                 f"scenario {int(enough.logical_not().nonzero()[0, 0])} has one row in the batch: batch norm in "
                 "training needs at least two of a scenario, or none"
