@@ -96,7 +96,7 @@ class GroupedBatchNorm(Layer):
         """
         t = check_ids(scenario, self.num_scenarios)
         checks.check_shape("x", x, ("B", self.dim))
-        checks.check_shape("scenario", t, (x.shape[0],), f" as x has B = {x.shape[0]} rows")
+        checks.check_shape("scenario", t, (x.shape[0],), " as x has B = {} rows", x.shape[0])
         # As nn.BatchNorm1d: in bfloat16 a count stops at 256.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.reads_moving_statistics:
