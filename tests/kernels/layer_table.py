@@ -49,6 +49,8 @@ class Row:
     inputs: Callable[[int], tuple[Tensor, ...]]
     """Of a number of rows, in forward's order."""
     variant: str = ""
+    least_rows: int = 1
+    """In training."""
 
     def __str__(self) -> str:
         return self.layer + (f"-{self.variant}" if self.variant else "")
@@ -72,7 +74,7 @@ ROWS = (
     Row("GroupedMLP", lambda: layers.GroupedMLP(M, 5, (3,)), _x_and_ids, "one_layer"),
     Row("STARMLP", lambda: layers.STARMLP(M, 5, (6, 3)), _x_and_ids),
     Row("GroupedSequential", _sequential, _x_and_ids),
-    Row("GroupedBatchNorm", lambda: layers.GroupedBatchNorm(M, 5), _x_and_every_id),
+    Row("GroupedBatchNorm", lambda: layers.GroupedBatchNorm(M, 5), _x_and_every_id, least_rows=2),
     Row("PartitionedNorm", lambda: layers.PartitionedNorm(M, 5), _x_and_ids),
     Row("ScoreMixture", lambda: layers.ScoreMixture(M, 5, (6,)), _x_and_ids),
     Row("MixtureOfExperts", lambda: layers.MixtureOfExperts(4, 5, (6, 3)), lambda rows: (_x(rows, 5),)),
