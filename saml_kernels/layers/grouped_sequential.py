@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_kernels import activations, checks, functional, tracing
-from saml_kernels.layers.common import Layer, check_ids, describe, scenario_moments
+from saml_kernels.layers.common import Layer, check_ids, describe, reset_children, scenario_moments
 from saml_kernels.layers.convert import (
     Entry,
     Tower,
@@ -82,6 +82,15 @@ class GroupedBatchNorm(Layer):
         counts = torch.zeros(self.num_scenarios, device=device, dtype=torch.int64) if track_running_stats else None
         self.register_buffer("num_batches_tracked", counts)
 
+    def reset_parameters(self) -> None:
+        """Scales, shifts and moving statistics as of a new layer."""
+        for ones in (self.weight, self.running_var):
+            if ones is not None:
+                nn.init.ones_(ones)
+        for zeros in (self.bias, self.running_mean, self.num_batches_tracked):
+            if zeros is not None:
+                nn.init.zeros_(zeros)
+
     @property
     def reads_moving_statistics(self) -> bool:
         """Whether a row's output is its own affine function: in evaluation, with moving statistics."""
@@ -96,7 +105,7 @@ class GroupedBatchNorm(Layer):
         """
         t = check_ids(scenario, self.num_scenarios)
         checks.check_shape("x", x, ("B", self.dim))
-        checks.check_shape("scenario", t, (x.shape[0],), f" as x has B = {x.shape[0]} rows")
+        checks.check_shape("scenario", t, (x.shape[0],), " as x has B = {} rows", x.shape[0])
         # As nn.BatchNorm1d: in bfloat16 a count stops at 256.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.reads_moving_statistics:
@@ -242,6 +251,10 @@ class GroupedSequential(Layer):
             raise ValueError(f"steps must be for one number of scenarios, got {', '.join(map(str, sorted(counts)))}")
         self.num_scenarios = counts.pop()
         self.steps = nn.ModuleList(steps)
+
+    def reset_parameters(self) -> None:
+        """Fresh parameters and moving statistics of every step, from torch's global generator."""
+        reset_children(self)
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """x (B, d_0), scenario (B,) → (B, d_L). TypeError, ValueError, BackendUnavailable: as its steps."""

@@ -30,8 +30,9 @@ def _x_and_every_id(rows: int) -> tuple[Tensor, ...]:
     return _x(rows, 5), torch.arange(rows) % min(M, max(1, rows // 2))
 
 
-def _tower() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 6), nn.LeakyReLU(0.2), nn.Linear(6, 3))
+def _sequential() -> nn.Module:
+    first, last = (layers.GroupedMLP(M, *widths, "identity") for widths in ((5, (6,)), (6, (3,))))
+    return layers.GroupedSequential(first, layers.GroupedBatchNorm(M, 6).eval(), nn.LeakyReLU(0.2), last)
 
 
 def _trunk_inputs(rows: int) -> tuple[Tensor, ...]:
@@ -48,6 +49,8 @@ class Row:
     inputs: Callable[[int], tuple[Tensor, ...]]
     """Of a number of rows, in forward's order."""
     variant: str = ""
+    least_rows: int = 1
+    """In training."""
 
     def __str__(self) -> str:
         return self.layer + (f"-{self.variant}" if self.variant else "")
@@ -70,8 +73,8 @@ ROWS = (
     Row("GroupedMLP", lambda: layers.GroupedMLP(M, 5, (6, 3)), _x_and_ids),
     Row("GroupedMLP", lambda: layers.GroupedMLP(M, 5, (3,)), _x_and_ids, "one_layer"),
     Row("STARMLP", lambda: layers.STARMLP(M, 5, (6, 3)), _x_and_ids),
-    Row("GroupedSequential", lambda: layers.GroupedSequential.from_towers([_tower() for _ in range(M)]), _x_and_ids),
-    Row("GroupedBatchNorm", lambda: layers.GroupedBatchNorm(M, 5), _x_and_every_id),
+    Row("GroupedSequential", _sequential, _x_and_ids),
+    Row("GroupedBatchNorm", lambda: layers.GroupedBatchNorm(M, 5), _x_and_every_id, least_rows=2),
     Row("PartitionedNorm", lambda: layers.PartitionedNorm(M, 5), _x_and_ids),
     Row("ScoreMixture", lambda: layers.ScoreMixture(M, 5, (6,)), _x_and_ids),
     Row("MixtureOfExperts", lambda: layers.MixtureOfExperts(4, 5, (6, 3)), lambda rows: (_x(rows, 5),)),

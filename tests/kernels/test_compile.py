@@ -46,7 +46,7 @@ def step(function, layer, inputs):
 def test_batch_sizes_share_graphs_in_training(row, dynamic):
     layer, _ = row(1)
     compiled = torch.compile(layer, backend="eager", fullgraph=True, dynamic=dynamic)
-    for rows in SIZES:
+    for rows in (rows for rows in SIZES if rows >= row.least_rows):
         x, *rest = row.inputs(rows)
         first_output(compiled(x.requires_grad_(), *rest)).sum().backward()
     assert graphs() <= 2

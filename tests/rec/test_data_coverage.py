@@ -1,13 +1,15 @@
 """Values that mean nothing to a model are counted, said, and refused where none means anything."""
 
+import dataclasses
 import json
+import math
 
 import numpy as np
 import polars as pl
 import pytest
 
 from saml_rec.data import preparation, prepare
-from saml_rec.data.coverage import Coverage, scored_lines
+from saml_rec.data.coverage import Count, Coverage, checked_shares, prepared_lines, scored_lines
 from saml_rec.data.schema import Schema, load_schema
 from saml_rec.errors import InputError
 
@@ -77,6 +79,22 @@ def test_shares_by_split_and_feature(prepared, monkeypatch, rows):
         assert shares["valid"]["history"] == {"empty": 3 / 10, "unknown": 6 / 13}
 
 
+def test_shares_of_every_dense_feature(prepared):
+    features = {"price": {"kind": "dense"}, "age": {"kind": "dense"}, "height": {"kind": "dense"}}
+    schema = Schema.from_dict(MAPPING | {"features": {"item": {"kind": "sparse"}} | features})
+    columns = {
+        "price": [1.0, None] * 30,
+        "age": [None, None, 1.0, 2.0, 3.0] * 12,
+        "height": [1.5, None, None, None] * 15,
+    }
+    shares = prepared(schema, **columns).shares()["train"]
+    assert {name: shares[name] for name in features} == {
+        "price": {"empty": 0.5},
+        "age": {"empty": 0.4},
+        "height": {"empty": 0.75},
+    }
+
+
 REFUSED = [
     # columns, those of validation and test rows, features, what the message says
     (
@@ -92,8 +110,25 @@ REFUSED = [
         {"item": ["12.0", "7.0"] * 10},
         {},
         "feature 'item': none of the 20 values of the validation and test rows is among those in training rows, such "
-        "as '12.0', where training has '12'; spell them alike, or leave the feature out of the schema, or ",
+        "as '12.0', where training has '12'; spell them alike, or leave the feature out of the schema, or give it "
+        "buckets$",
     ),
+    # The first value that is not known, cut.
+    ({}, {"item": [f"new {n}" for n in range(20)]}, {}, "such as 'new 0'; spell them alike"),
+    ({}, {"item": ["n" * 30] * 20}, {}, "such as 'nnnnnnn\\.\\.\\.nnnnnnnn'; spell them alike"),
+    # Spelled otherwise.
+    ({"item": ["12.0", "7.0"] * 30}, {"item": ["12", "7"] * 10}, {}, "such as '12', where training has '12.0'"),
+    ({"item": ["SHOE", "BAG"] * 30}, {"item": ["bag"] * 20}, {}, "such as 'bag', where training has 'BAG'"),
+    ({"item": ["shoe", "bag"] * 30}, {"item": ["Bag"] * 20}, {}, "such as 'Bag', where training has 'bag'"),
+    ({"item": ["shoe", "bag"] * 30}, {"item": ["'bag'"] * 20}, {}, """such as "'bag'", where training has 'bag'"""),
+    ({}, {"item": ["0007"] * 20}, {}, "such as '0007', where training has '7'"),
+    ({}, {"item": ["700"] * 20}, {}, "such as '700'; spell"),
+    ({}, {"item": ["X7"] * 20}, {}, "such as 'X7'; spell"),
+    ({"item": ["08", "07"] * 30}, {"item": ["7"] * 20}, {}, "such as '7', where training has '07'"),
+    ({"item": ["7".zfill(12)] * 60}, {"item": ["7"] * 20}, {}, "such as '7', where training has '000000000007'"),
+    ({"item": ["7".zfill(13)] * 60}, {"item": ["7"] * 20}, {}, "such as '7'; spell"),
+    # What is one value is not taken apart.
+    ({}, {"item": ["12;7"] * 20}, {}, "such as '12;7'; spell"),
     ({"item": ["007", "008"] * 30}, {"item": ["7", "8"] * 10}, {}, "such as '7', where training has '007'"),
     ({"item": ["Shoe", "Bag"] * 30}, {"item": [" Bag"] * 20}, {}, "such as ' Bag', where training has 'Bag'"),
     ({"item": ["Shoe", "Bag"] * 30}, {"item": ["BAG"] * 20}, {}, "such as 'BAG', where training has 'Bag'"),
@@ -104,10 +139,30 @@ REFUSED = [
         {},
         {},
         "feature 'history': none of the 40 values of the training rows is among those of its item in training "
-        "rows, such as '12;7'; its separator is ';', and '|' in the schema; spell them alike, or leave the feature out",
+        "rows, such as '12;7'; its separator is ';', and '\\|' in the schema; spell them alike, or leave the feature "
+        "out of the schema$",
     ),
+    ({"history": ["a;b"] * 60}, {}, {}, "such as 'a;b'; spell"),
+    ({"history": ["12\t7"] * 60}, {}, {}, r"such as '12\\t7'; its separator is '\\t', and '\|' in the schema"),
+    ({"history": ["12 7"] * 60}, {}, {}, r"such as '12 7'; its separator is ' ', and '\|' in the schema"),
+    ({"history": ["12/7"] * 60}, {}, {}, r"such as '12/7'; its separator is '/', and '\|' in the schema"),
+    (
+        {"history": ["12|7"] * 60},
+        {},
+        {"history": {"separator": ";"}},
+        r"such as '12\|7'; its separator is '\|', and ';' in the schema",
+    ),
+    ({"history": ["['12|7', 'x']"] * 60}, {}, {}, r"such as '12\|7'; spell them alike"),
+    (
+        {"history": ["12;7"] * 60},
+        {},
+        {"item": {"min_count": 2}},
+        "among those of its item in training rows that occur min_count = 2 times, such as '12;7'",
+    ),
+    ({"history": ["new", None] * 30}, {}, {}, "feature 'history': none of the 20 values of the training rows is among"),
+    ({"history": ["12|a|b|c"] * 60}, {}, {}, "such as 'a'; spell"),
     ({"history": ["12.0, 7.0"] * 60}, {}, {}, "such as '12.0, 7.0'; its separator is ',', and '|' in the schema"),
-    ({"history": ["i12|i7"] * 60}, {}, {}, "none of the 80 values of the training rows"),
+    ({"history": ["i12|i7"] * 60}, {}, {}, "none of the 80 values of the training rows .*, such as 'i12'; spell"),
     ({}, {"history": ["12 7"] * 20}, {}, "of the validation and test rows is among those of its item"),
     ({}, {"tags": ["X"] * 20}, {}, "feature 'tags': none of the 20 values .* such as 'X', where training has 'x'"),
 ]
@@ -132,6 +187,118 @@ def test_what_is_no_fault(prepared):
     prepared(part=part, item=GOOD["item"][:41] + ["new"] * 19, history=GOOD["history"])
     prepared(with_feature(item={"buckets": 100}), late={"item": ["new"] * 20, "history": ["newer"] * 20})
     prepared(history=[None] * 60, price=[None] * 60)
+    prepared(history=(["new"] * 19 + [None] * 41))
+    prepared(with_feature(item={"buckets": 100}, tags={"buckets": 100}), item=[None] * 60, tags=[None] * 60)
+
+
+def coverage_of(encoder, name, count):
+    """Of rows with one feature only."""
+    nothing = Coverage(encoder).to_dict()
+    return Coverage.from_dict(encoder, nothing | {name: dataclasses.asdict(Count(*count))})
+
+
+@pytest.mark.parametrize(
+    ("count", "in_training", "expected"),
+    [
+        # rows, empty, values, unknown
+        (
+            (20, 0, 20, 20),
+            {"empty": 0.0, "unknown": 0.0},
+            [(True, "feature 'item': none of the 20 values of the rows is among those in training rows")],
+        ),
+        (
+            (20, 0, 20, 20),
+            {"empty": 0.0, "unknown": 1.0},
+            [(False, "feature 'item': unknown to the model are 100% of its values")],
+        ),
+        (
+            (10, 0, 10, 5),
+            {"empty": 0.0, "unknown": 0.0},
+            [(False, "feature 'item': unknown to the model are 50% of its values")],
+        ),
+        ((10, 0, 10, 4), {"empty": 0.0, "unknown": 0.0}, []),
+        (
+            (10, 3, 7, 0),
+            {"empty": 0.0, "unknown": 0.0},
+            [(False, "feature 'item': empty are 30% of its cells, 0% in training")],
+        ),
+        ((10, 2, 8, 0), {"empty": 0.0, "unknown": 0.0}, []),
+        (
+            (10, 10, 0, 0),
+            {"empty": 0.5, "unknown": 0.0},
+            [(True, "feature 'item': empty are 100% of its cells, 50% in training")],
+        ),
+    ],
+)
+def test_what_is_said_of_rows_that_were_scored(prepared, count, in_training, expected):
+    encoder = prepared().encoder
+    found = scored_lines(encoder, coverage_of(encoder, "item", count), {"train": {"item": in_training}})
+    assert list(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "valid", "test", "expected"),
+    [
+        (
+            "item",
+            (40, 0, 40, 0),
+            (10, 0, 10, 5),
+            (10, 0, 10, 0),
+            ["unknown values are 0% of train, 50% of valid, 0% of test"],
+        ),
+        ("item", (40, 0, 40, 0), (10, 0, 10, 4), (10, 0, 10, 4), []),
+        (
+            "item",
+            (40, 0, 40, 0),
+            (10, 10, 0, 0),
+            (10, 0, 10, 6),
+            [
+                "unknown values are 0% of train, 60% of test",
+                "empty cells are 0% of train, 100% of valid, 0% of test",
+            ],
+        ),
+        ("price", (40, 40), (10, 10), (10, 10), ["empty cells are 100% of train, 100% of valid, 100% of test"]),
+        ("price", (40, 0), (10, 3), (10, 0), ["empty cells are 0% of train, 30% of valid, 0% of test"]),
+        ("price", (40, 0), (10, 2), (10, 2), []),
+    ],
+)
+def test_what_is_said_of_rows_that_were_prepared(prepared, name, train, valid, test, expected):
+    encoder = prepared().encoder
+    counts = {"train": train, "valid": valid, "test": test}
+    splits = {split: coverage_of(encoder, name, count) for split, count in counts.items()}
+    assert prepared_lines(encoder, splits) == [f"feature '{name}': {line}" for line in expected]
+
+
+@pytest.mark.parametrize(
+    ("tags", "feature", "separator"),
+    [
+        (["a;b", "c;d"], {}, ";"),
+        (["a,b", "c,d", "e"], {}, ","),
+        (["a\tb", None], {}, "\t"),
+        (["a|b", "c|d"], {"separator": ","}, "|"),
+        (["a;b", "c;d", "e", "f"], {}, None),
+        (["a;b", "c;d", "e", "f", "g"], {}, None),
+        (["a b", "c d"], {}, None),
+        (["a/b", "c/d"], {}, None),
+        (["x", "y"], {}, None),
+        (["a;b|c;d", None], {}, None),
+        (["['a|b']", "['c|d']"], {}, None),
+        (["a;b", "c;d"], {"buckets": 9}, None),
+    ],
+)
+def test_separators_of_bags_without_two_values(prepared, tags, feature, separator):
+    data = prepared(with_feature(tags=feature), tags=(tags * 60)[:60])
+    line = f"feature 'tags': no cell holds its separator {feature.get('separator', '|')!r}, most hold {separator!r}: "
+    expected = [] if separator is None else [f"{line}if that separates values, say so in the schema"]
+    assert prepared_lines(data.encoder, data.coverage) == expected
+
+
+def test_shares_that_are_none():
+    good = {"train": {"item": {"empty": 0, "unknown": 1.0}}, "test": {"item": {"empty": 0.5, "unknown": None}}}
+    assert checked_shares(good) == good
+    for share in (-0.1, 1.1, 2, math.nan):
+        with pytest.raises(InputError, match=f"a share of a feature's cells is {share}"):
+            checked_shares(good | {"valid": {"item": {"empty": share}}})
 
 
 def test_lists_as_text_are_lists(prepared):

@@ -1,5 +1,6 @@
 """Reading CSV and Parquet: strings stay what they are, and every bad input is one clear line."""
 
+import csv
 import datetime
 from decimal import Decimal
 
@@ -8,7 +9,7 @@ import pytest
 
 from saml_rec.data import csv_files, readers
 from saml_rec.data.cells import conform
-from saml_rec.data.csv_format import CsvOptions
+from saml_rec.data.csv_format import BEGINNING_BYTES, CsvFormat, CsvOptions, Roles, csv_format
 from saml_rec.data.readers import read_frame, read_table, require_csv_columns
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
@@ -189,6 +190,7 @@ def test_labels_in_parquet(read, values):
         ([7, None], ["7", None]),
         ([7.0, float("nan")], ["7", None]),
         (pl.Series([7.0, None], dtype=pl.Float32), ["7", None]),
+        (pl.Series([2**24 - 1, 0.5], dtype=pl.Float32), ["16777215", "0.5"]),
         ([7.5, 8.0], ["7.5", "8"]),
         ([2.0**53 - 1, -0.0], ["9007199254740991", "0"]),
         ([2**63 - 1, -(2**63)], ["9223372036854775807", "-9223372036854775808"]),
@@ -196,6 +198,7 @@ def test_labels_in_parquet(read, values):
         ([Decimal("1200"), Decimal("-10")], ["1200", "-10"]),
         ([True, None], ["true", None]),
         (["True", "FALSE"], ["true", "false"]),
+        (["TRUE", "False"], ["true", "false"]),
         (["12.0", "tRUE"], ["12.0", "tRUE"]),
         (pl.Series(["a", ""], dtype=pl.Categorical), ["a", None]),
         (pl.Series(["a", "b"], dtype=pl.Enum(["b", "a"])), ["a", "b"]),
@@ -213,6 +216,9 @@ def test_sparse_columns_in_parquet(read, column, expected):
     [
         ([[1, 2], [3]], [["1", "2"], ["3"]]),
         ([[1.0, None], []], [["1", None], []]),
+        ([[1.0], None], [["1"], None]),
+        ([[5000], [2**53]], [["5000"], ["9007199254740992"]]),
+        ([[5000.0], [1.5]], [["5000"], ["1.5"]]),
         (pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int64, 2)), [["1", "2"], ["3", "4"]]),
         (pl.Series([["a"], None], dtype=pl.List(pl.Categorical)), [["a"], None]),
         ([[], []], [[], []]),
@@ -226,7 +232,10 @@ def test_sparse_columns_in_parquet(read, column, expected):
         (["['a', 'b']", "[1,2]"], [["a", "b"], ["1", "2"]]),
         (['["a|b", "c, d"]', " [ ] "], [["a|b", "c, d"], []]),
         (["[1.0, 2.50, 007, 1e3]", "[-3]"], [["1", "2.5", "007", "1000"], ["-3"]]),
-        (["[True, false, None, null, nan]", ""], [["true", "false", None, None, None], None]),
+        (["[5000.0, .5, -1.E4]", "['1.0', '1e3']"], [["5000", "0.5", "-10000"], ["1.0", "1e3"]]),
+        (["[True, false, None, null, nan, NaN]", ""], [["true", "false", None, None, None, None], None]),
+        (["[1]", "True|x|"], [["1"], ["true", "x", ""]]),
+        (["[a]|[b]", None], ["[a]|[b]", None]),
         ([r'["\u00e9\"", "a\\b"]', r"""['it\'s', "it's"]"""], [['é"', "a\\b"], ["it's", "it's"]]),
         (["['a',]", "b|c"], [["a"], ["b", "c"]]),
         (["[a]|[b]", "x"], ["[a]|[b]", "x"]),
@@ -241,6 +250,17 @@ def test_lists_in_parquet(read, column, expected):
     frame = read(as_parquet(history=column, tags=column))
     assert frame["history"].to_list() == expected
     assert frame["tags"].to_list() == expected
+
+
+@pytest.mark.skipif(not hasattr(pl, "Float16"), reason="this polars has no floats of two bytes")
+def test_floats_of_two_bytes(read):
+    column = pl.Series([2**11 - 1, 0.5], dtype=pl.Float16)
+    assert read(as_parquet(item=column))["item"].to_list() == ["2047", "0.5"]
+    lists = pl.Series([[7, -1.5], [None]], dtype=pl.List(pl.Float16))
+    assert read(as_parquet(tags=lists))["tags"].to_list() == [["7", "-1.5"], [None]]
+    expected = r"row 2: expected an id below 2\^11, where Float16 still tells whole numbers apart, got 2048\.0"
+    with pytest.raises(InputError, match=expected):
+        read(as_parquet(item=pl.Series([1, 2**11], dtype=pl.Float16)))
 
 
 @pytest.mark.parametrize(
@@ -270,10 +290,18 @@ def test_brackets_that_are_no_list(read, cell):
         assert read(good + f'0,de,10,7,,,"{cell}"\n')["history"].to_list() == ["7", cell]
 
 
+@pytest.mark.parametrize(("token", "shown"), [(r"'\x'", r'''"'\\x'"'''), (r'"\u12"', r"""'"\\u12"'""")])
+def test_escapes_of_a_list_that_nobody_writes(read, token, shown):
+    with pytest.raises(InputError) as caught:
+        read(as_parquet(history=[f"[{token}, 'a']", "b"]))
+    message = f"data.csv: column 'history': {shown} in a list is not text as Python or JSON write it"
+    assert str(caught.value).endswith(message)
+
+
 def test_lists_as_text_over_chunks(read, chunks):
-    cells = ["", "", "", '"[1, 2]"', "3", '"[]"', ""]
+    cells = ["", "", "", '"[1, 2]"', "3|4", '"[]"', ""]
     rows = "".join(f"1,de,{n},7,,,{cell}\n" for n, cell in enumerate(cells))
-    assert read(HEADER + rows)["history"].to_list() == [None, None, None, ["1", "2"], ["3"], [], None]
+    assert read(HEADER + rows)["history"].to_list() == [None, None, None, ["1", "2"], ["3", "4"], [], None]
 
 
 @pytest.mark.parametrize(
@@ -454,6 +482,8 @@ def test_a_parquet_file_without_rows(read):
         ({"item": [["a"], ["b"]]}, r"column 'item' holds List\(String\); expected one value in each row"),
         ({"item": [{"a": 1}, {"a": 2}]}, "column 'item' holds Struct"),
         ({"item": [b"\xff", b"a"]}, "column 'item' holds Binary that is not text"),
+        ({"tags": [b"\xff", b"a"]}, "column 'tags' holds Binary that is not text"),
+        ({"tags": [[b"a", b"\xff"], []]}, r"column 'tags' holds List\(Binary\) that is not text"),
         ({"price": [[1.0], [2.0]]}, "column 'price' holds List"),
         ({"item": [1.0, 2.0**53]}, r"column 'item', row 2: expected an id below 2\^53, .* got 9007199254740992.0"),
         ({"country": [1.0, float("inf")]}, r"column 'country', row 2: expected an id below 2\^53, .* got inf"),
@@ -712,6 +742,8 @@ FORMATS = [
     ("sep=,\r\n" + GOOD.replace("\n", "\r\n"), {"separator": ","}),
     ('# exported, "today"\n# twice\n' + GOOD, {}),
     (GOOD.replace("\n", "\r"), {}),
+    ("SEP=^\n" + GOOD.replace(",", "^"), {"separator": "^"}),
+    ('"sep=^"\n' + GOOD.replace(",", "^"), {"separator": "^"}),
     ("\ufeffsep=;\r" + GOOD.replace(",", ";").replace("\n", "\r"), {"separator": ";"}),
 ]
 
@@ -721,6 +753,90 @@ def test_other_ways_to_write_csv(read, content, format, chunks):
     expected = read(GOOD)
     assert read(content).equals(expected)
     assert read(content, csv=CsvOptions(**format)).equals(expected)
+
+
+NUMBERS = Roles(needed=("n",), numbers=("n",))
+LONG_CELL = "x" * (BEGINNING_BYTES // 2 + 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "roles", "expected"),
+    [
+        ("a,b\n1,2\n", {}, Roles(), CsvFormat()),
+        ("a;b\n1;2\n", {}, Roles(), CsvFormat(";")),
+        ("a;b\n1;2", {"decimal": ","}, Roles(), CsvFormat(";", ",")),
+        ('a,b\r"x\ny",2\r', {}, Roles(), CsvFormat(",", ".", "\r")),
+        # Rows that are not as wide as the header tell against a separator, those that are empty do not.
+        ("a,b;c\n1;2\n\n1,1;2\n", {}, Roles(), CsvFormat(";")),
+        ("a,b;c\n1;2\n1,1;2\n", {}, Roles(needed=("a", "b;c")), CsvFormat(",")),
+        # Lines before the header.
+        ("# a", {}, Roles(), CsvFormat()),
+        ("# a\n", {}, Roles(), CsvFormat(skipped_lines=1)),
+        ("# a\nb;c", {}, Roles(), CsvFormat(";", skipped_lines=1)),
+        ("#a;b\n1;2\n", {}, Roles(), CsvFormat(";")),
+        ("#a^b\n1^2\n", {"separator": "^"}, Roles(), CsvFormat("^")),
+        ("sep=;\na;b\n1;2\n", {}, Roles(), CsvFormat(";", skipped_lines=1)),
+        # Numbers.
+        ("a;n\n1;2\n1;2,5", {}, NUMBERS, CsvFormat(";", ",")),
+        ("a;n\n1\n1;2,5\n", {}, NUMBERS, CsvFormat(";", ",")),
+        ("a;n\n1;2,5\n1;2.5\n", {}, NUMBERS, CsvFormat(";")),
+        ("a;n\n1;2,5\n1;.5\n", {}, NUMBERS, CsvFormat(";")),
+        ("a;n\n2,5;1\n", {}, NUMBERS, CsvFormat(";")),
+        ("a;n\n1;2,500\n", {}, NUMBERS, CsvFormat(";")),
+        ("a;n\n" + "1;2\n" * 198 + "1;2,5\n", {}, NUMBERS, CsvFormat(";", ",")),
+        ("a;n\n" + "1;2\n" * 199 + "1;2,5\n", {}, NUMBERS, CsvFormat(";")),
+        # What the beginning of a file holds of a cell, a row or several.
+        (f"n;a\n1;{LONG_CELL}\n2,5;2\n", {}, NUMBERS, CsvFormat(";", ",")),
+        (f"n;a\n1;{LONG_CELL}\n1;{LONG_CELL}\n2,5;2\n", {}, NUMBERS, CsvFormat(";")),
+        (f"n;a\n2,5;{LONG_CELL}\n1;{LONG_CELL}\n", {}, NUMBERS, CsvFormat(";", ",")),
+        (f"n;a\n2,5;{LONG_CELL}{LONG_CELL}\n", {}, NUMBERS, CsvFormat(";", ",")),
+        (f"a;b,c\n{LONG_CELL};1,2\n1;{LONG_CELL},2\n", {}, Roles(), CsvFormat(",")),
+        (f"#a;b\n{LONG_CELL};2\n{LONG_CELL};2\n", {}, Roles(), CsvFormat(";")),
+    ],
+)
+def test_how_a_csv_file_is_written(tmp_path, text, options, roles, expected):
+    path = tmp_path / "data.csv"
+    path.write_bytes(text.encode())
+    limit = csv.field_size_limit(1000)
+    try:
+        assert csv_format(path, CsvOptions(**options), roles) == expected
+        # It is everybody's.
+        assert csv.field_size_limit() == 1000
+    finally:
+        csv.field_size_limit(limit)
+
+
+@pytest.mark.parametrize(
+    ("format", "described"),
+    [
+        (CsvFormat(",", ".", "\n", 0), ""),
+        (CsvFormat(";"), "separator ';'"),
+        (CsvFormat(decimal=","), "decimal ','"),
+        (CsvFormat(line_end="\r"), r"lines that end in '\r'"),
+        (CsvFormat(skipped_lines=1), "1 line before the header left out"),
+        (CsvFormat("\t", ",", skipped_lines=2), r"separator '\t', decimal ',', 2 lines before the header left out"),
+    ],
+)
+def test_what_is_said_of_how_a_csv_file_is_written(format, described):
+    assert format.described() == described
+
+
+def test_csv_options_over_others():
+    assert CsvOptions(";", ".").to_dict() == {"separator": ";", "decimal": "."}
+    assert CsvOptions("|").over(CsvOptions(";", ",")) == CsvOptions("|", ",")
+    assert CsvOptions(decimal=".").over(CsvOptions(";", ",")) == CsvOptions(";", ".")
+    assert CsvOptions().over(CsvOptions(";", ",")) == CsvOptions(";", ",")
+    assert CsvOptions("|", ".").over(CsvOptions()) == CsvOptions("|", ".")
+
+
+@pytest.mark.parametrize(
+    ("separator", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars"), ("^", r"'\^'"), (",", "commas")]
+)
+def test_a_row_with_more_fields_than_the_header(read, separator, name):
+    content = (HEADER + "1,de,1,i,,1,h,x\n").replace(",", separator)
+    message = f"row 1 has 8 fields, the header has 7; quote a field that holds {name}$"
+    with pytest.raises(InputError, match=message):
+        read(content, csv=CsvOptions(separator))
 
 
 def test_names_in_quotes(read):
@@ -811,6 +927,13 @@ def test_numbers_with_a_decimal_comma(read):
         ({"separator": ";;"}, "separator: expected one ASCII character such as ';', got ';;'"),
         ({"separator": '"'}, "separator: expected one ASCII character"),
         ({"separator": "é"}, "separator: expected one ASCII character"),
+        ({"separator": "€"}, "separator: expected one ASCII character such as ';', got '€'"),
+        ({"separator": "a"}, "separator: expected one ASCII character such as ';', got 'a'"),
+        ({"separator": "7"}, "separator: expected one ASCII character such as ';', got '7'"),
+        ({"separator": "\r"}, "separator: expected one ASCII character"),
+        ({"separator": "\n"}, "separator: expected one ASCII character"),
+        ({"separator": ""}, "separator: expected one ASCII character"),
+        ({"separator": 3}, "separator: expected one ASCII character such as ';', got 3"),
         ({"decimal": ";"}, "decimal: expected '.' or ',', got ';'"),
         ({"separator": ",", "decimal": ","}, "separator and decimal are both ','"),
     ],

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -60,7 +61,7 @@ def pip(monkeypatch):
     pip = Pip()
     monkeypatch.setattr(subprocess, "run", pip.run)
     sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in SOURCES.items()}
-    monkeypatch.setattr(ml100k, "SHA256", sums)
+    monkeypatch.setattr(ml100k, "SOURCE", replace(ml100k.SOURCE, sha256=sums))
     return pip
 
 

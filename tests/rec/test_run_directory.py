@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -6,23 +7,42 @@ import json
 import math
 import os
 import pickle
+import platform
+import runpy
 import shutil
 import stat
+import sys
+import tomllib
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import saml_kernels
+from saml_rec import run_directory
 from saml_rec.data import read_table
 from saml_rec.data.learning import Learner
 from saml_rec.data.schema import load_schema
 from saml_rec.errors import InputError, shortened, shown
 from saml_rec.evaluation.scoring import predict
 from saml_rec.files import check_output_file, leftovers, replacing, temporary_path, write_json
-from saml_rec.run_directory import RunDirectory, differences
-from saml_rec.sealed import MARK, SEAL_BYTES, load, read_json, read_sealed_json, save, write_sealed_json
+from saml_rec.run_directory import RunDirectory, differences, versions
+from saml_rec.sealed import (
+    MARK,
+    SEAL_BYTES,
+    content_of,
+    json_digest,
+    load,
+    read_as_written,
+    read_json,
+    read_sealed_json,
+    require_digest,
+    save,
+    write_sealed_json,
+)
 
 CONTENT = {"weights": {"w": torch.arange(500.0)}, "history": [{"epoch": 1, "valid": {"auc": None}}]}
 
@@ -136,6 +156,33 @@ def test_a_disk_that_refuses_the_bytes_is_an_os_error_and_leaves_no_trace(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_an_os_error_while_torch_writes_is_that_error(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, content):
+            if self.tell() + len(content) > 1000:
+                raise OSError("No space left on device")
+            return super().write(content)
+
+    monkeypatch.setattr("saml_rec.sealed.replacing", lambda _: contextlib.nullcontext(Full()))
+    with pytest.raises(OSError, match=r"^No space left on device$"):
+        save(tmp_path / "a.pt", "model", CONTENT)
+
+
+class Unwritable:
+    def __reduce__(self):
+        raise RuntimeError("this cannot be written")
+
+
+def test_what_torch_refuses_to_write_is_its_error_and_leaves_the_file(tmp_path):
+    path = tmp_path / "a.pt"
+    save(path, "model", CONTENT)
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError, match="this cannot be written"):
+        save(path, "model", {"weights": Unwritable()})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_json_is_strict_and_readable(tmp_path):
     write_json(tmp_path / "a.json", {"größe": None})
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "größe": null\n}\n'
@@ -159,6 +206,15 @@ def test_round_trip(tmp_path):
     loaded = load(tmp_path / "a.pt", "model")
     assert torch.equal(loaded["weights"]["w"], CONTENT["weights"]["w"])
     assert loaded["history"] == CONTENT["history"]
+
+
+def test_tensors_come_to_the_cpu_from_wherever_they_were(tmp_path, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        save(tmp_path / "a.pt", "model", CONTENT)
+    loaded = load(tmp_path / "a.pt", "model")["weights"]["w"]
+    assert loaded.device.type == "cpu"
+    assert torch.equal(loaded, CONTENT["weights"]["w"])
 
 
 @pytest.fixture
@@ -207,6 +263,8 @@ def test_swapped_and_added_content_is_refused(sealed):
     save(path, "model", other)
     for content in (good[half:] + good[:half], good + b"\0", good[:-SEAL_BYTES] + path.read_bytes()[-SEAL_BYTES:]):
         assert_refused(path, content)
+    for content in (MARK, MARK + b"0" * 64):
+        assert_refused(path, content, r"a\.pt: is damaged: its checksum is not that of its content")
 
 
 def unsealed(path, content):
@@ -268,8 +326,9 @@ def test_a_file_that_grows_when_unpacked_is_refused_before(tmp_path, monkeypatch
     path = tmp_path / "a.pt"
     monkeypatch.setattr(torch, "load", pytest.fail)
     sealed_archive(path, {"a/data.pkl": bytes(10**7)}, compression=zipfile.ZIP_DEFLATED)
-    assert path.stat().st_size < 10**5
-    with pytest.raises(InputError, match=r"in .* bytes its part 'a/data.pkl' would have 10000000"):
+    size = path.stat().st_size
+    assert size < 10**5
+    with pytest.raises(InputError, match=rf"a\.pt: .*: in {size:,} bytes its part 'a/data\.pkl' would have 10000000$"):
         load(path, "model")
     # Several names for the same bytes.
     with zipfile.ZipFile(path, "w") as archive:
@@ -278,6 +337,57 @@ def test_a_file_that_grows_when_unpacked_is_refused_before(tmp_path, monkeypatch
         archive._didModify = True
     with pytest.raises(InputError, match=r"would have 10000$"):
         load(path, "model")
+
+
+@pytest.mark.parametrize("changed", [{"file_size": 101}, {"compress_type": zipfile.ZIP_DEFLATED}])
+def test_a_file_whose_directory_says_that_a_part_grows_is_refused(tmp_path, monkeypatch, changed):
+    path = tmp_path / "a.pt"
+    monkeypatch.setattr(torch, "load", pytest.fail)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", bytes(100))
+        (entry,) = archive.filelist
+        for name, value in changed.items():
+            setattr(entry, name, value)
+    with pytest.raises(InputError, match=rf"its part 'a/data\.pkl' would have {changed.get('file_size', 100)}$"):
+        load(path, "model")
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (MemoryError(), InputError, r"^not enough memory for reading .*a\.pt: the system has none left$"),
+        (RuntimeError("bad_alloc"), InputError, r"^not enough memory for reading .*a\.pt: bad_alloc$"),
+        (OSError("Input/output error"), OSError, "^Input/output error$"),
+        (RuntimeError("no such tensor"), InputError, r"a\.pt: is damaged or was not written by saml-rec$"),
+    ],
+)
+def test_what_keeps_a_file_from_being_read_is_not_taken_for_damage(sealed, monkeypatch, raised, expected, message):
+    def refuse(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(expected, match=message):
+        load(sealed[0], "model")
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (OSError("disk"), OSError, "^disk$"),
+        (MemoryError("none"), MemoryError, "^none$"),
+        (RuntimeError("CUDA out of memory"), RuntimeError, "^CUDA out of memory$"),
+        (InputError("its schema is none"), InputError, r"^a\.pt: its schema is none$"),
+        (KeyError("w"), InputError, r"^a\.pt: its parts do not fit together: KeyError: 'w'$"),
+        (
+            RuntimeError("Error(s) in loading state_dict for M:\n\tsizes of w:\n\t2, expected 3.\n\tNo b."),
+            InputError,
+            r"^a\.pt: its parts do not fit together: RuntimeError: sizes of w: 2, expected 3\. No b\.$",
+        ),
+    ],
+)
+def test_what_is_made_of_a_file_and_fails_is_an_error_of_the_file(raised, expected, message):
+    with pytest.raises(expected, match=message), content_of(Path("a.pt")):
+        raise raised
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
@@ -319,6 +429,42 @@ def test_sealed_json_round_trip_and_damage(tmp_path):
             read_sealed_json(path)
 
 
+def test_the_checksum_is_of_the_content_with_sorted_keys(tmp_path):
+    path = tmp_path / "a.json"
+    content = {"b": 1, "a": {"d": 2, "c": 3}}
+    write_sealed_json(path, content)
+    digest = hashlib.sha256(b'{"a": {"c": 3, "d": 2}, "b": 1}').hexdigest()
+    assert json.loads(path.read_bytes()) == {**content, "checksum": digest}
+    write_json(path, {"checksum": digest, "a": {"c": 3, "d": 2}, "b": 1})
+    assert read_sealed_json(path) == content
+    write_json(path, content)
+    assert read_sealed_json(path) == content
+
+
+def test_json_whose_digest_is_kept_elsewhere(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, SEALED_JSON)
+    assert json_digest(SEALED_JSON) == hashlib.sha256(path.read_bytes()).hexdigest()
+    for digest in (json_digest(SEALED_JSON), None):
+        assert read_as_written(path, digest) == SEALED_JSON
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(InputError, match=r"a\.json: is damaged: it is not as it was written"):
+        read_as_written(path, json_digest(SEALED_JSON))
+    assert read_as_written(path, None) == SEALED_JSON
+    path.write_bytes(b"{")
+    with pytest.raises(InputError, match=r"a\.json: is damaged: Expecting property name"):
+        read_as_written(path, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"xy"])
+def test_a_digest_is_of_every_byte(tmp_path, content):
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    require_digest(path, hashlib.sha256(content).hexdigest())
+    with pytest.raises(InputError, match="a: is damaged: it is not as it was written"):
+        require_digest(path, hashlib.sha256(content + b"x").hexdigest())
+
+
 @pytest.mark.parametrize("text", ["[]", "3", "[" * 100_000, '{"a": ' + "9" * 6000 + "}", "\xff", "{} {}"])
 def test_json_of_something_else(tmp_path, text):
     path = tmp_path / "a.json"
@@ -327,10 +473,22 @@ def test_json_of_something_else(tmp_path, text):
         read_sealed_json(path)
 
 
-@pytest.mark.parametrize("read", [lambda path: load(path, "model"), read_json, read_sealed_json, load_schema])
-def test_a_named_pipe_is_refused_before_it_is_opened(tmp_path, read):
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: load(path, "model"),
+        read_json,
+        read_sealed_json,
+        load_schema,
+        lambda path: require_digest(path, "0"),
+        lambda path: read_as_written(path, None),
+    ],
+)
+def test_a_named_pipe_is_refused_before_it_is_opened(tmp_path, read, monkeypatch):
     path = tmp_path / "pipe"
     os.mkfifo(path)
+    for place in (Path, io):
+        monkeypatch.setattr(place, "open", lambda *_, **__: pytest.fail("opened"))
     with pytest.raises(InputError, match="pipe: is a named pipe; expected a regular file"):
         read(path)
 
@@ -342,6 +500,8 @@ class Attack:
 
 def test_loading_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Of those who do not say what they want torch makes what this says.
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     torch.save({"kind": "model", "format": 1, "weights": Attack()}, "a.pt")
     with pytest.raises(InputError, match="is damaged or was not written by saml-rec"):
         load(Path("a.pt"), "model")
@@ -386,8 +546,6 @@ def test_a_directory_is_held_by_one_at_a_time(tmp_path):
 
 
 def test_a_directory_without_locks_is_held_by_all(tmp_path, monkeypatch):
-    from saml_rec import run_directory
-
     class NoLocks:
         LOCK_EX = LOCK_NB = 0
 
@@ -400,6 +558,9 @@ def test_a_directory_without_locks_is_held_by_all(tmp_path, monkeypatch):
         run = RunDirectory(tmp_path / str(module))
         with run.held(), run.held():
             assert run.path.is_dir()
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    # A copy, so that the module itself counts as what runs at import.
+    assert runpy.run_path(shutil.copy(run_directory.__file__, tmp_path))["fcntl"] is None
 
 
 @pytest.mark.parametrize("found", [torch.zeros(0), torch.ones(2), True, "2", [2]])
@@ -465,21 +626,114 @@ def test_encoders_that_hold_something_else(tmp_path, finished_run, small_dataset
         predict(run.path, small_dataset.data)
 
 
+PARTS = {"options": {}, "schema": {}, "data": {}, "weights": {"w": torch.ones(2)}}
+MODEL = PARTS | {"encoder": {}, "best_epoch": 1}
+CHECKPOINT = PARTS | {"best_weights": {}, "optimizer": {}, "history": []}
+
+
+@pytest.mark.parametrize(("kind", "content"), [("model", MODEL), ("checkpoint", CHECKPOINT)])
+def test_the_parts_of_a_model_and_of_a_checkpoint(tmp_path, kind, content):
+    run = RunDirectory(tmp_path)
+    read = run.load_model if kind == "model" else run.load_checkpoint
+    path = tmp_path / f"{kind}.pt"
+    save(path, kind, content)
+    assert differences(read(), {"kind": kind, "format": 2} | content) == []
+    for name in content:
+        save(path, kind, content | {name: "x"})
+        with pytest.raises(InputError, match=rf"{kind}\.pt: is damaged: its part {name} is 'x'$"):
+            read()
+        save(path, kind, {other: part for other, part in content.items() if other != name})
+        with pytest.raises(InputError, match=rf"{kind}\.pt: is damaged: its part {name} is None$"):
+            read()
+
+
+HISTORY = [{"epoch": 1}, {"epoch": 2}]
+METRICS = {"overall": {}, "scenarios": {}, "best_epoch": 1, "epochs": 2}
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.write_configuration({"größe": [1, 2], "model": "saml"})
+    assert tomllib.loads((tmp_path / "run.toml").read_text(encoding="utf-8")) == {"größe": [1, 2], "model": "saml"}
+    run.write_results(HISTORY, METRICS, "# größe \udcff\n")
+    assert (tmp_path / "model_card.md").read_bytes() == "# größe \\udcff\n".encode()
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    digests = run.digests_of_results(HISTORY, METRICS) | {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}
+    for saved in ({}, {"results": {}}, {"results": digests}):
+        assert run.read_results(saved) == (HISTORY, METRICS)
+    for name in ("history.json", "metrics.json", "model.safetensors"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content + b"\n")
+        assert run.read_results({}) == (HISTORY, METRICS)
+        with pytest.raises(InputError, match=rf"{name}: is damaged: it is not as it was written"):
+            run.read_results({"results": digests})
+        (tmp_path / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("history", [3, {}, {"epoch": 1}, [], [1], [{"epoch": 1}, 3]])
+def test_a_history_that_is_none(tmp_path, history):
+    run = RunDirectory(tmp_path)
+    run.write_results(history, METRICS, "")
+    with pytest.raises(InputError, match=r"history\.json: is damaged: expected a list of epochs"):
+        run.read_results({})
+
+
+@pytest.mark.parametrize("metrics", [3, [], {}, *({k: v for k, v in METRICS.items() if k != name} for name in METRICS)])
+def test_metrics_that_are_none(tmp_path, metrics):
+    run = RunDirectory(tmp_path)
+    run.write_results(HISTORY, metrics, "")
+    with pytest.raises(InputError, match=r"metrics\.json: is damaged: expected an object with overall, scenarios and"):
+        run.read_results({})
+
+
+OWN = ("checkpoint.pt", "run.toml", "model.safetensors", "model.pt", "history.json", "model_card.md", "metrics.json")
+BESIDE = ("evaluation-test.json", "run.json", "test-logits.npy")
+
+
 def test_clear_removes_only_what_a_run_wrote(tmp_path):
     run = RunDirectory(tmp_path)
-    own = (run.checkpoint, run.model, run.metrics, run.history, tmp_path / "evaluation-test.json")
-    own += (run.tensors, run.configuration, run.card)
-    for file in (*own, temporary_path(run.checkpoint), tmp_path / "notes.txt"):
-        file.touch()
+    temporary = [temporary_path(tmp_path / name).name for name in (*OWN, *BESIDE)]
+    for name in (*OWN, *BESIDE, *temporary, "notes.txt"):
+        (tmp_path / name).touch()
     run.clear()
-    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    assert {file.name for file in tmp_path.iterdir()} == {"run.json", "test-logits.npy", "notes.txt"}
+
+
+def test_clear_makes_a_directory(tmp_path):
+    RunDirectory(tmp_path / "deep" / "run").clear()
+    assert (tmp_path / "deep" / "run").is_dir()
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path)
+    temporary = [temporary_path(tmp_path / name) for name in (*OWN, *BESIDE)]
+    for file in (*temporary, run.model, tmp_path / ".notes.txt.0.tmp"):
+        file.touch()
+    run.remove_leftovers()
+    assert {file.name for file in tmp_path.iterdir()} == {"model.pt", ".notes.txt.0.tmp"}
+    # Somebody else may have removed them in the meantime.
+    monkeypatch.setattr(run_directory, "leftovers", lambda file: [temporary[0]])
+    run.remove_leftovers()
+
+
+def test_the_versions_that_results_depend_on():
+    assert versions() == {
+        "saml_kernels": saml_kernels.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "polars": version("polars"),
+        "scikit-learn": version("scikit-learn"),
+    }
+    assert {type(each) for each in versions().values()} == {str}
 
 
 @pytest.mark.parametrize(
     ("files", "flags", "message"),
     [
         ([], {"resume": True}, "holds no run to resume"),
-        (["checkpoint.pt"], {}, "holds an unfinished run"),
+        (["checkpoint.pt"], {}, "holds an unfinished run; resume it, overwrite it or choose another directory"),
+        (["model.pt"], {}, "holds an unfinished run"),
+        (["checkpoint.pt", "metrics.json"], {}, "holds an unfinished run"),
         (["checkpoint.pt", "model.pt", "metrics.json"], {}, "holds a finished run"),
         (["thesis.tex"], {}, "is not empty and holds no run"),
         (["thesis.tex"], {"overwrite": True}, "is not empty and holds no run"),
@@ -491,6 +745,25 @@ def test_directories_that_training_must_not_write_to(tmp_path, files, flags, mes
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=message):
         RunDirectory(tmp_path).require_startable(**{"resume": False, "overwrite": False, **flags})
+
+
+def test_a_file_is_no_run_directory(tmp_path):
+    (tmp_path / "run").touch()
+    for resume in (True, False):
+        with pytest.raises(InputError, match="run: is not a directory"):
+            RunDirectory(tmp_path / "run").require_startable(resume=resume, overwrite=False)
+
+
+def test_directories_that_training_may_write_to(tmp_path):
+    RunDirectory(tmp_path / "missing").require_startable(resume=False, overwrite=False)
+    run = RunDirectory(tmp_path)
+    run.require_startable(resume=False, overwrite=True)
+    temporary_path(run.model).touch()
+    run.require_startable(resume=False, overwrite=False)
+    for file in (run.checkpoint, tmp_path / "thesis.tex"):
+        file.touch()
+    run.require_startable(resume=True, overwrite=False)
+    run.require_startable(resume=False, overwrite=True)
 
 
 def test_fingerprint_is_of_the_rows_not_of_the_file(tmp_path, dataset_of):
@@ -527,4 +800,12 @@ def test_differences_name_the_leaves():
     a, b = torch.zeros(0), torch.ones(2, 2)
     assert differences({"x": a, "y": b}, {"x": a.clone(), "y": b.clone()}) == []
     assert [each.isprintable() for each in differences({"x": a, "y": b}, {"x": 1, "y": b + 1})] == [True, True]
+    for one, other in ((torch.ones(1), 1), (1, torch.ones(1))):
+        assert differences({"x": one}, {"x": other}) == [f"x was {shown(one)}, is {shown(other)}"]
     assert differences([1, 2], [1], "dims") == ["dims was [1, 2], is [1]"]
+    assert differences({"a": {"b": 1}, "c": 2}, {"a": 3, "c": {"d": 4}}) == [
+        "a was {'b': 1}, is 3",
+        "c was 2, is {'d': 4}",
+    ]
+    assert differences({"a": [1], "c": 2}, {"a": 3, "c": [4]}) == ["a was [1], is 3", "c was 2, is [4]"]
+    assert differences({10: 1, "9": 1}, {10: 2, "9": 2}) == ["10 was 1, is 2", "9 was 1, is 2"]

@@ -69,6 +69,8 @@ def test_a_file_of_tensors_is_written_whole_and_its_digest_kept(tmp_path):
     transposed = torch.arange(6.0).reshape(2, 3).t()
     digest = save_tensors(path, {"w": transposed, "n": torch.tensor(3)}, {"format": "pt"})
     assert torch.equal(load_file(path)["w"], transposed)
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
     require_digest(path, digest)
     require_digest(path, None)
     with pytest.raises(InputError, match="is damaged"):

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, ttest_rel
+from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from saml_rec.comparison import significance
@@ -19,6 +21,7 @@ from saml_rec.comparison.significance import (
     judge,
     placements,
     row_errors,
+    verdict_of,
 )
 from saml_rec.comparison.verdicts import all_sentences, by_scenario, verdicts
 from saml_rec.evaluation.metrics import LabelledRows, score_rows, sigmoid
@@ -156,6 +159,17 @@ def test_rows_of_one_group_are_not_taken_for_independent():
     np.testing.assert_allclose(alone, delong_covariance(labels, placed), rtol=0.02, atol=1e-6)
 
 
+def test_the_covariance_of_groups_is_that_of_their_sums():
+    labels, group_of = np.array([1, 0, 1, 0, 1, 0, 1.0]), np.array([0, 0, 1, 1, 2, 2, 2])
+    placed = np.array([[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3], [0.1, 0.5, 0.2, 0.9, 0.4, 0.3, 0.6]])
+    sums = np.zeros((2, 3))
+    for row, (label, group) in enumerate(zip(labels, group_of, strict=True)):
+        own = labels == label
+        sums[:, group] += (placed[:, row] - placed[:, own].mean(axis=1)) / own.sum()
+    expected = sum(np.outer(each, each) for each in sums.T) * 3 / 2
+    np.testing.assert_allclose(clustered_covariance(labels, placed, group_of, 3), expected)
+
+
 @pytest.mark.usefixtures("few_replicates")
 def test_the_variance_of_a_seed_mean_is_that_of_the_mean_placements():
     draw = np.random.default_rng(5)
@@ -208,6 +222,65 @@ def test_errors_of_every_metric_are_those_of_drawing_groups_again(weighted):
             assert error.method == ("bootstrap" if weighted or measure != "auc" else "DeLong by group")
 
 
+RATIOS = ("logloss", "normalised_entropy", "predicted_over_observed", "gauc")
+
+
+def test_weights_are_rows_drawn_together_and_their_unit_is_none(monkeypatch):
+    monkeypatch.setattr(significance, "RANKED_REPLICATES", 20)
+    rows, scores = grouped_rows(3, groups=20, size=6)
+    weights = np.random.default_rng(4).integers(0, 4, len(rows))
+    weighted = LabelledRows(rows.labels, rows.scenarios, weights.astype(np.float64), rows.groups)
+    repeated = LabelledRows(*(np.repeat(each, weights) for each in (rows.labels, rows.scenarios)), None, None)
+    units = np.ones(len(repeated))
+    repeated = LabelledRows(repeated.labels, repeated.scenarios, units, np.repeat(rows.groups, weights))
+    small = LabelledRows(rows.labels, rows.scenarios, weights / 8, rows.groups)
+    runs = {"a": [scores[0], scores[1]], "b": [scores[1] - 0.5]}
+    expected = row_errors(repeated, {name: [np.repeat(each, weights) for each in own] for name, own in runs.items()}, 0)
+    for found in (row_errors(weighted, runs, 0), row_errors(small, runs, 0)):
+        assert found.covariances.keys() == expected.covariances.keys()
+        for key, covariance in expected.covariances.items():
+            assert (found.covariances[key].method, found.covariances[key].replicates) == (
+                covariance.method,
+                covariance.replicates,
+            )
+            np.testing.assert_allclose(found.covariances[key].matrix, covariance.matrix, rtol=1e-9, atol=1e-15)
+
+
+def test_how_many_draws_there_are(monkeypatch):
+    rows, scores = grouped_rows(3, groups=20, size=6)
+    runs = {"a": [scores[0], scores[1]], "b": [scores[1]]}
+    visits = 3 * len(rows)
+
+    def replicates():
+        found = row_errors(rows, runs, 0)
+        return {measure: found.of(measure, None, "a").replicates for measure, _ in found.covariances}
+
+    ratios = dict.fromkeys(RATIOS, 1000)
+    assert replicates() == {"auc": None, "pr_auc": 200, "ece": 200} | ratios
+    for most, number in ((100 * visits, 100), (100 * visits - 1, 99), (1, 50), (0, 50)):
+        monkeypatch.setattr(significance, "RANKED_VISITS", most)
+        assert replicates() == {"auc": None, "pr_auc": number, "ece": number} | ratios
+    # However many are in memory at once, they are the same.
+    expected = row_errors(rows, runs, 0)
+    monkeypatch.setattr(significance, "DRAWN_AT_ONCE", 3 * 20)
+    found = row_errors(rows, runs, 0)
+    for key, covariance in expected.covariances.items():
+        assert found.covariances[key].replicates == covariance.replicates
+        np.testing.assert_allclose(found.covariances[key].matrix, covariance.matrix)
+
+
+def test_two_rows_and_two_draws_have_an_error_and_one_has_none(monkeypatch):
+    rows, scores = LabelledRows(np.array([0, 1.0]), np.zeros(2, int)), np.array([0.0, 2.0])
+    losses = np.logaddexp(0, scores * [1, -1])
+    found = row_errors(rows, {"a": [scores]}, 0)
+    assert found.of("logloss", None, "a").standard_error == pytest.approx(np.std(losses) / math.sqrt(2), rel=0.1)
+    assert row_errors(rows.where(np.array([True, False])), {"a": [scores[:1]]}, 0).covariances == {}
+    monkeypatch.setattr(significance, "REPLICATES", 2)
+    assert row_errors(rows, {"a": [scores]}, 0).of("logloss", None, "a") is not None
+    monkeypatch.setattr(significance, "REPLICATES", 1)
+    assert row_errors(rows, {"a": [scores]}, 0).of("logloss", None, "a") is None
+
+
 def test_draws_do_not_depend_on_the_models_and_scenarios_are_rows_of_their_own():
     draw = np.random.default_rng(0)
     labels, scores = two_scores(draw, 200)
@@ -233,17 +306,37 @@ def test_rows_that_show_no_spread_have_no_error():
     one_positive = row_errors(LabelledRows(np.array([0, 0, 1.0]), np.zeros(3, int)), scores, 1)
     assert one_positive.of("auc", None, "a") is None
     assert one_positive.of("logloss", None, "a") is not None
+    one_negative = row_errors(LabelledRows(np.array([1, 0, 1.0]), np.zeros(3, int)), scores, 1)
+    assert one_negative.of("auc", None, "a") is one_negative.of("ece", None, "a") is None
+    two = row_errors(LabelledRows(np.array([1, 0, 1.0, 0]), np.zeros(4, int)), {"a": [np.arange(4.0)]}, 1)
+    assert two.of("auc", None, "a").standard_error > 0
     nothing = row_errors(LabelledRows(np.zeros(0), np.zeros(0, int)), {"a": [np.zeros(0)]}, 2)
     assert nothing.covariances == {}
     weightless = LabelledRows(np.array([0, 1.0, 0]), np.zeros(3, int), np.zeros(3))
     assert row_errors(weightless, scores, 1).covariances == {}
 
 
+def test_draws_without_one_of_the_labels_are_left_out_and_nothing_is_said():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for groups in (None, np.array([1, 1, 2, 2])):
+            negative = row_errors(LabelledRows(np.zeros(4), np.zeros(4, int), None, groups), {"a": [np.arange(4.0)]}, 1)
+            assert {measure for measure, _ in negative.covariances} == {"logloss"}
+        labels, weights = np.array([1, 1, 0, 0.0]), np.array([1, 2, 1, 0.5])
+        some = row_errors(LabelledRows(labels, np.zeros(4, int), weights), {"a": [np.array([0.1, 0.3, 0.2, 0.4])]}, 0)
+    found = {measure: some.of(measure, None, "a").replicates for measure in ("auc", "pr_auc", "ece")}
+    assert found["ece"] == 200
+    # Of four rows one draw in 16 has no label 1, and as many no label 0, which only the AUC needs.
+    assert found["auc"] < found["pr_auc"] < 200
+    assert found["auc"] == pytest.approx(200 * 14 / 16, abs=15)
+
+
 def test_ranked_metrics_are_those_of_scikit_learn():
     draw = np.random.default_rng(1)
     labels, (scores, _) = two_scores(draw, 200)
     scores = scores.round(1)
-    weights = draw.integers(0, 4, 200).astype(float)
+    weights = draw.integers(0, 4, 200) / 8
+    weights[scores == scores.max()] = 0
     cells = significance.RankedRows(labels, scores).cells(weights)
     expected = score_rows(LabelledRows(labels, np.zeros(200, int), weights), scores)
     assert significance.RANKED_METRICS["auc"](*cells) == pytest.approx(
@@ -266,6 +359,12 @@ def test_a_verdict_rests_on_rows_and_seeds():
     assert verdict["total_standard_error"] == pytest.approx(math.hypot(0.01, seeds))
     assert verdict["interval"] == pytest.approx([differences.mean() - 0.0196, differences.mean() + 0.0196], abs=1e-5)
     assert verdict["verdict"] == "differs"
+    assert (verdict["method"], verdict["replicates"]) == ("DeLong", None)
+    assert judge(first, second, RowError(0.01, "bootstrap", 200))["replicates"] == 200
+    # Student's t with as few degrees of freedom as the seeds have, the more the less of the error is theirs.
+    total = math.hypot(0.01, seeds)
+    expected = 2 * student.sf(differences.mean() / total, 2 / (seeds / total) ** 4)
+    assert verdict["p_value"] == pytest.approx(expected)
     # As far as rows say nothing, it is the paired t test.
     assert judge(first, second, RowError(0.0, "DeLong"))["p_value"] == pytest.approx(ttest_rel(first, second).pvalue)
     # As far as seeds say nothing, it is the normal distribution's.
@@ -276,9 +375,14 @@ def test_a_verdict_rests_on_rows_and_seeds():
     # Two seeds that happen to agree do not make the rows certain.
     assert judge([0.71, 0.71], [0.70, 0.70], RowError(0.01, "DeLong"))["verdict"] == "does not"
     assert judge([0.7, 0.7], [0.7, 0.7], RowError(0.0, "DeLong"))["p_value"] == 1
+    assert judge([0.7], [0.6], RowError(0.0, "DeLong"))["p_value"] == 0
+    assert verdict_of(1 - 0.95) == "does not"
     unknown = judge(first, second, None)
+    assert unknown.keys() == verdict.keys()
     assert unknown["verdict"] is unknown["p_value"] is unknown["interval"] is None
     assert unknown["mean"] == verdict["mean"]
+    with pytest.raises(ValueError, match="zip"):
+        judge([0.7, 0.8], [0.7], None)
 
 
 # With one seed nothing is known of the others: then it holds for the rows alone.

