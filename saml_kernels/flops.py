@@ -145,6 +145,7 @@ class WhenImported(MetaPathFinder):
             execute(module)
             register(module)
 
+        # The loader is this import's own.
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 

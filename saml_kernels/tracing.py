@@ -13,7 +13,7 @@ SCRIPT_REASON = 'TorchScript and ONNX have no fused operators: use torch.export,
 
 def is_traced() -> bool:
     """Whether torch.jit.trace, or ONNX's older exporter, writes the call down."""
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]  # imported there, not exported
 
 
 def _is_for_onnx() -> bool:
@@ -21,7 +21,7 @@ def _is_for_onnx() -> bool:
 
 
 # torch.compile, by which torch.onnx.export traces too, takes that for False otherwise.
-_is_for_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_is_for_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]  # functions have no attributes for mypy
 
 
 def transform_reason() -> str | None:

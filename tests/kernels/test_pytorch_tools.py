@@ -158,7 +158,8 @@ def try_autocast(row: Row) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         out = first_output(layer(*inputs))
     assert out.dtype == (torch.float32 if row.layer in (*WITHOUT_KERNELS, "ScoreMixture") else torch.bfloat16)
-    torch.testing.assert_close(out.float(), plain, rtol=0.1, atol=0.1)
+    # Numbers of 8 bits through up to three layers, gates and scores.
+    torch.testing.assert_close(out.float(), plain, rtol=0.03, atol=0.03)
 
 
 class FirstOutput(nn.Module):
@@ -276,13 +277,14 @@ def counted(function: Callable[[], object]) -> int:
 def test_flops_without_a_mutual_unit_are_those_of_plain_pytorch(name, of_input):
     layer, (x, *rest) = next(row for row in ROWS if str(row) == name)(7)
     x.requires_grad_(of_input)
-    counts = {}
-    for backend in ("cpp", "reference"):
-        with_backend(layer, backend)
-        outputs = []
-        forward = counted(lambda: outputs.append(first_output(layer(x, *rest))))  # noqa: B023
-        counts[backend] = forward, counted(lambda: outputs[0].sum().backward())  # noqa: B023
-    assert counts["cpp"] == counts["reference"]
+    counts = [forward_and_backward(with_backend(layer, backend), x, *rest) for backend in ("cpp", "reference")]
+    assert counts[0] == counts[1]
+
+
+def forward_and_backward(layer: nn.Module, *inputs: Tensor) -> tuple[int, int]:
+    outputs: list[Tensor] = []
+    forward = counted(lambda: outputs.append(first_output(layer(*inputs))))
+    return forward, counted(lambda: outputs[0].sum().backward())
 
 
 def test_flops_of_a_trunk_with_units_in_both_layers():
