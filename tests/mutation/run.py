@@ -218,7 +218,11 @@ def survivors_of(copy: Path, file: str, lines: set[int] | None, end: float) -> l
     found = []
     for number, (mutant, own) in enumerate(zip(mutants, chosen, strict=True)):
         if time.monotonic() > end:
-            print(f"{file}: {number} of {len(mutants)} mutants had their turn")
+            once = [mutant for mutant, survived in zip(mutants[number:], outcomes[number:], strict=False) if survived]
+            print(
+                f"{file}: {max(number, len(outcomes))} of {len(mutants)} mutants had their turn, {len(once)} one look"
+            )
+            found += [Change.between(text, mutant.text) for mutant in once]
             break
         # Survivors of a swap are looked at once more, with all that an import brings.
         if number < len(outcomes) and outcomes[number] is False:

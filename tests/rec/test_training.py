@@ -406,7 +406,12 @@ CHECKPOINT_DAMAGES = {
     "no optimizer": (lambda c: c.pop("optimizer"), "its part optimizer is None"),
     "an empty optimizer": (lambda c: c.update(optimizer={}), "its parts do not fit together: KeyError"),
     "a state is narrow": (narrow_state, r"its parts do not .* exp_avg is \(2, 7\) of"),
-    "a history of numbers": (lambda c: c.update(history=[1]), "its parts do not fit together: TypeError"),
+    "a history of numbers": (lambda c: c.update(history=[1]), "entry 1 of the history is not as training writes it"),
+    "an epoch begun of nothing": (lambda c: c.update(begun={}), "its parts do not fit together: KeyError: 'losses'"),
+    "steps that count nothing": (
+        lambda c: c.update(begun={"losses": torch.ones(1), "weights": [None], "seconds": 1.0, "random": {}}),
+        "the weights of the epoch that was begun must be finite numbers",
+    ),
     "no data": (lambda c: c.update(data={}), "cannot resume, the data changed"),
     "an unknown model": (
         lambda c: c["options"].update(model="samml"),

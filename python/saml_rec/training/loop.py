@@ -49,6 +49,7 @@ from saml_rec.processes import ALONE, Processes
 from saml_rec.run_directory import RESULTS, RunDirectory, differences, versions
 from saml_rec.sealed import content_of, not_finite, save, save_tensors
 from saml_rec.training.decay import without_decay
+from saml_rec.training.history import Begun, best_epoch, check_history, is_cut_off, stacked, stopped_by
 from saml_rec.training.model_card import model_card
 from saml_rec.training.optimizers import Optimizers
 from saml_rec.training.options import TrainOptions
@@ -102,35 +103,6 @@ class CheckpointTimes:
 
 
 @dataclass
-class _Begun:
-    """An epoch that was begun: losses of its steps and what each of them counts, seconds, random numbers."""
-
-    losses: list[Tensor]
-    weights: list[float]
-    seconds: float
-    random: Mapping[str, Tensor]
-
-    @property
-    def steps(self) -> int:
-        return len(self.losses)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "losses": _stacked(self.losses),
-            "weights": self.weights,
-            "seconds": self.seconds,
-            "random": dict(self.random),
-        }
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "_Begun":
-        losses, weights = list(saved["losses"]), list(saved["weights"])
-        if len(losses) != len(weights):
-            raise ValueError(f"{len(losses)} losses of {len(weights)} steps")
-        return cls(losses, weights, saved["seconds"], saved["random"])
-
-
-@dataclass
 class _State:
     """What changes during training."""
 
@@ -140,7 +112,7 @@ class _State:
     history: list[dict[str, Any]]
     best_weights: dict[str, Tensor]
     loss_of: nn.Module
-    begun: _Begun | None = None
+    begun: Begun | None = None
 
     @classmethod
     def fresh(
@@ -204,9 +176,8 @@ class _State:
         self.model.load_state_dict(saved["weights"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.history, self.best_weights = saved["history"], saved["best_weights"]
-        self.begun = None if saved["begun"] is None else _Begun.from_dict(saved["begun"])
-        # What else would show after the last epoch.
-        best_epoch(self.history)
+        self.begun = None if saved["begun"] is None else Begun.from_dict(saved["begun"])
+        check_history(self.history)
         kept, best = ({name: each.shape for name, each in saved[part].items()} for part in ("weights", "best_weights"))
         if changed := differences(kept, best):
             raise InputError(f"weights and best weights differ: {changed[0]}")
@@ -510,12 +481,6 @@ def time_backends(data: PreparedData, schema: Schema, options: TrainOptions) -> 
     return seconds
 
 
-def best_epoch(history: Sequence[Mapping[str, Any]]) -> int:
-    """The first epoch with the lowest validation log loss, from 1; the last one if there are no validation rows."""
-    losses = [entry["valid"]["logloss"] for entry in history]
-    return len(losses) if not losses or None in losses else losses.index(min(losses)) + 1
-
-
 def stream_seed(seed: int, purpose: int, *what: int) -> int:
     """A seed for torch from (seed, purpose, and for what of it); streams of different arguments are independent."""
     return int(np.random.SeedSequence((seed, purpose, *(what or (0,)))).generate_state(1, np.uint64)[0] >> 1)
@@ -544,7 +509,7 @@ class _Saver:
         minutes = (time.monotonic() - self._clock) / 60
         return bool(self._processes.from_first(minutes >= self._times.minutes))
 
-    def save(self, state: _State, begun: _Begun) -> None:
+    def save(self, state: _State, begun: Begun) -> None:
         """Writes a checkpoint of the epoch so far."""
         state.begun = begun
         self._save()
@@ -575,7 +540,7 @@ class _Losses:
     def mean(self) -> float:
         """Over the rows of all steps; 0 where none counts anything, as the loss of such a batch is."""
         total = sum(self.weights)
-        losses = _stacked(self.known).double().numpy()
+        losses = stacked(self.known).double().numpy()
         return float(np.average(losses, weights=self.weights)) if total else 0.0
 
     def look(self) -> None:
@@ -637,7 +602,7 @@ def _run_epoch(state: _State, job: _Job, saver: _Saver | None = None) -> dict[st
             if is_due and saver is not None:
                 _require_finite(state, processes, epoch, len(losses.known))
                 seconds = before + time.perf_counter() - start
-                saver.save(state, _Begun(losses.known, losses.weights, seconds, _random_state(job.device)))
+                saver.save(state, Begun(losses.known, losses.weights, seconds, _random_state(job.device)))
         losses.look()
     _require_finite(state, processes, epoch, len(losses.known))
     seconds = before + time.perf_counter() - start
@@ -741,10 +706,6 @@ def _weights_of(batch: Batch, size: int, processes: Processes) -> tuple[float, f
     return float(own), float(processes.sum(own))
 
 
-def _stacked(losses: Sequence[Tensor]) -> Tensor:
-    return torch.stack([loss.cpu() for loss in losses]) if losses else torch.empty(0)
-
-
 def _random_state(device: torch.device) -> dict[str, Tensor]:
     state = {"cpu": torch.get_rng_state()}
     return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
@@ -754,28 +715,6 @@ def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def stopped_by(history: Sequence[Mapping[str, Any]], options: TrainOptions) -> str | None:
-    """What ends training.
-
-    Returns:
-        "patience": as many epochs without a better one; "epochs": all are done; "fit": a fitted model is done; or None.
-    """
-    if is_fitted(options.model):
-        return "fit" if history else None
-    if 0 < options.patience <= len(history) - best_epoch(history):
-        return "patience"
-    return "epochs" if len(history) >= options.epochs else None
-
-
-def is_cut_off(history: Sequence[Mapping[str, Any]], options: TrainOptions) -> bool:
-    """Training ended at the last epoch while that was still the best, by validation rows."""
-    return (
-        stopped_by(history, options) == "epochs"
-        and best_epoch(history) == len(history)
-        and history[-1]["valid"]["logloss"] is not None
-    )
 
 
 def _timing(history: Sequence[Mapping[str, Any]], rows: int) -> dict[str, float]:
