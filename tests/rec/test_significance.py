@@ -281,6 +281,27 @@ def test_two_rows_and_two_draws_have_an_error_and_one_has_none(monkeypatch):
     assert row_errors(rows, {"a": [scores]}, 0).of("logloss", None, "a") is None
 
 
+@pytest.mark.parametrize("by_group", [False, True])
+def test_rows_without_a_weight_are_no_rows(by_group):
+    """Neither drawn nor counted, in all rows and within scenarios."""
+    draw = np.random.default_rng(8)
+    labels, scenarios = draw.integers(0, 2, 90).astype(float), draw.integers(0, 2, 90)
+    weights = draw.integers(0, 3, 90) / 4
+    groups = np.sort(draw.integers(0, 20, 90)).astype(str) if by_group else None
+    runs = {name: [draw.normal(size=90)] for name in "ab"}
+    all_rows, kept = LabelledRows(labels, scenarios, weights, groups), weights > 0
+    found = row_errors(all_rows, runs, 2)
+    expected = row_errors(all_rows.where(kept), {name: [each[kept] for each in own] for name, own in runs.items()}, 2)
+    assert found.covariances.keys() == expected.covariances.keys()
+    for key, each in expected.covariances.items():
+        np.testing.assert_array_equal(found.covariances[key].matrix, each.matrix)
+        assert found.covariances[key].replicates == each.replicates
+    own = scenarios == 1
+    alone = row_errors(all_rows.where(own), {name: [each[own] for each in runs[name]] for name in runs}, 0)
+    for measure in ("auc", "logloss"):
+        np.testing.assert_array_equal(found.covariances[measure, 1].matrix, alone.covariances[measure, None].matrix)
+
+
 def test_draws_do_not_depend_on_the_models_and_scenarios_are_rows_of_their_own():
     draw = np.random.default_rng(0)
     labels, scores = two_scores(draw, 200)
