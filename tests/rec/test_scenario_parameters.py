@@ -14,7 +14,7 @@ from saml_rec.models.tables import TableOptions
 from saml_rec.sealed import load
 from saml_rec.training import TrainOptions, loop, train
 from saml_rec.training.optimizers import Optimizers
-from saml_rec.training.scenario_parameters import of_scenarios
+from saml_rec.training.scenario_parameters import of_scenarios, pulled_together
 
 M = 7
 """A size that nothing else has: a parameter whose first dimension is M belongs to scenarios."""
@@ -39,6 +39,9 @@ def test_scenarios_parameters_are_those_with_a_dimension_of_scenarios(name):
     }
     assert set(of_scenarios(model)) == expected
     assert bool(expected) == (name not in ("mlp", "mlp_scenario"))
+    biases = {key for key in expected if "bias" in key.rpartition("weight")[2]}
+    assert bool(biases) == bool(expected)
+    assert set(pulled_together(model)) == expected - biases
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -109,7 +112,7 @@ def test_a_step_pulls_scenarios_together(name):
         for key, parameter in each.named_parameters():
             parameter.grad = gradients[key].clone()
         Optimizers(each, 0.01, 0.5, TableOptions(), 0.25, decay, M).step()
-    single = set(of_scenarios(model))
+    single = set(pulled_together(model))
     for (key, pulled), plain in zip(model.named_parameters(), free.parameters(), strict=True):
         if key not in single:
             assert torch.equal(pulled, plain), key
@@ -130,9 +133,12 @@ def test_the_largest_decay_keeps_scenarios_alike(small_dataset, tmp_path):
         options = TrainOptions(epochs=1, scenario_decay=decay, learning_rate=1e-3)
         train(data, schema, options, tmp_path / str(decay))
         weights = load(tmp_path / str(decay) / "checkpoint.pt", "checkpoint")["weights"]
-        branches = [value for key, value in weights.items() if key.startswith("trunk.branch_weights")]
-        assert branches
-        assert all(torch.allclose(each, each[:1], atol=1e-7) for each in branches) == alike
+        for start in ("trunk.branch_weights", "trunk.gate_weights", "head.weights"):
+            own = [value for key, value in weights.items() if key.startswith(start)]
+            assert own
+            assert all(torch.allclose(each, each[:1], atol=1e-7) for each in own) == alike, start
+        biases = weights["trunk.branch_biases.0"]
+        assert not torch.allclose(biases, biases[:1], atol=1e-6)
 
 
 @pytest.mark.parametrize("decay", [-1.0, 101.0, math.inf, math.nan])

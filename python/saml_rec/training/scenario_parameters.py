@@ -15,7 +15,8 @@ The decay of what sets them apart, `TrainOptions.scenario_decay`, pulls them tog
 It is weight decay, decoupled as AdamW's, towards the mean over scenarios in place of 0: of what few rows say by chance
 nothing stays that is not said again and again, and scenarios without rows follow the others. In the terms of
 statistics it is partial pooling, a prior that scenarios are alike (Gelman and Hill, Data Analysis Using Regression and
-Multilevel/Hierarchical Models, 2007). `ScenarioModel.scenario_decay` is each model's default, by
+Multilevel/Hierarchical Models, 2007). Biases have none, as of weight decay: how likely a scenario's labels are is what
+its rows say first. `ScenarioModel.scenario_decay` is each model's default, by
 benchmarks/scenario_decay.py.
 """
 
@@ -24,7 +25,7 @@ import math
 from torch import Tensor, nn
 
 from saml_kernels.layers import STARMLP, GroupedMLP, MultiBranchMLP, MutualUnit, PartitionedNorm
-from saml_rec.training.decay import owner_of
+from saml_rec.training.decay import BIASES, owner_of
 
 OF_SCENARIOS: dict[type[nn.Module], tuple[str, ...]] = {
     MultiBranchMLP: ("branch_weights", "branch_biases", "gate_weights", "gate_biases"),
@@ -66,6 +67,12 @@ def of_scenarios(model: nn.Module) -> list[str]:
     """Names of the parameters of a model that belong to single scenarios, as ``named_parameters`` has them."""
     layers = dict(model.named_modules())
     return [name for name, _ in model.named_parameters() if _belongs_to_scenarios(layers, name)]
+
+
+def pulled_together(model: nn.Module) -> list[str]:
+    """Those of :func:`of_scenarios` that the decay is for: all but biases."""
+    layers = dict(model.named_modules())
+    return [name for name in of_scenarios(model) if not owner_of(layers, name)[1].endswith(BIASES)]
 
 
 def _belongs_to_scenarios(layers: dict[str, nn.Module], name: str) -> bool:
