@@ -5,10 +5,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
 
-# torch 2.6 has none.
-is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-"""Whether torch.export traces the call."""
 SCRIPT_REASON = 'TorchScript and ONNX have no fused operators: use torch.export, or trace it with backend="reference"'
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces the call."""
+    return torch.compiler.is_exporting()
 
 
 def is_traced() -> bool:
@@ -20,8 +22,10 @@ def _is_for_onnx() -> bool:
     return bool(torch.onnx.is_in_onnx_export())
 
 
-# torch.compile, by which torch.onnx.export traces too, takes that for False otherwise.
-_is_for_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]  # functions have no attributes for mypy
+# torch.compile calls these while it traces. By itself it takes the first for True before torch 2.9 and the second, by
+# which torch.onnx.export traces too, for False.
+for _function in (is_exporting, _is_for_onnx):
+    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # functions have no attributes for mypy
 
 
 def transform_reason() -> str | None:
