@@ -111,7 +111,7 @@ def multi_branch(
     delta = ACTIVATIONS[activation].function
     num_scenarios = params.branch_weights[0].shape[0]
     mutual = [weight is not None for weight in params.gate_weights]
-    last_mutual = max((layer for layer, unit in enumerate(mutual) if unit), default=-1)
+    last_mutual = max([-1, *(layer for layer, unit in enumerate(mutual) if unit)])
 
     rows = arrange(scenario, num_scenarios)
     t, n = rows.t, rows.n

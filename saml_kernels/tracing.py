@@ -22,9 +22,17 @@ def _is_for_onnx() -> bool:
     return bool(torch.onnx.is_in_onnx_export())
 
 
-# torch.compile calls these while it traces. By itself it takes the first for True before torch 2.9 and the second, by
-# which torch.onnx.export traces too, for False.
-for _function in (is_exporting, _is_for_onnx):
+def _is_transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _has_tangents() -> bool:
+    return forward_ad._current_level >= 0
+
+
+# torch.compile calls these while it traces, and traces again under another transform. By itself it takes the first for
+# True before torch 2.9, the second, by which torch.onnx.export traces too, for False, and does not follow the others.
+for _function in (is_exporting, _is_for_onnx, _is_transformed, _has_tangents):
     _function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # functions have no attributes for mypy
 
 
@@ -33,11 +41,9 @@ def transform_reason() -> str | None:
 
     Kernels have first derivatives backwards, and neither batching rules nor tangents.
     """
-    if torch.compiler.is_compiling():
-        return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _is_transformed():
         return 'torch.func transforms (grad, vjp, jvp, vmap, ...) need backend="reference"'
-    if forward_ad._current_level >= 0:
+    if _has_tangents():
         return 'forward-mode derivatives need backend="reference"'
     return None
 
@@ -55,7 +61,7 @@ def script_reason() -> str | None:
 def holds_numbers(tensor: Tensor) -> bool:
     """Whether a program may read the tensor's values: not on the meta device, of fake tensors, inside vmap, traced."""
     if torch.compiler.is_dynamo_compiling():
-        return True
+        return not (_is_transformed() or _has_tangents())
     if tensor.device.type == "meta" or is_fake(tensor) or is_traced():
         return False
     functorch = torch._C._functorch
