@@ -8,6 +8,10 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp c
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/*/*.cu tests/sanitizers/*.cpp tests/sanitizers/*.h examples/*/*.cpp)
 DEMO := runs/demo
 NEWEST_TRITON := .newest-triton
+# The lowest versions that pyproject.toml allows.
+OLDEST := .oldest
+OLDEST_TORCH := 2.8.0
+OLDEST_TRITON := 3.5.0
 # torchrec's metadata ask for fbgemm's CUDA package: it is installed without what it asks for, and that beside it.
 TORCHREC := torchrec torchmetrics
 TORCHREC_NEEDS := tensordict lightning-utilities pyre-extensions typing-inspect tqdm
@@ -17,7 +21,7 @@ GPU :=
 FILES :=
 AGAINST :=
 
-.PHONY: demo test test-slow test-newest-triton mutants fuzz sanitize lint format accuracy gpu clean
+.PHONY: demo test test-slow test-newest-triton test-oldest mutants fuzz sanitize lint format accuracy gpu clean
 
 demo: $(VENV)/built
 	$(BIN)/saml-rec doctor
@@ -41,6 +45,19 @@ test-newest-triton: $(VENV)/built
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(NEWEST_TRITON) triton
 	PYTHONPATH=$(NEWEST_TRITON) $(BIN)/python -c "import triton; print('triton', triton.__version__)"
 	PYTHONPATH=$(NEWEST_TRITON) TRITON_CACHE_DIR=$(NEWEST_TRITON)/cache $(BIN)/python -m pytest -q -m aot tests/triton
+
+# The layers with the oldest torch, then the Triton kernels with the oldest Triton; several GB of packages.
+test-oldest: $(VENV)/built
+	$(PYTHON) -m venv $(OLDEST)
+	grep -v "^torch==\|^triton==\|^setuptools==" constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(OLDEST_TORCH) "setuptools<80" wheel ninja
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt \
+	  --no-build-isolation --editable ".[test]"
+	$(OLDEST)/bin/python -m pytest -q -n auto -m "not gpu and not interpreter and not races and not aot" tests/kernels
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OLDEST)/triton \
+	  triton==$(OLDEST_TRITON)
+	PYTHONPATH=$(OLDEST)/triton OMP_NUM_THREADS=1 TRITON_INTERPRET=1 \
+	  $(BIN)/python -m pytest -q -n auto -m "interpreter and not slow" tests/triton
 
 # Changes the code one small step at a time and lists what no test notices (docs/building.md).
 mutants: $(VENV)/built
@@ -90,4 +107,4 @@ $(VENV)/built: $(VENV)/environment $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST_TRITON) build dist *.egg-info saml_kernels/*.so
+	rm -rf $(VENV) $(NEWEST_TRITON) $(OLDEST) build dist *.egg-info saml_kernels/*.so

@@ -59,7 +59,10 @@ ACTIVATION_NUMBERS: Final = {name: number for number, name in enumerate(ACTIVATI
 
 def name_of(module: nn.Module) -> str | None:
     """The activation that ``module`` computes; None if it is none that the kernels know."""
-    return next((row.name for row in ACTIVATIONS.values() if row.is_computed_by(module)), None)
+    for row in ACTIVATIONS.values():
+        if row.is_computed_by(module):
+            return row.name
+    return None
 
 
 def check_names(what: str, expected: Sequence[object], found: Sequence[object]) -> None:

@@ -5,11 +5,15 @@ from typing import overload
 import torch
 from torch import Tensor
 
+# torch.compile of torch 2.6 cannot ask inside a graph.
+DEVICE_TYPES = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
+"""Types of devices that have an autocast."""
+
 
 def device_type(tensor: Tensor) -> str:
     """Of the device whose autocast counts; what is no tensor is refused by the checks that follow."""
     name = tensor.device.type if isinstance(tensor, Tensor) else "cpu"
-    return name if torch.amp.is_autocast_available(name) else "cpu"
+    return name if name in DEVICE_TYPES else "cpu"
 
 
 def is_on(device_type: str) -> bool:

@@ -138,9 +138,9 @@ def check_trunk(x_local: Tensor, x_global: Tensor, scenario: Tensor, params: Tru
     num_layers = len(params.branch_weights)
     if num_layers == 0:
         raise ValueError("params must hold at least one layer, got none")
-    for field, entries in zip(params._fields, params, strict=True):
-        if len(entries) != num_layers:
-            raise ValueError(f"params.branch_weights has {num_layers} layers but params.{field} has {len(entries)}")
+    for field, named in _TRUNK_FIELDS:
+        if (length := len(getattr(params, field))) != num_layers:
+            raise ValueError(f"params.branch_weights has {num_layers} layers but {named} has {length}")
     tensors: dict[Name, Tensor | None] = {"x_local": x_local, "x_global": x_global}
     for field, named in _TRUNK_FIELDS:
         for layer, tensor in enumerate(getattr(params, field)):

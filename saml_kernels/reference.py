@@ -87,7 +87,8 @@ def arrange(scenario: Tensor, num_scenarios: int) -> Rows:
     if not tracing.holds_numbers(scenario):
         return Rows(n, n, scenario.long(), n, None)
     grouping = group_by_scenario(scenario, num_scenarios)
-    sizes = [stop - start for start, stop in pairwise(grouping.offsets.tolist())]
+    # One by one: before torch 2.8 tolist() reads nothing inside torch.func's derivatives.
+    sizes = [stop - start for start, stop in pairwise(int(offset) for offset in grouping.offsets)]
     return Rows(grouping.permutation, grouping.inverse, scenario[grouping.permutation].long(), n, sizes)
 
 
@@ -110,7 +111,7 @@ def multi_branch(
     delta = ACTIVATIONS[activation].function
     num_scenarios = params.branch_weights[0].shape[0]
     mutual = [weight is not None for weight in params.gate_weights]
-    last_mutual = max((layer for layer, unit in enumerate(mutual) if unit), default=-1)
+    last_mutual = max([-1, *(layer for layer, unit in enumerate(mutual) if unit)])
 
     rows = arrange(scenario, num_scenarios)
     t, n = rows.t, rows.n

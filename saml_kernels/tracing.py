@@ -5,10 +5,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
 
-# torch 2.6 has none.
-is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-"""Whether torch.export traces the call."""
 SCRIPT_REASON = 'TorchScript and ONNX have no fused operators: use torch.export, or trace it with backend="reference"'
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces the call."""
+    return torch.compiler.is_exporting()
 
 
 def is_traced() -> bool:
@@ -20,8 +22,18 @@ def _is_for_onnx() -> bool:
     return bool(torch.onnx.is_in_onnx_export())
 
 
-# torch.compile, by which torch.onnx.export traces too, takes that for False otherwise.
-_is_for_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]  # functions have no attributes for mypy
+def _is_transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _has_tangents() -> bool:
+    return forward_ad._current_level >= 0
+
+
+# torch.compile calls these while it traces, and traces again under another transform. By itself it takes the first for
+# True before torch 2.9, the second, by which torch.onnx.export traces too, for False, and does not follow the others.
+for _function in (is_exporting, _is_for_onnx, _is_transformed, _has_tangents):
+    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # functions have no attributes for mypy
 
 
 def transform_reason() -> str | None:
@@ -29,11 +41,9 @@ def transform_reason() -> str | None:
 
     Kernels have first derivatives backwards, and neither batching rules nor tangents.
     """
-    if torch.compiler.is_compiling():
-        return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _is_transformed():
         return 'torch.func transforms (grad, vjp, jvp, vmap, ...) need backend="reference"'
-    if forward_ad._current_level >= 0:
+    if _has_tangents():
         return 'forward-mode derivatives need backend="reference"'
     return None
 
@@ -51,7 +61,7 @@ def script_reason() -> str | None:
 def holds_numbers(tensor: Tensor) -> bool:
     """Whether a program may read the tensor's values: not on the meta device, of fake tensors, inside vmap, traced."""
     if torch.compiler.is_dynamo_compiling():
-        return True
+        return not (_is_transformed() or _has_tangents())
     if tensor.device.type == "meta" or is_fake(tensor) or is_traced():
         return False
     functorch = torch._C._functorch

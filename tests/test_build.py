@@ -1,6 +1,7 @@
 """The build: what setup.py decides, and that the packages work without what is optional."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -17,6 +19,8 @@ import pytest
 import setuptools
 import torch
 from torch.utils import cpp_extension
+
+from saml_kernels.backends.triton import availability
 
 ROOT = Path(__file__).parent.parent
 
@@ -157,6 +161,85 @@ def test_imports_and_computes_without_extension_and_triton(tmp_path):
 def test_loads_no_cuda_and_no_triton_at_import():
     code = "import sys, saml_kernels, saml_rec; print('triton' in sys.modules)"
     assert run(sys.executable, "-c", code, cwd=Path("/")).stdout == "False\n"
+
+
+def test_the_lowest_versions_are_the_same_everywhere():
+    """Those that `make test-oldest` runs, that wheels are built for and that an old Triton is refused by."""
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    makefile = (ROOT / "Makefile").read_text()
+    lowest = {
+        name: re.search(rf"{name}>=([\d.]+)", " ".join(requirements))[1]
+        for name, requirements in (
+            ("torch", metadata["dependencies"]),
+            ("triton", metadata["optional-dependencies"]["triton"]),
+        )
+    }
+    for name, version in lowest.items():
+        assert re.search(rf"^OLDEST_{name.upper()} := (\S+)$", makefile, re.MULTILINE)[1] == f"{version}.0"
+    assert lowest["triton"] == availability.OLDEST
+    releases = re.search(r"^ +torch: (\[.*\])$", (ROOT / ".github/workflows/wheels.yml").read_text(), re.MULTILINE)[1]
+    first, *_, last = json.loads(releases)
+    assert first == lowest["torch"]
+    assert f"torch=={last}." in (ROOT / "constraints.txt").read_text()
+
+
+@pytest.fixture
+def join_wheels() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("join_wheels", ROOT / ".github" / "join_wheels.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def packed(folder: Path, version: str = "1.0", **files: str) -> Path:
+    """A wheel of the files, by their names with a slash for two underscores."""
+    content = folder / f"saml_kernels-{version}"
+    files |= {f"saml_kernels-{version}.dist-info__WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n"}
+    for name, text in files.items():
+        path = content / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert run(sys.executable, "-m", "wheel", "pack", str(content), "--dest-dir", str(folder)).returncode == 0
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+PYTHON = {"saml_kernels__a.py": "A = 1\n"}
+
+
+def operators(release: str) -> dict[str, str]:
+    return {f"saml_kernels___ops.torch{release}.so": release}
+
+
+def test_wheels_of_several_releases_of_torch_are_one(join_wheels, tmp_path):
+    wheels = [packed(tmp_path / release, **PYTHON, **operators(release)) for release in ("2.8", "2.9", "2.13")]
+    joined = join_wheels.join(wheels, tmp_path / "out" / "here")
+    assert joined == tmp_path / "out" / "here" / wheels[0].name
+    with zipfile.ZipFile(joined) as archive:
+        record = archive.read("saml_kernels-1.0.dist-info/RECORD").decode()
+        for release in ("2.8", "2.9", "2.13"):
+            name = f"saml_kernels/_ops.torch{release}.so"
+            assert archive.read(name).decode() == release
+            assert f"{name},sha256=" in record
+        assert archive.read("saml_kernels/a.py").decode() == PYTHON["saml_kernels__a.py"]
+        assert len(archive.namelist()) == 6
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({**PYTHON, **operators("2.8")}, r"saml_kernels/_ops\.torch2\.8\.so is in several wheels"),
+        ({"saml_kernels__a.py": "A = 2\n", **operators("2.9")}, r"saml_kernels/a\.py differs between wheels"),
+        (operators("2.9"), r"saml_kernels/a\.py differs between wheels"),
+        ({**PYTHON, **operators("2.9"), "saml_kernels__b.py": ""}, r"saml_kernels/b\.py differs between wheels"),
+        ({**PYTHON, **operators("2.9"), "version": "1.1"}, r"wheels must have one name, got .*-1\.0-.*-1\.1-"),
+    ],
+)
+def test_wheels_that_are_no_one_package(join_wheels, tmp_path, second, message):
+    wheels = [packed(tmp_path / "1", **PYTHON, **operators("2.8")), packed(tmp_path / "2", **second)]
+    with pytest.raises(ValueError, match=f"^{message}"):
+        join_wheels.join(wheels, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_torch_the_build_says_what_to_do(tmp_path):

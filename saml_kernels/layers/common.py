@@ -36,6 +36,11 @@ def init_linear(weight: Tensor, bias: Tensor) -> None:
     nn.init.uniform_(bias, -bound, bound)
 
 
+def entries(parameters: nn.ParameterList) -> list[Tensor]:
+    """A list's parameters; torch.compile of torch 2.7 follows neither list(parameters) nor [*parameters]."""
+    return [parameter for parameter in parameters]  # noqa: C416
+
+
 def start_alike(*parameters: Tensor) -> None:
     """Entry 0 of every parameter (M, …) copied into all M."""
     with torch.no_grad():

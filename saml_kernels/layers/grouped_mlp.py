@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from saml_kernels import checks, functional
 from saml_kernels.activations import ACTIVATIONS
-from saml_kernels.layers.common import STARTS, Layer, check_options, check_widths, describe, init_linear, start_alike
+from saml_kernels.layers.common import (
+    STARTS,
+    Layer,
+    check_options,
+    check_widths,
+    describe,
+    entries,
+    init_linear,
+    start_alike,
+)
 from saml_kernels.layers.convert import freeze_as, linear_entries, one_activation, read_towers, state_of
 
 
@@ -83,14 +92,14 @@ class GroupedMLP(Layer):
 
     def all_biases(self) -> list[Tensor]:
         """(M, d_l) of every layer: zeros where there are none."""
-        return list(self.biases) if self.bias else [weight.new_zeros(weight.shape[::2]) for weight in self.weights]
+        return entries(self.biases) if self.bias else [weight.new_zeros(weight.shape[::2]) for weight in self.weights]
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """x (B, d_0), scenario (B,) → (B, d_L)."""
         return functional.grouped_mlp(
             x,
             scenario,
-            list(self.weights),
+            entries(self.weights),
             self.all_biases(),
             activation=self.activation,
             output_activation=self.output_activation,

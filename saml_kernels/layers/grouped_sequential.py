@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saml_kernels import activations, checks, functional, tracing
-from saml_kernels.layers.common import Layer, check_ids, describe, reset_children, scenario_moments
+from saml_kernels.layers.common import Layer, check_ids, describe, entries, reset_children, scenario_moments
 from saml_kernels.layers.convert import (
     Entry,
     Tower,
@@ -109,7 +109,7 @@ class GroupedBatchNorm(Layer):
         # As nn.BatchNorm1d: in bfloat16 a count stops at 256.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.reads_moving_statistics:
-            return self.affine_map()(x, t)
+            return self.affine_map().of(x, t)
         count, mean, variance = scenario_moments(wide, t, self.num_scenarios)
         self._require_rows(count)
         if self.training and self.track_running_stats:
@@ -191,7 +191,8 @@ class Affine:
     scale: Tensor
     shift: Tensor
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def of(self, x: Tensor, t: Tensor) -> Tensor:
+        """x (B, d), t (B,) → (B, d)."""
         return _scaled(x, self.scale, self.shift, t).to(x.dtype)
 
 
@@ -271,7 +272,9 @@ class GroupedSequential(Layer):
                     output_activation=run[-1].activation,
                     backend=first.backend,
                 )
-            elif isinstance(first, Affine | GroupedBatchNorm):
+            elif isinstance(first, Affine):
+                x = first.of(x, t)
+            elif isinstance(first, GroupedBatchNorm):
                 x = first(x, t)
             else:
                 x = first(x)
@@ -287,7 +290,7 @@ class GroupedSequential(Layer):
             last = pieces[-1] if pieces else None
             linear = last if isinstance(last, _Product) and last.activation == "identity" else None
             if isinstance(step, GroupedMLP):
-                layers = zip(step.weights, step.all_biases(), step.layer_activations, strict=True)
+                layers = zip(entries(step.weights), step.all_biases(), step.layer_activations, strict=True)
                 products = [_Product(*layer, step.backend) for layer in layers]
                 if isinstance(last, Affine):
                     pieces.pop()
@@ -310,7 +313,7 @@ class GroupedSequential(Layer):
     def tower(self, index: int, x: Tensor) -> Tensor:
         """Tower ``index`` on all rows, as nn.Linear, nn.BatchNorm1d and so on compute it: x (..., d_0) → (..., d_L)."""
         for step in self.steps:
-            x = step.tower(index, x) if isinstance(step, GroupedMLP | GroupedBatchNorm) else step(x)
+            x = step.tower(index, x) if isinstance(step, (GroupedMLP, GroupedBatchNorm)) else step(x)
         return x
 
     @classmethod

@@ -13,6 +13,7 @@ from saml_kernels.layers.common import (
     check_options,
     check_widths,
     describe,
+    entries,
     init_linear,
     mix,
     reset_children,
@@ -110,8 +111,8 @@ class ScoreMixture(Layer):
         logits = functional.branch_scores(
             x,
             scenario,
-            list(networks.weights),
-            list(networks.biases),
+            entries(networks.weights),
+            entries(networks.biases),
             activation=networks.activation,
             output_activation="identity",
             foreign_dtype=self.foreign_dtype,
@@ -225,7 +226,7 @@ class MixtureOfExperts(Layer):
         own = mix(own_logits, outputs)
         with torch.no_grad():
             logits = functional.expert_outputs(
-                x, list(gate.weights), list(gate.biases), activation="identity", backend=self.backend
+                x, entries(gate.weights), entries(gate.biases), activation="identity", backend=self.backend
             )
             views = weigh(torch.softmax(logits, dim=2), outputs)
         # In place: the foreign views are constants of no graph, so no copy of all M is needed.
@@ -235,7 +236,7 @@ class MixtureOfExperts(Layer):
         """(B, K, d_L)."""
         return functional.expert_outputs(
             x,
-            list(self.weights),
+            entries(self.weights),
             [bias.squeeze(1) for bias in self.biases],
             activation=self.activation,
             backend=self.backend,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import Layer, describe, reset_children
+from saml_kernels.layers.common import Layer, describe, entries, reset_children
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
@@ -73,8 +73,8 @@ class GateUnit(Layer):
         return functional.grouped_mlp(
             prior,
             scenario,
-            list(self.network.weights),
-            list(self.network.biases),
+            entries(self.network.weights),
+            entries(self.network.biases),
             activation="relu",
             gated=gated,
             gate_scale=self.scale,
@@ -158,14 +158,14 @@ class GatedTowers(Layer):
         towers = self.towers
         activations = towers.layer_activations
         hidden = self.gate_inputs(torch.cat([prior, x.detach()], dim=1), scenario).chunk(len(activations), dim=1)
-        gates: list[Any] = list(self.gate_outputs)
-        layers = zip(hidden, gates, towers.weights, towers.biases, activations, strict=True)
+        gates: list[Any] = [*self.gate_outputs]
+        layers = zip(hidden, gates, entries(towers.weights), entries(towers.biases), activations, strict=True)
         for read, gate, weight, bias, activation in layers:
             x = functional.grouped_mlp(
                 read,
                 scenario,
-                list(gate.weights),
-                list(gate.biases),
+                entries(gate.weights),
+                entries(gate.biases),
                 gated=x,
                 gate_scale=self.scale,
                 backend=self.backend,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from saml_kernels import checks, functional
-from saml_kernels.layers.common import Layer, check_ids, check_widths, describe, mix, reset_children, weigh
+from saml_kernels.layers.common import Layer, check_ids, check_widths, describe, entries, mix, reset_children, weigh
 from saml_kernels.layers.grouped_mlp import GroupedMLP
 
 
@@ -79,7 +79,7 @@ class ProgressiveExperts(Layer):
         checks.check_shape("x", x, ("B", self.in_dim))
         scenario = check_ids(scenario, self.num_scenarios)
         checks.check_shape("scenario", scenario, (x.shape[0],), " as x has B = {} rows", x.shape[0])
-        levels: list[Any] = list(self.levels)
+        levels: list[Any] = [*self.levels]
         last = levels[-1]
         # Of the streams g_k, one for all k where they are the same; the last level reads g_t alone.
         streams = own = shared = x
@@ -189,7 +189,11 @@ def _every(towers: GroupedMLP, streams: Tensor) -> Tensor:
     count = towers.num_scenarios
     if streams.dim() == 2:
         return functional.expert_outputs(
-            streams, list(towers.weights), list(towers.biases), activation=towers.activation, backend=towers.backend
+            streams,
+            entries(towers.weights),
+            entries(towers.biases),
+            activation=towers.activation,
+            backend=towers.backend,
         )
     # As rows of their own, each grouped to its tower: unlike in branch_scores no stream is a constant.
     batch, scenarios, _ = streams.shape

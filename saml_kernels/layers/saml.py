@@ -13,6 +13,7 @@ from saml_kernels.layers.common import (
     check_options,
     check_widths,
     describe,
+    entries,
     gate_width,
     init_linear,
     start_alike,
@@ -132,14 +133,15 @@ class MultiBranchMLP(Layer):
 
     def params(self) -> TrunkParams:
         """The parameters as :func:`saml_kernels.multi_branch` takes them."""
-        layers = [str(layer) for layer in range(1, len(self.hidden_dims) + 1)]
+        # Not by what the dictionaries hold: torch.export of torch 2.8 takes them for empty.
+        names = [str(layer) if layer in self.mutual_layers else None for layer in range(1, len(self.hidden_dims) + 1)]
         return TrunkParams(
-            list(self.branch_weights),
-            list(self.branch_biases),
-            list(self.aux_weights),
-            list(self.aux_biases),
-            [self.gate_weights.get(layer) for layer in layers],
-            [self.gate_biases.get(layer) for layer in layers],
+            entries(self.branch_weights),
+            entries(self.branch_biases),
+            entries(self.aux_weights),
+            entries(self.aux_biases),
+            [None if name is None else self.gate_weights[name] for name in names],
+            [None if name is None else self.gate_biases[name] for name in names],
         )
 
     def forward(self, x_local: Tensor, x_global: Tensor, scenario: Tensor, return_scores: bool = False) -> TrunkOutput:

@@ -15,6 +15,7 @@ from saml_kernels.layers.common import (
     check_options,
     check_widths,
     describe,
+    entries,
     init_linear,
     scenario_moments,
 )
@@ -85,8 +86,9 @@ class STARMLP(Layer):
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """x (B, d_0), scenario (B,) → (B, d_L)."""
-        weights = [own * shared for own, shared in zip(self.weights, self.shared_weights, strict=True)]
-        biases = [own + shared for own, shared in zip(self.biases, self.shared_biases, strict=True)]
+        own_weights, own_biases = entries(self.weights), entries(self.biases)
+        weights = [own * shared for own, shared in zip(own_weights, entries(self.shared_weights), strict=True)]
+        biases = [own + shared for own, shared in zip(own_biases, entries(self.shared_biases), strict=True)]
         return functional.grouped_mlp(
             x,
             scenario,

@@ -1,5 +1,9 @@
 """Which backend runs on the CPU, and why another one does not."""
 
+import importlib.metadata
+import importlib.util
+import re
+
 import pytest
 import torch
 from cpp_runs import CPP_ONLY, SEVERAL_TILES
@@ -7,6 +11,7 @@ from problems import Case, make
 
 import saml_kernels
 from saml_kernels.backends import choose_backend
+from saml_kernels.backends.triton import availability
 
 pytestmark = CPP_ONLY
 
@@ -66,6 +71,37 @@ def test_other_devices_are_refused():
     problem = make(Case()).to(torch.float32, "meta")
     with pytest.raises(saml_kernels.BackendUnavailable, match="multi_branch kernel for meta"):
         problem.run(backend="cpp")
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "reason"),
+    [
+        ("triton", "3.4.0", "triton 3.4.0 is installed, 3.5 is needed"),
+        ("pytorch-triton", "2.10.1+git9e5ebf8", "triton 2.10.1+git9e5ebf8 is installed, 3.5 is needed"),
+        ("triton", "3.5.0", None),
+        ("triton", "3.10.0", None),
+        ("triton-rocm", "4.0", None),
+        ("a-fork", "3.4", None),
+    ],
+)
+def test_an_old_triton_is_refused(name, version, reason, monkeypatch):
+    def version_of(distribution):
+        if distribution == name:
+            return version
+        raise importlib.metadata.PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(importlib.metadata, "version", version_of)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: module == "triton" or None)
+    assert availability.version_reason() == reason
+    monkeypatch.setattr(availability, "MISSING", reason)
+    if reason is not None:
+        with pytest.raises(saml_kernels.BackendUnavailable, match=re.escape(reason)):
+            choose_backend("triton", "multi_branch", torch.empty(0))
+
+
+def test_no_triton_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    assert availability.version_reason() == "triton is not installed"
 
 
 @pytest.mark.parametrize("options", [{}, {"foreign_dtype": torch.bfloat16}], ids=["full", "bfloat16"])

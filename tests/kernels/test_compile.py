@@ -8,6 +8,7 @@ import torch
 from layer_table import ROWS, first_output, rows_of
 from problems import assert_close
 from torch._dynamo.utils import counters
+from torch.func import grad, jvp, vjp, vmap
 
 from saml_kernels.layers import MultiBranchMLP
 
@@ -39,6 +40,50 @@ def step(function, layer, inputs):
     out = first_output(function(x, *rest))
     out.square().sum().backward()
     return {"out": out.detach(), "∂x": x.grad} | {f"∂{name}": p.grad for name, p in layer.named_parameters()}
+
+
+TRANSFORMS = {
+    "grad": lambda function, x: grad(lambda x: function(x).square().sum())(x),
+    "vjp": lambda function, x: vjp(function, x)[1](torch.ones_like(function(x)))[0],
+    "jvp": lambda function, x: jvp(function, (x,), (torch.ones_like(x),))[1],
+    "vmap": lambda function, x: vmap(function)(torch.stack([x, 2 * x])),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("row", rows_of(quick=("GroupedMLP", "MultiBranchMLP")))
+def test_transforms_are_compiled_with_the_layer(row, transform):
+    """Batch norms in evaluation: in training they move statistics in place."""
+    layer, (x, *rest) = row(6)
+    layer.eval()
+
+    def transformed(x):
+        return TRANSFORMS[transform](lambda x: first_output(layer(x, *rest)), x)
+
+    expected = transformed(x)
+    torch.testing.assert_close(torch.compile(transformed, backend="eager", fullgraph=True)(x), expected)
+
+
+def test_a_compiled_layer_inside_and_outside_of_a_transform():
+    layer, (x, *rest) = next(row for row in ROWS if str(row) == "GroupedMLP")(6)
+    compiled = torch.compile(layer, backend="eager")
+
+    def loss(x):
+        return compiled(x, *rest).square().sum()
+
+    leaf = x.clone().requires_grad_()
+    layer(leaf, *rest).square().sum().backward()
+    for _ in range(2):
+        torch.testing.assert_close(loss(x), layer(x, *rest).square().sum())
+        torch.testing.assert_close(grad(loss)(x), leaf.grad)
+
+
+def test_a_kernel_named_inside_a_compiled_transform_is_refused():
+    layer, (x, *rest) = next(row for row in ROWS if str(row) == "GroupedMLP")(6)
+    layer.backend = "cpp"
+    compiled = torch.compile(lambda x: grad(lambda x: layer(x, *rest).sum())(x), backend="eager")
+    with pytest.raises(Exception, match="need backend="):
+        compiled(x)
 
 
 @pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)], ids=["default", "dynamic"])

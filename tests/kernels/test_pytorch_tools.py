@@ -345,7 +345,11 @@ def test_onnx_is_refused_by_the_name_of_what_works(tmp_path):
         torch.onnx.export(layer, inputs, str(tmp_path / "layer.onnx"), dynamo=False)
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+# Before 2.9 torch keeps to itself what was raised while it traced strictly.
+SAYS_WHY = pytest.mark.skipif(torch.__version__ < (2, 9), reason="torch 2.8 hides errors")
+
+
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=SAYS_WHY)], ids=["traced", "strict"])
 def test_an_export_for_onnx_is_refused_by_the_name_of_what_works(strict, monkeypatch):
     layer, inputs = next(row for row in ROWS if row.layer == "GroupedMLP")(8)
     # What torch.onnx.export's newer way does, for which it needs onnxscript.

@@ -26,8 +26,8 @@ class TritonBackend(FusedBackend):
 
     def supports(self, operation: Operation, tensor: Tensor | None, options: Mapping[str, Any]) -> str | None:
         """Why Triton cannot run ``operation`` (on inputs like ``tensor``, with ``options``); None if it can."""
-        if not availability.INSTALLED:
-            return "triton is not installed"
+        if availability.MISSING is not None:
+            return availability.MISSING
         if operation not in OPERATIONS:
             return f"there is no Triton kernel for {operation}"
         reason = availability.device_reason(None if tensor is None else tensor.device.type)

@@ -1,11 +1,37 @@
 """Where the Triton kernels can run; imports no Triton."""
 
+import importlib.metadata
 import importlib.util
 import os
+import re
+from contextlib import suppress
 
 import torch
 
-INSTALLED = importlib.util.find_spec("triton") is not None
+OLDEST = "3.5"
+"""Version of Triton: an earlier one has no functions of constants that kernels may call, and does not read them all."""
+DISTRIBUTIONS = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm")
+"""Under which Triton is distributed."""
+
+
+def version_reason() -> str | None:
+    """Why no Triton can be used; None if one can, as far as its version says."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    for distribution in DISTRIBUTIONS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(distribution)
+            is_old = _numbers(version) < _numbers(OLDEST)
+            return f"triton {version} is installed, {OLDEST} is needed" if is_old else None
+    return None
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
+
+
+MISSING = version_reason()
+"""Of this process."""
 # As Triton itself reads it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on")
 
