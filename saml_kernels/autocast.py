@@ -5,7 +5,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-# torch.compile of torch 2.6 cannot ask inside a graph.
+# torch.compile of torch 2.8 cannot ask inside a graph.
 DEVICE_TYPES = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 """Types of devices that have an autocast."""
 

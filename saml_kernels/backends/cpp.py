@@ -68,8 +68,8 @@ class CppBackend(FusedBackend):
             plan.all_branches,
         )
         names = {"permutation": permutation, "offsets": offsets, "x_local": x_sorted[0], "x_global": x_sorted[1]}
-        names.update({f"scores{unit}": tensor for unit, tensor in enumerate(scores)})
-        names.update({f"saved{number}": tensor for number, tensor in enumerate(saved)})
+        names |= {f"scores{unit}": tensor for unit, tensor in enumerate(scores)}
+        names |= {f"saved{number}": tensor for number, tensor in enumerate(saved)}
         alphas = [alpha.index_select(0, inverse) for alpha in scores]
         return own.to(x_local.dtype), aux.to(x_local.dtype), alphas, names
 
@@ -117,7 +117,7 @@ class CppBackend(FusedBackend):
             streams, permutation, offsets, *gate, SCORE_NUMBERS[score], temperature, v.dtype == torch.bfloat16
         )
         names = {"permutation": permutation, "offsets": offsets, "streams": streams, "scores": scores}
-        names.update({f"saved{number}": tensor for number, tensor in enumerate(saved)})
+        names |= {f"saved{number}": tensor for number, tensor in enumerate(saved)}
         return own.to(v.dtype), scores.index_select(0, inverse), names
 
     def mutual_backward(

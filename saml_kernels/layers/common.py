@@ -37,7 +37,7 @@ def init_linear(weight: Tensor, bias: Tensor) -> None:
 
 
 def entries(parameters: nn.ParameterList) -> list[Tensor]:
-    """A list's parameters; torch.compile of torch 2.7 follows neither list(parameters) nor [*parameters]."""
+    """A list's parameters; torch.compile of torch 2.8 follows neither list(parameters) nor [*parameters]."""
     return [parameter for parameter in parameters]  # noqa: C416
 
 

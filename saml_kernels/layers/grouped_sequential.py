@@ -313,7 +313,7 @@ class GroupedSequential(Layer):
     def tower(self, index: int, x: Tensor) -> Tensor:
         """Tower ``index`` on all rows, as nn.Linear, nn.BatchNorm1d and so on compute it: x (..., d_0) → (..., d_L)."""
         for step in self.steps:
-            x = step.tower(index, x) if isinstance(step, (GroupedMLP, GroupedBatchNorm)) else step(x)
+            x = step.tower(index, x) if isinstance(step, GroupedMLP | GroupedBatchNorm) else step(x)
         return x
 
     @classmethod

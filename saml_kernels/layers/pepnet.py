@@ -158,7 +158,7 @@ class GatedTowers(Layer):
         towers = self.towers
         activations = towers.layer_activations
         hidden = self.gate_inputs(torch.cat([prior, x.detach()], dim=1), scenario).chunk(len(activations), dim=1)
-        gates: list[Any] = [*self.gate_outputs]
+        gates: list[Any] = list(self.gate_outputs)
         layers = zip(hidden, gates, entries(towers.weights), entries(towers.biases), activations, strict=True)
         for read, gate, weight, bias, activation in layers:
             x = functional.grouped_mlp(

@@ -79,7 +79,7 @@ class ProgressiveExperts(Layer):
         checks.check_shape("x", x, ("B", self.in_dim))
         scenario = check_ids(scenario, self.num_scenarios)
         checks.check_shape("scenario", scenario, (x.shape[0],), " as x has B = {} rows", x.shape[0])
-        levels: list[Any] = [*self.levels]
+        levels: list[Any] = list(self.levels)
         last = levels[-1]
         # Of the streams g_k, one for all k where they are the same; the last level reads g_t alone.
         streams = own = shared = x
