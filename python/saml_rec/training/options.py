@@ -28,9 +28,9 @@ class TrainOptions:
         learning_rate, weight_decay: of AdamW.
         scenario_rate: learning rate of the parameters of single scenarios, as a share of ``learning_rate``; None: 1/√M
             for SAML, 1 for other models (:mod:`saml_rec.training.scenario_parameters`).
-        scenario_decay: decay of what sets the parameters of single scenarios apart from their mean over scenarios, of
-            which a step takes ``learning_rate * scenario_decay``; None: the model's own, 100 for SAML and
-            PEPNet but at most ``0.1 / learning_rate``, 0 for others.
+        scenario_decay: decay of what sets the parameters of single scenarios, but for biases, apart from their mean
+            over scenarios, of which a step takes ``learning_rate * scenario_decay``; None: the model's own, 100 for
+            SAML and PEPNet but at most ``0.1 / learning_rate``, 0 for others.
         patience: epochs without a better validation log loss after which training stops; 0 never stops early.
         seed: of the initial weights, shuffling and dropout; also of the split, if the data were prepared with it.
         device: "auto" (a GPU if torch sees one), or what :class:`torch.device` takes.
