@@ -9,6 +9,7 @@ from torch import nn
 
 from saml_kernels import activations, extension
 from saml_kernels.activations import ACTIVATIONS, Activation
+from saml_kernels.backends.triton import availability
 from saml_rec.models.hyperparameters import HYPERPARAMETERS
 
 LOADED = pytest.mark.skipif(extension.EXTENSION_MISSING is not None, reason=str(extension.EXTENSION_MISSING))
@@ -88,8 +89,8 @@ def test_an_extension_of_other_scores_is_refused(monkeypatch):
         extension.check_numbering()
 
 
+@pytest.mark.skipif(availability.MISSING is not None, reason=str(availability.MISSING))
 def test_triton_without_device_functions_for_a_row_is_refused(monkeypatch):
-    pytest.importorskip("triton")
     monkeypatch.setattr(activations, "ACTIVATIONS", with_a_row_more())
     with pytest.raises(
         ImportError, match=r"Triton kernels must be .*identity, mish, sigmoid.*; found .*identity, sigm"
