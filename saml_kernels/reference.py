@@ -87,8 +87,8 @@ def arrange(scenario: Tensor, num_scenarios: int) -> Rows:
     if not tracing.holds_numbers(scenario):
         return Rows(n, n, scenario.long(), n, None)
     grouping = group_by_scenario(scenario, num_scenarios)
-    # One by one: tolist() of torch 2.8 reads nothing inside torch.func's derivatives.
-    sizes = [stop - start for start, stop in pairwise(int(offset) for offset in grouping.offsets)]
+    # Read at once, and one by one then: tolist() of torch 2.8 reads nothing inside torch.func's derivatives.
+    sizes = [stop - start for start, stop in pairwise(int(offset) for offset in grouping.offsets.cpu())]
     return Rows(grouping.permutation, grouping.inverse, scenario[grouping.permutation].long(), n, sizes)
 
 

@@ -25,16 +25,20 @@ from saml_kernels.backends.triton import availability
 ROOT = Path(__file__).parent.parent
 
 
+def loaded(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def setup_py(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(setuptools, "setup", lambda **arguments: None)
     monkeypatch.setenv("MAX_JOBS", "1")
     for name in ("SAML_KERNELS_SKIP_CUDA", "SAML_KERNELS_FORCE_CUDA", "SAML_KERNELS_WERROR"):
         monkeypatch.delenv(name, raising=False)
-    spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / "setup.py")
 
 
 @pytest.fixture
@@ -185,18 +189,15 @@ def test_the_lowest_versions_are_the_same_everywhere():
 
 @pytest.fixture
 def join_wheels() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("join_wheels", ROOT / ".github" / "join_wheels.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / ".github" / "join_wheels.py")
 
 
-def packed(folder: Path, version: str = "1.0", **files: str) -> Path:
-    """A wheel of the files, by their names with a slash for two underscores."""
+def packed(folder: Path, files: dict[str, str], version: str = "1.0") -> Path:
+    """A wheel of the files, texts by their names."""
     content = folder / f"saml_kernels-{version}"
-    files |= {f"saml_kernels-{version}.dist-info__WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n"}
-    for name, text in files.items():
-        path = content / name.replace("__", "/")
+    described = {f"saml_kernels-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n"}
+    for name, text in (files | described).items():
+        path = content / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert run(sys.executable, "-m", "wheel", "pack", str(content), "--dest-dir", str(folder)).returncode == 0
@@ -204,15 +205,15 @@ def packed(folder: Path, version: str = "1.0", **files: str) -> Path:
     return wheel
 
 
-PYTHON = {"saml_kernels__a.py": "A = 1\n"}
+PYTHON = {"saml_kernels/a.py": "A = 1\n"}
 
 
 def operators(release: str) -> dict[str, str]:
-    return {f"saml_kernels___ops.torch{release}.so": release}
+    return {f"saml_kernels/_ops.torch{release}.so": release}
 
 
 def test_wheels_of_several_releases_of_torch_are_one(join_wheels, tmp_path):
-    wheels = [packed(tmp_path / release, **PYTHON, **operators(release)) for release in ("2.8", "2.9", "2.13")]
+    wheels = [packed(tmp_path / release, PYTHON | operators(release)) for release in ("2.8", "2.9", "2.13")]
     joined = join_wheels.join(wheels, tmp_path / "out" / "here")
     assert joined == tmp_path / "out" / "here" / wheels[0].name
     with zipfile.ZipFile(joined) as archive:
@@ -221,22 +222,22 @@ def test_wheels_of_several_releases_of_torch_are_one(join_wheels, tmp_path):
             name = f"saml_kernels/_ops.torch{release}.so"
             assert archive.read(name).decode() == release
             assert f"{name},sha256=" in record
-        assert archive.read("saml_kernels/a.py").decode() == PYTHON["saml_kernels__a.py"]
+        assert archive.read("saml_kernels/a.py").decode() == PYTHON["saml_kernels/a.py"]
         assert len(archive.namelist()) == 6
 
 
 @pytest.mark.parametrize(
-    ("second", "message"),
+    ("second", "version", "message"),
     [
-        ({**PYTHON, **operators("2.8")}, r"saml_kernels/_ops\.torch2\.8\.so is in several wheels"),
-        ({"saml_kernels__a.py": "A = 2\n", **operators("2.9")}, r"saml_kernels/a\.py differs between wheels"),
-        (operators("2.9"), r"saml_kernels/a\.py differs between wheels"),
-        ({**PYTHON, **operators("2.9"), "saml_kernels__b.py": ""}, r"saml_kernels/b\.py differs between wheels"),
-        ({**PYTHON, **operators("2.9"), "version": "1.1"}, r"wheels must have one name, got .*-1\.0-.*-1\.1-"),
+        (PYTHON | operators("2.8"), "1.0", r"saml_kernels/_ops\.torch2\.8\.so is in several wheels"),
+        ({"saml_kernels/a.py": "A = 2\n"} | operators("2.9"), "1.0", r"saml_kernels/a\.py differs between wheels"),
+        (operators("2.9"), "1.0", r"saml_kernels/a\.py differs between wheels"),
+        (PYTHON | operators("2.9") | {"saml_kernels/b.py": ""}, "1.0", r"saml_kernels/b\.py differs between wheels"),
+        (PYTHON | operators("2.9"), "1.1", r"wheels must have one name, got .*-1\.0-.*-1\.1-"),
     ],
 )
-def test_wheels_that_are_no_one_package(join_wheels, tmp_path, second, message):
-    wheels = [packed(tmp_path / "1", **PYTHON, **operators("2.8")), packed(tmp_path / "2", **second)]
+def test_wheels_that_are_no_one_package(join_wheels, tmp_path, second, version, message):
+    wheels = [packed(tmp_path / "1", PYTHON | operators("2.8")), packed(tmp_path / "2", second, version)]
     with pytest.raises(ValueError, match=f"^{message}"):
         join_wheels.join(wheels, tmp_path / "out")
     assert not (tmp_path / "out").exists()

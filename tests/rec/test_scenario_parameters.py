@@ -14,7 +14,7 @@ from saml_rec.models.tables import TableOptions
 from saml_rec.sealed import load
 from saml_rec.training import TrainOptions, loop, train
 from saml_rec.training.optimizers import Optimizers
-from saml_rec.training.scenario_parameters import of_scenarios, pulled_together
+from saml_rec.training.scenario_parameters import decaying, of_scenarios
 
 M = 7
 """A size that nothing else has: a parameter whose first dimension is M belongs to scenarios."""
@@ -41,7 +41,7 @@ def test_scenarios_parameters_are_those_with_a_dimension_of_scenarios(name):
     assert bool(expected) == (name not in ("mlp", "mlp_scenario"))
     biases = {key for key in expected if "bias" in key.rpartition("weight")[2]}
     assert bool(biases) == bool(expected)
-    assert set(pulled_together(model)) == expected - biases
+    assert set(decaying(model)) == expected - biases
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -112,7 +112,7 @@ def test_a_step_pulls_scenarios_together(name):
         for key, parameter in each.named_parameters():
             parameter.grad = gradients[key].clone()
         Optimizers(each, 0.01, 0.5, TableOptions(), 0.25, decay, M).step()
-    single = set(pulled_together(model))
+    single = set(decaying(model))
     for (key, pulled), plain in zip(model.named_parameters(), free.parameters(), strict=True):
         if key not in single:
             assert torch.equal(pulled, plain), key

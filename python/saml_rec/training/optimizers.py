@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from saml_rec.models.tables import FusedTable, RowwiseAdagrad, SparseTable, TableOptions
 from saml_rec.training.decay import without_decay
-from saml_rec.training.scenario_parameters import of_scenarios, pull_together, pulled_together
+from saml_rec.training.scenario_parameters import decaying, of_scenarios, pull_together
 
 
 class Optimizers:
@@ -45,7 +45,7 @@ class Optimizers:
             own |= {"lr": learning_rate * scenario_rate} if name in single else {}
             group = network.setdefault((name in exempt, name in single), {"params": [], **own})
             group["params"].append(parameter)
-        self._pulled = [named[name] for name in pulled_together(model) if name in named] if scenario_decay else []
+        self._pulled = [named[name] for name in decaying(model) if name in named] if scenario_decay else []
         self._pull = learning_rate * scenario_decay
         self._num_scenarios = num_scenarios
         # fused: a quarter of the time on embedding tables of millions of numbers.

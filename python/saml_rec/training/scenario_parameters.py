@@ -69,7 +69,7 @@ def of_scenarios(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters() if _belongs_to_scenarios(layers, name)]
 
 
-def pulled_together(model: nn.Module) -> list[str]:
+def decaying(model: nn.Module) -> list[str]:
     """Those of :func:`of_scenarios` that the decay is for: all but biases."""
     layers = dict(model.named_modules())
     return [name for name in of_scenarios(model) if not owner_of(layers, name)[1].endswith(BIASES)]
