@@ -3,9 +3,9 @@
 import dataclasses
 import importlib.util
 import json
-import math
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +16,7 @@ from saml_rec.errors import InputError
 from saml_rec.models.construction import check_model, resolve_device
 from saml_rec.models.registry import hyperparameters, is_fitted
 from saml_rec.training import TrainOptions, train
+from saml_rec.training.scenario_parameters import of_scenarios
 from saml_rec.tuning import search, space
 
 pytest.importorskip("optuna")
@@ -94,7 +95,7 @@ def test_every_model_has_as_many_trials_and_the_first_is_its_defaults(tuned):
     assert list(record["models"]) == list(NAMES)
     for name, entry in record["models"].items():
         assert [trial["number"] for trial in entry["trials"]] == list(range(TRIALS))
-        defaults = {"learning_rate": 0.001, "weight_decay": TrainOptions().weight_decay} | hyperparameters(name)
+        defaults = dataclasses.asdict(TrainOptions()) | hyperparameters(name)
         for option, value in entry["trials"][0]["options"].items():
             assert value == (list(defaults[option]) if isinstance(defaults[option], tuple) else defaults[option])
         losses = [trial["valid_logloss"] for trial in entry["trials"]]
@@ -130,7 +131,7 @@ def test_the_table_says_what_was_tried_for_whom(tuned):
 def test_a_trial_is_the_training_of_its_options(data, schema, tuned, tmp_path):
     trial = read(tuned[0])["models"]["saml"]["trials"][2]
     found = dict(trial["options"])
-    training = {name: found.pop(name) for name in ("learning_rate", "weight_decay")}
+    training = {name: found.pop(name) for name in space.training_of("saml")}
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     run = train(data, schema, dataclasses.replace(OPTIONS, **training, model_options=found), tmp_path / "run")
     assert trial["valid_logloss"] == pytest.approx(run.metrics["valid"]["logloss"], rel=1e-9)
@@ -372,7 +373,35 @@ def test_every_value_of_a_range_is_one_the_model_takes(schema, name):
             if option in own:
                 check_model(name, {option: each.to_option(option, value)}, schema, resolve_device("cpu"))
             else:
-                assert math.isfinite(getattr(dataclasses.replace(OPTIONS, **{option: value}), option))
+                assert dataclasses.replace(OPTIONS, **{option: each.to_option(option, value)}) is not None
+
+
+@pytest.mark.parametrize("name", [name for name in models.MODELS if not is_fitted(name)])
+def test_networks_with_parameters_of_scenarios_have_their_options(data, schema, name):
+    sizes = data.encoder.vocabulary_sizes
+    model = models.MODELS[name](schema, data.encoder.num_scenarios, vocabulary_sizes=sizes)
+    assert bool(of_scenarios(model)) == model.has_scenario_parameters
+    assert (space.space_of(name).keys() >= {*space.OF_SCENARIOS}) == model.has_scenario_parameters
+
+
+def test_the_highest_learning_rate_allows_the_strongest_decay():
+    rate, decay = space.TRAINING["learning_rate"].high, float(space.TRAINING["scenario_decay"].values[-1])
+    assert TrainOptions(learning_rate=rate, scenario_decay=decay).scenario_decay == 100
+
+
+def test_what_a_model_decides_itself_is_a_choice():
+    assert space.defaults_of("saml")["scenario_rate"] is None
+    assert space.TRAINING["scenario_rate"].to_option("scenario_rate", "default") is None
+    assert space.TRAINING["scenario_rate"].to_option("scenario_rate", "0.3") == 0.3
+    assert space.is_within(None, space.TRAINING["scenario_decay"].to_dict())
+
+
+def test_the_page_lists_what_is_tried():
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    section = page.split("\n## `tune`\n")[1].split("\n## ")[0]
+    names = {"lr", "weight_decay", "scenario_rate", "scenario_decay", *space.MODEL}
+    options = {"--" + name.replace("_", "-") for name in names}
+    assert {option for option in options if f"`{option}`" not in section} == set()
 
 
 def test_the_space_names_options_that_there_are():

@@ -58,6 +58,8 @@ class ScenarioModel(nn.Module, ABC):
         InputError: dropout or id_dropout outside [0, 1).
     """
 
+    has_scenario_parameters = True
+    """Whether it has parameters of single scenarios other than embeddings."""
     has_slow_scenarios = False
     """Whether parameters of single scenarios learn 1/√M as fast as the others, unless a rate is given."""
     scenario_decay = 0.0

@@ -66,6 +66,8 @@ class MLP(ScenarioModel):
         local_features, dropout, id_dropout: of :class:`saml_rec.models.features.ScenarioAwareFeatures`.
     """
 
+    has_scenario_parameters = False
+
     def __init__(
         self,
         schema: Schema,
@@ -93,6 +95,8 @@ class ScenarioMLP(ScenarioModel):
             :class:`MLP`.
         scenario_dim: width of the scenario's embedding.
     """
+
+    has_scenario_parameters = False
 
     def __init__(
         self,

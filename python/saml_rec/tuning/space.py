@@ -3,8 +3,8 @@
 TRAINING     how a network is trained; a model that is fitted as a whole has none of it
 MODEL        hyperparameters, by the name that models give them
 
-An option whose default is None follows another one and is not searched. Every default is in its range: the first trial
-is the model as it is without tuning.
+A hyperparameter whose default is None follows another one and is not searched. Every default is in its range: the first
+trial is the model as it is without tuning.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from saml_rec.models.fitted import FittedModel
 from saml_rec.models.hyperparameters import HYPERPARAMETERS
-from saml_rec.models.registry import hyperparameters, is_fitted
+from saml_rec.models.registry import MODELS, hyperparameters
 from saml_rec.training import TrainOptions
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ class Choices:
         return text(value)
 
     def to_option(self, name: str, parameter: Any) -> Any:
-        """As a model takes it."""
+        """As a model takes it; a training option, which is a number or None."""
+        if name in TRAINING:
+            return None if parameter == text(None) else float(parameter)
         return HYPERPARAMETERS[name].type.convert(parameter, None, None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,7 +103,13 @@ Range = Numbers | Choices
 TRAINING: dict[str, Range] = {
     "learning_rate": Numbers(1e-4, 1e-2, log=True),
     "weight_decay": Numbers(1e-3, 10.0, log=True),
+    # None, the model's own, depends on the number of scenarios and on the learning rate. 100 is the most that every
+    # learning rate above allows.
+    "scenario_rate": Choices(("default", "0.1", "0.3", "1")),
+    "scenario_decay": Choices(("default", "0", "10", "100")),
 }
+OF_SCENARIOS = ("scenario_rate", "scenario_decay")
+"""Those of TRAINING for networks that have parameters of single scenarios."""
 MODEL: dict[str, Range] = {
     "hidden_dims": Choices(("32", "64", "128", "64,32", "128,64")),
     "aux_dims": Choices(("none", "16", "32")),
@@ -131,8 +140,16 @@ def defaults_of(model: str) -> dict[str, Any]:
         InputError: there is no such model.
     """
     own = hyperparameters(model)
-    found = {} if is_fitted(model) else {name: getattr(TrainOptions(), name) for name in TRAINING}
+    found = {name: getattr(TrainOptions(), name) for name in training_of(model)}
     return found | {name: own[name] for name in MODEL if own.get(name) is not None}
+
+
+def training_of(model: str) -> list[str]:
+    """Those of TRAINING that mean something for a model."""
+    kind = MODELS[model]
+    if issubclass(kind, FittedModel):
+        return []
+    return [name for name in TRAINING if kind.has_scenario_parameters or name not in OF_SCENARIOS]
 
 
 def space_of(model: str) -> dict[str, Range]:
@@ -142,9 +159,7 @@ def space_of(model: str) -> dict[str, Range]:
         InputError: there is no such model.
     """
     own = hyperparameters(model)
-    found: dict[str, Range] = {}
-    if not is_fitted(model):
-        found |= {name: each.including(getattr(TrainOptions(), name)) for name, each in TRAINING.items()}
+    found = {name: TRAINING[name].including(getattr(TrainOptions(), name)) for name in training_of(model)}
     for name, each in MODEL.items():
         if own.get(name) is not None:
             found[name] = (_all_of(name) if each == Choices() else each).including(own[name])
@@ -165,7 +180,9 @@ def is_within(value: Any, range: Any) -> bool:
 
 
 def text(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value as the command line takes it; "default" for what a model decides itself."""
+    if value is None:
+        return "default"
     if isinstance(value, tuple | list):
         return ",".join(map(str, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -102,11 +102,17 @@ def _overall(record: Record) -> list[tuple[str, list[str], list[list[str]]]]:
     ]
 
 
+def _own(value: Any) -> Any:
+    """An option's value; None is what the model decides itself."""
+    return "default" if value is None else value
+
+
 def _notes(record: Record) -> list[str]:
     """What the table of models does not say: options that are one model's own, and what peak memory counts."""
     models = record["models"]
     changed = [
-        f"{name}: " + ", ".join(f"{option.replace('_', ' ')} {value}" for option, value in model["changes"].items())
+        f"{name}: "
+        + ", ".join(f"{option.replace('_', ' ')} {_own(value)}" for option, value in model["changes"].items())
         for name, model in models.items()
         if model["changes"]
     ]
