@@ -110,7 +110,7 @@ def render(page: str) -> str:
 
 @click.command(help=__doc__, context_settings={"show_default": True})
 @click.option("--data-set", "names", type=click.Choice(SEARCHED), multiple=True, help="Only these")
-@click.option("--trials", type=click.IntRange(1), default=20)
+@click.option("--trials", type=click.IntRange(1), default=12)
 @click.option("--seeds", type=click.IntRange(2), default=5)
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/tuned"))
 @click.option("--render", "only_render", is_flag=True, help="Only the page, from the results")

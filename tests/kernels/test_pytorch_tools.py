@@ -184,6 +184,31 @@ def try_script(row: Row) -> None:
     torch.jit.script(row(6)[0])
 
 
+def try_onnx(row: Row) -> None:
+    """By the newer exporter, for any number of rows, as another program reads the file."""
+    onnx = pytest.importorskip("onnx.reference")
+    pytest.importorskip("onnxscript")
+    layer, inputs = row(6)
+    every_batch = tuple({0: torch.export.Dim("B")} for _ in inputs)
+    try:
+        program = torch.onnx.export(
+            FirstOutput(layer.eval()), inputs, dynamo=True, verbose=False, dynamic_shapes={"inputs": every_batch}
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise first_cause(error) from None
+    others = row.inputs(9)
+    session = onnx.ReferenceEvaluator(program.model_proto)
+    names = [each.name for each in program.model_proto.graph.input]
+    (out,) = session.run(None, dict(zip(names, (each.numpy() for each in others), strict=True)))
+    torch.testing.assert_close(torch.from_numpy(out), first_output(layer(*others)), rtol=1e-4, atol=1e-5)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
+
+
 FEATURES: dict[str, Callable[[Row], None]] = {
     "autocast": try_autocast,
     "second derivatives": try_double_backward,
@@ -197,6 +222,7 @@ FEATURES: dict[str, Callable[[Row], None]] = {
     "FlopCounterMode": try_flops,
     "jit.trace": try_trace,
     "jit.script": try_script,
+    "onnx.export": try_onnx,
 }
 """By their names in the table, those that every layer is tried with here."""
 ELSEWHERE = {
@@ -339,22 +365,13 @@ def test_names_in_profiles_and_graphs():
     } <= names
 
 
-def test_onnx_is_refused_by_the_name_of_what_works(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [row for row in ROWS if row.layer not in WITHOUT_KERNELS], ids=str)
+def test_onnx_of_the_reference_takes_other_batches(row):
+    try_onnx(Row(row.layer, lambda: with_backend(row.make(), "reference"), row.inputs))
+
+
+def test_the_older_exporter_for_onnx_is_refused_by_the_name_of_what_works(tmp_path):
     layer, inputs = next(row for row in ROWS if row.layer == "GroupedMLP")(8)
     with pytest.raises(BackendUnavailable, match=r"have no fused operators: use torch\.export"):
         torch.onnx.export(layer, inputs, str(tmp_path / "layer.onnx"), dynamo=False)
-
-
-# Before 2.9 torch keeps to itself what was raised while it traced strictly.
-SAYS_WHY = pytest.mark.skipif(torch.__version__ < (2, 9), reason="torch 2.8 hides errors")
-
-
-@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=SAYS_WHY)], ids=["traced", "strict"])
-def test_an_export_for_onnx_is_refused_by_the_name_of_what_works(strict, monkeypatch):
-    layer, inputs = next(row for row in ROWS if row.layer == "GroupedMLP")(8)
-    # What torch.onnx.export's newer way does, for which it needs onnxscript.
-    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    with pytest.raises(Exception, match=r"have no fused operators: use torch\.export"):
-        torch.export.export(layer, inputs, strict=strict)
-    program = torch.export.export(with_backend(layer, "reference"), inputs, strict=False)
-    torch.testing.assert_close(program.module()(*inputs), layer(*inputs))
