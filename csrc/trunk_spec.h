@@ -35,14 +35,14 @@ struct TrunkSpec {
   std::vector<Activation> activations;  // one a layer
   Score score;
   double temperature;
-  bool own_bfloat16;      // products of own branches and auxiliary layers take bfloat16 factors
-  bool foreign_bfloat16;  // products of foreign branches do
+  bool own_bfloat16;          // products of own branches and auxiliary layers take bfloat16 factors
+  Rounding foreign_rounding;  // of factors of foreign branches; bfloat16 where the own ones take it
   // (B, d_L), in the caller's order: own is γ sigmoid(Z_t^L) ∘ gated. The last layer's δ is then the identity.
   std::optional<at::Tensor> gated;
   double gate_scale;  // γ
 
   SAML_FIELDS(x_local, x_global, permutation, offsets, branch_weights, branch_biases, aux_weights, aux_biases,
-              gate_weights, gate_biases, mutual_layers, activations, score, temperature, own_bfloat16, foreign_bfloat16,
+              gate_weights, gate_biases, mutual_layers, activations, score, temperature, own_bfloat16, foreign_rounding,
               gated, gate_scale)
 };
 

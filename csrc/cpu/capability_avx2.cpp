@@ -5,5 +5,6 @@
 #define SAML_TARGET "avx2,fma"
 #define SAML_VECTOR_BYTES 32
 #define SAML_HAS_BFLOAT16_DOT 0
+#define SAML_HAS_INT8_DOT 0
 #define SAML_HAS_TILES 0
 #include "capability_frame.h"

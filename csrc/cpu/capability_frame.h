@@ -6,6 +6,7 @@
 //     SAML_TARGET             the instruction sets, as the compiler spells them; undefined: those of any processor
 //     SAML_VECTOR_BYTES       the width of a vector
 //     SAML_HAS_BFLOAT16_DOT   1: vectors multiply pairs of bfloat16
+//     SAML_HAS_INT8_DOT       1: vectors sum products of four int8
 //     SAML_HAS_TILES          1: there is a tile unit
 
 #include "trunk.h"
@@ -21,7 +22,7 @@
 #include <utility>
 #include <vector>
 
-#if SAML_HAS_BFLOAT16_DOT
+#if SAML_VECTOR_BYTES > 16
 #include <immintrin.h>
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC's own intrinsics start from a variable they leave uninitialised on purpose (GCC bug 105593).
@@ -52,6 +53,7 @@ namespace {
 #include "kernels/tile.h"
 #include "kernels/gemm_float.h"
 #include "kernels/gemm_bfloat16.h"
+#include "kernels/gemm_int8.h"
 #include "kernels/gemm_amx.h"
 #include "kernels/linear.h"
 #include "kernels/mutual.h"
@@ -73,6 +75,7 @@ constexpr TrunkKernels<scalar_t> kTrunkKernels = {
     .transposed_float_panels_size = &transposed_float_panels_size<scalar_t>,
     .bfloat16_panels_size = &bfloat16_panels_size<scalar_t>,
     .transposed_panels_size = &transposed_panels_size<scalar_t>,
+    .int8_panels_size = &int8_panels_size<scalar_t>,
     .lay_out = &lay_out<scalar_t>,
     .forward_scratch = &forward_scratch<scalar_t>,
     .forward_tile = &forward_tile<scalar_t>,

@@ -139,6 +139,17 @@ void describe_batch(Problem<scalar_t>& problem, const at::Tensor& permutation, c
   problem.trunk.permutation = permutation.numel() == 0 ? nullptr : permutation.const_data_ptr<int64_t>();
 }
 
+// Sums of int8 products stay within 32 bits.
+template <typename scalar_t>
+void check_terms(const std::vector<Layer<scalar_t>>& layers) {
+  TORCH_CHECK_VALUE((std::is_same_v<scalar_t, float>), "int8 foreign streams need float32");
+  constexpr int64_t kMostTerms = (int64_t{1} << 31) / (255 * 127);
+  for (const Layer<scalar_t>& layer : layers) {
+    TORCH_CHECK_VALUE(layer.branch.k() <= kMostTerms, "int8 foreign streams take layers that read up to ", kMostTerms,
+                      " values, got one that reads ", layer.branch.k());
+  }
+}
+
 template <typename scalar_t>
 Problem<scalar_t> describe(const TrunkSpec& spec) {
   Problem<scalar_t> problem;
@@ -170,7 +181,10 @@ Problem<scalar_t> describe(const TrunkSpec& spec) {
   trunk.temperature = spec.temperature;
   trunk.per_branch_input = spec.x_local.dim() == 3;
   trunk.own_bfloat16 = spec.own_bfloat16;
-  trunk.foreign_bfloat16 = spec.foreign_bfloat16;
+  trunk.foreign_rounding = spec.foreign_rounding;
+  if (trunk.foreign_rounding == Rounding::kInt8) {
+    check_terms(problem.layers);
+  }
   trunk.x_local = matrix<scalar_t>(spec.x_local);
   trunk.x_global = matrix<scalar_t>(spec.x_global);
   trunk.gate_scale = static_cast<scalar_t>(spec.gate_scale);
@@ -195,7 +209,8 @@ Problem<scalar_t> describe(const MutualSpec& unit) {
   trunk.score = unit.score;
   trunk.temperature = unit.temperature;
   trunk.per_branch_input = true;
-  trunk.own_bfloat16 = trunk.foreign_bfloat16 = unit.bfloat16;
+  trunk.own_bfloat16 = unit.bfloat16;
+  trunk.foreign_rounding = trunk.own_rounding();
   trunk.x_local = matrix<scalar_t>(unit.streams);
   return problem;
 }
@@ -221,7 +236,8 @@ Problem<scalar_t> describe(const ExpertsSpec& spec, std::vector<int64_t>& offset
   describe_batch(problem, rows, offsets.data(), experts);
   trunk.num_shared = trunk.num_layers;
   trunk.all_branches = trunk.experts = true;
-  trunk.own_bfloat16 = trunk.foreign_bfloat16 = spec.bfloat16;
+  trunk.own_bfloat16 = spec.bfloat16;
+  trunk.foreign_rounding = trunk.own_rounding();
   trunk.x_local = matrix<scalar_t>(spec.x);
   return problem;
 }
@@ -248,8 +264,10 @@ class LayoutMemory {
 
   template <typename element_t>
   void allocate(const Weights<scalar_t>& weights, int64_t kind, int64_t count, element_t*& panels) {
-    constexpr bool bfloat16 = std::is_same_v<element_t, uint16_t>;
-    const at::Tensor made = at::empty({count}, bfloat16 ? at::kBFloat16 : c10::CppTypeToScalarType<scalar_t>::value);
+    constexpr at::ScalarType type = std::is_same_v<element_t, uint16_t> ? at::kBFloat16
+                                    : std::is_same_v<element_t, int8_t> ? at::kChar
+                                                                        : c10::CppTypeToScalarType<scalar_t>::value;
+    const at::Tensor made = at::empty({count}, type);
     panels = hold<element_t>(made);
     if (const at::Tensor* weight = parameter(weights)) {
       made_.push_back({*weight, {kernels_, kind, count}, made});

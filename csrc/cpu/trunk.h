@@ -27,6 +27,7 @@ struct Weights {
   scalar_t* transposed_panels = nullptr;           // of the transpose, which backward reads; null: not laid out
   uint16_t* bfloat16_panels = nullptr;             // bfloat16 parts; null: not laid out
   uint16_t* transposed_bfloat16_panels = nullptr;  // of the transpose, which backward reads
+  int8_t* int8_panels = nullptr;                   // rounded to int8, with scales; null: not laid out
   int64_t parts = 1;                               // bfloat16 parts of a number: 1 rounds it, 3 are all of a float
 
   int64_t k() const { return k1 + k2; }
@@ -127,8 +128,8 @@ struct Trunk {
   double temperature = 0;
   bool per_branch_input = false;
   bool all_branches = false;
-  bool own_bfloat16 = false;      // products of own branches and auxiliary layers take bfloat16 factors
-  bool foreign_bfloat16 = false;  // products of foreign branches do
+  bool own_bfloat16 = false;                    // products of own branches and auxiliary layers take bfloat16 factors
+  Rounding foreign_rounding = Rounding::kNone;  // of factors of foreign branches
   // Branches are experts: every row trains all of them, and no row has an own one. What is saved of a layer and dz are
   // then (K B, d_l), expert by expert, but the last layer's V, the result (B, K d_L); rows stand in the caller's order.
   bool experts = false;
@@ -141,6 +142,7 @@ struct Trunk {
   scalar_t gate_scale = 0;                   // γ
   const Layer<scalar_t>* layers = nullptr;
 
+  Rounding own_rounding() const { return own_bfloat16 ? Rounding::kBfloat16 : Rounding::kNone; }
   int64_t num_tiles() const { return (rows + tile_rows - 1) / tile_rows; }
 };
 
@@ -199,11 +201,12 @@ struct TrunkKernels {
   // Rows of a weight in one GradientItem, at most and, but for a remainder, at least.
   int64_t gradient_item_rows;
   int64_t least_gradient_item_rows;
-  // Elements of one matrix in panels, in bfloat16 panels, in transposed ones.
+  // Elements of one matrix in panels of every kind.
   int64_t (*panels_size)(const Weights<scalar_t>&);
   int64_t (*transposed_float_panels_size)(const Weights<scalar_t>&);
   int64_t (*bfloat16_panels_size)(const Weights<scalar_t>&);
   int64_t (*transposed_panels_size)(const Weights<scalar_t>&);
+  int64_t (*int8_panels_size)(const Weights<scalar_t>&);  // bytes
   void (*lay_out)(const PanelItem<scalar_t>& item);
   int64_t (*forward_scratch)(const Trunk<scalar_t>&);
   void (*forward_tile)(const ForwardPass<scalar_t>&, int64_t tile, void* scratch);

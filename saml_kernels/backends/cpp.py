@@ -15,6 +15,7 @@ from saml_kernels.checks import SCORES
 from saml_kernels.types import Grouping
 
 SCORE_NUMBERS = {name: number for number, name in enumerate(SCORES)}
+ROUNDING_NUMBERS = {None: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 class CppBackend(FusedBackend):
@@ -33,8 +34,9 @@ class CppBackend(FusedBackend):
         if options.get("schedule", "auto") != "auto":
             return SCHEDULE_REASON
         foreign_dtype = options.get("foreign_dtype")
-        if foreign_dtype not in (None, torch.bfloat16):
-            return f"foreign_dtype must be None or torch.bfloat16 here, got {foreign_dtype}"
+        if foreign_dtype not in ROUNDING_NUMBERS:
+            known = "None, torch.bfloat16 or torch.int8"
+            return f"foreign_dtype must be {known} here, got {foreign_dtype}, of which processors have no products"
         if foreign_dtype is not None and tensor is not None and tensor.dtype == torch.float64:
             return "foreign_dtype is not available for float64 here"
         return tracing.transform_reason()
@@ -211,7 +213,7 @@ def _arguments(plan: Plan, dtype: torch.dtype, gated: Tensor | None, computing: 
         SCORE_NUMBERS[plan.score],
         plan.temperature,
         dtype == torch.bfloat16,
-        torch.bfloat16 in (dtype, plan.foreign_dtype),
+        ROUNDING_NUMBERS[plan.foreign_dtype or (torch.bfloat16 if dtype == torch.bfloat16 else None)],
         None if gated is None else gated.to(computing),
         plan.gate_scale or 1.0,
     )

@@ -65,7 +65,7 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
       if (l > 0) {
         prepare_rows(tile.all(), input, layer.branch, scratch.others);
       }
-      linear(trunk.own_bfloat16, tile.all(), input, layer.branch, k, z, l > 0 ? scratch.others : scratch.first);
+      linear(trunk.own_rounding(), tile.all(), input, layer.branch, k, z, l > 0 ? scratch.others : scratch.first);
       activate_rows(layer.activation, z, out);
       previous = out;
     }

@@ -20,7 +20,9 @@ struct ProductScratch {
   scalar_t* panel = nullptr;
   scalar_t* rounded = nullptr;
   scalar_t* transposed = nullptr;
-  uint16_t* tiles = nullptr;  // of the rows prepared last
+  uint16_t* tiles = nullptr;    // of the rows prepared last
+  int32_t* int8_rows = nullptr;  // of the rows prepared last
+  float* row_scales = nullptr;  // of these
 
   ProductScratch() = default;
   // For up to that many rows, and products over at most k terms.
@@ -30,6 +32,10 @@ struct ProductScratch {
     rounded = scratch.take(rows * (k + 2));
     if (backward) {
       transposed = scratch.take(k * round_up(rows, kPanel<scalar_t>));
+    }
+    if constexpr (std::is_same_v<scalar_t, float>) {
+      int8_rows = scratch.template take<int32_t>(rows * lanes_of(k));
+      row_scales = scratch.take(rows);
     }
     if constexpr (kHasTiles<scalar_t>) {
       tiles = scratch.template take<uint16_t>(round_up(rows, 32) * round_up(k, 32) * kFloatParts);
@@ -75,6 +81,12 @@ void lay_out(const PanelItem<scalar_t>& item) {
   if (weights.transposed_panels != nullptr) {
     pack_transposed_panels(matrix, weights.transposed_panels + item.matrix * transposed_float_panels_size(weights));
   }
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    if (weights.int8_panels != nullptr) {
+      int8_t* block = weights.int8_panels + item.matrix * int8_panels_size(weights);
+      pack_int8_panels(matrix, Int8Panels(block, weights.k(), weights.n));
+    }
+  }
   if constexpr (kHasBfloat16Panels<scalar_t>) {
     uint16_t* panels = matrix_of(weights.bfloat16_panels, item.matrix, bfloat16_panels_size(weights));
     if constexpr (kHasTiles<scalar_t>) {
@@ -101,16 +113,31 @@ inline void prepare_rows(Range rows, const Concatenated<scalar_t>& a, const Weig
       lay_out_left(a, rows, weights.parts, scratch.tiles);
     }
   }
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    if (weights.int8_panels != nullptr) {
+      quantise_rows(a, rows, scratch.int8_rows, scratch.row_scales);
+    }
+  }
 }
 
-// Rows of Z = bias + [A1 ; A2] W_i, of factors rounded to bfloat16 if asked. These rows, or more, have been prepared.
+// Rows of Z = bias + [A1 ; A2] W_i, of rounded factors if asked. These rows, or more, have been prepared.
 template <typename scalar_t>
-inline void linear(bool bfloat16, Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
+inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
                    int64_t i, Matrix<scalar_t> z, ProductScratch<scalar_t>& scratch) {
   if (rows.size() == 0) {
     return;
   }
   const scalar_t* bias = weights.bias + i * weights.n;
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    if (rounding == Rounding::kInt8) {
+      const int64_t k = weights.k();
+      multiply_int8(scratch.int8_rows + rows.begin * lanes_of(k), scratch.row_scales + rows.begin, k,
+                    Int8Panels(weights.int8_panels + i * int8_panels_size(weights), k, weights.n), bias,
+                    z.row_range(rows.begin, rows.end));
+      return;
+    }
+  }
+  const bool bfloat16 = rounding == Rounding::kBfloat16;
   const uint16_t* bfloat16_panels = matrix_of(weights.bfloat16_panels, i, bfloat16_panels_size(weights));
   if constexpr (kHasTiles<scalar_t>) {
     if (bfloat16_panels != nullptr) {

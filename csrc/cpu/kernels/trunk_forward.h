@@ -54,7 +54,7 @@ class TileLayers {
     const View z = saved.aux_preact.data != nullptr ? tile_.of(saved.aux_preact) : out;
     const Concatenated<scalar_t> input{previous};
     prepare_rows(tile_.all(), input, layer.auxiliary, scratch_.product);
-    linear(trunk_.own_bfloat16, tile_.all(), input, layer.auxiliary, 0, z, scratch_.product);
+    linear(trunk_.own_rounding(), tile_.all(), input, layer.auxiliary, 0, z, scratch_.product);
     activate_rows(layer.activation, z, out);
     return out;
   }
@@ -70,17 +70,17 @@ class TileLayers {
       if (k == 0 || !one_input) {
         prepare_rows(tile_.all(), input, layer.branch, scratch_.product);
       }
-      const auto branch = [&](bool bfloat16, Range rows) {
-        linear(bfloat16, rows, input, layer.branch, k, z, scratch_.product);
+      const auto branch = [&](Rounding rounding, Range rows) {
+        linear(rounding, rows, input, layer.branch, k, z, scratch_.product);
       };
-      if (trunk_.foreign_bfloat16 == trunk_.own_bfloat16) {
-        branch(trunk_.own_bfloat16, tile_.all());
+      if (trunk_.foreign_rounding == trunk_.own_rounding()) {
+        branch(trunk_.own_rounding(), tile_.all());
         continue;
       }
       const Range own = tile_.of_scenario(k);
-      branch(trunk_.foreign_bfloat16, {0, own.begin});
-      branch(trunk_.own_bfloat16, own);
-      branch(trunk_.foreign_bfloat16, {own.end, tile_.rows()});
+      branch(trunk_.foreign_rounding, {0, own.begin});
+      branch(trunk_.own_rounding(), own);
+      branch(trunk_.foreign_rounding, {own.end, tile_.rows()});
     }
     if (own_preact.data != nullptr) {
       copy_own(out, own_preact);
@@ -96,7 +96,7 @@ class TileLayers {
     tile_.for_each_segment([&](Segment s) {
       const Concatenated<scalar_t> input{l > 0 ? previous : stream_input(l, s.scenario, previous), aux};
       prepare_rows(s.rows, input, layer.branch, scratch_.product);
-      linear(trunk_.own_bfloat16, s.rows, input, layer.branch, s.scenario, z, scratch_.product);
+      linear(trunk_.own_rounding(), s.rows, input, layer.branch, s.scenario, z, scratch_.product);
     });
     activate_rows(layer.activation, z, out);
     return out;
