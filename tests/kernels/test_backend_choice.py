@@ -42,7 +42,11 @@ def test_auto_prefers_the_extension(calls):
     ("options", "dtype", "why"),
     [
         ({"stop_gradient": False}, torch.float32, "stop_gradient=False needs the reference"),
-        ({"foreign_dtype": torch.float8_e4m3fn}, torch.float32, "foreign_dtype .* got torch.float8_e4m3fn.* no products"),
+        (
+            {"foreign_dtype": torch.float8_e4m3fn},
+            torch.float32,
+            "foreign_dtype .* got torch.float8_e4m3fn.* no products",
+        ),
         ({"foreign_dtype": torch.bfloat16}, torch.float64, "foreign_dtype .* float64"),
         ({"foreign_dtype": torch.int8}, torch.float64, "foreign_dtype .* float64"),
     ],
