@@ -327,8 +327,9 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
     const Layer<scalar_t>& layer = problem.layers[l];
     for (const auto& matrix : saved_matrices(saved[l], layer, trunk.num_scenarios, arguments.recompute)) {
       if (arguments.save && matrix.wanted) {
-        result.saved.push_back(at::empty(shape_of(matrix, trunk.rows), options));
-        *matrix.view = mutable_matrix<scalar_t>(result.saved.back());
+        Tensors& list = matrix.factor ? result.factors : result.saved;
+        list.push_back(at::empty(shape_of(matrix, trunk.rows), options));
+        *matrix.view = mutable_matrix<scalar_t>(list.back());
       }
     }
     if (layer.has_mutual_unit()) {
@@ -374,19 +375,19 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
   Problem<scalar_t> problem = describe<scalar_t>(spec);
   const Trunk<scalar_t>& trunk = problem.trunk;
   const auto options = spec.x_local.options();
-  Tensors preact_gradients;
+  TrunkBackwardResults result;
   const auto preact_gradient = [&](int64_t width) {
-    preact_gradients.push_back(at::empty({trunk.rows, width}, options));
-    return mutable_matrix<scalar_t>(preact_gradients.back());
+    result.preact_gradients.push_back(at::empty({trunk.rows, width}, options));
+    return mutable_matrix<scalar_t>(result.preact_gradients.back());
   };
   std::vector<Saved<const scalar_t>> saved(problem.layers.size());
   std::vector<LayerGradients<scalar_t>> gradients(problem.layers.size());
-  size_t next = 0, unit = 0;
+  size_t next_factor = 0, next_saved = 0, unit = 0;
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     const Layer<scalar_t>& layer = problem.layers[l];
     for (const auto& read : saved_matrices(saved[l], layer, trunk.num_scenarios, arguments.recompute)) {
       if (read.wanted) {
-        *read.view = matrix<scalar_t>(arguments.saved[next++]);
+        *read.view = matrix<scalar_t>(read.factor ? arguments.factors[next_factor++] : arguments.saved[next_saved++]);
       }
     }
     gradients[l].dz = preact_gradient(layer.width);
@@ -398,7 +399,6 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
       gradients[l].dz_gate = preact_gradient(layer.gate_width);
     }
   }
-  TrunkBackwardResults result;
   result.x_local = at::empty({0}, options);
   result.x_global = at::empty({0}, options);
   result.gated = spec.gated.has_value() ? at::empty(spec.gated->sizes(), options) : at::empty({0}, options);
@@ -425,24 +425,43 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
   }
   for_each_item(trunk.num_tiles(), kernel.backward_scratch(pass),
                 [&](int64_t tile, void* scratch) { kernel.backward_tile(pass, tile, scratch); });
-  // The weights' panels make room for the weights' gradients.
-  problem.panels.clear();
-  unit = 0;
+  return result;
+}
+
+template <typename scalar_t>
+TrunkWeightGradientsResults trunk_weight_gradients(const TrunkWeightGradientsArguments& arguments) {
+  const TrunkSpec& spec = arguments.trunk;
+  const Problem<scalar_t> problem = describe<scalar_t>(spec);
+  const Trunk<scalar_t>& trunk = problem.trunk;
+  TrunkWeightGradientsResults result;
+  std::vector<Saved<const scalar_t>> saved(problem.layers.size());
+  std::vector<LayerGradients<scalar_t>> gradients(problem.layers.size());
+  size_t next_factor = 0, next_gradient = 0, unit = 0;
+  const auto preact_gradient = [&] { return mutable_matrix<scalar_t>(arguments.preact_gradients[next_gradient++]); };
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     const Layer<scalar_t>& layer = problem.layers[l];
+    for (const auto& read : saved_matrices(saved[l], layer, trunk.num_scenarios, false)) {
+      if (read.wanted && read.factor) {
+        *read.view = matrix<scalar_t>(arguments.factors[next_factor++]);
+      }
+    }
+    gradients[l].dz = preact_gradient();
     gradients[l].branch = gradient_of<scalar_t>(spec.branch_weights[l], spec.branch_biases[l], result.branch_weights,
                                                 result.branch_biases);
     if (layer.aux_width > 0) {
+      gradients[l].dz_aux = preact_gradient();
       gradients[l].auxiliary =
           gradient_of<scalar_t>(spec.aux_weights[l], spec.aux_biases[l], result.aux_weights, result.aux_biases);
     }
     if (layer.has_mutual_unit()) {
+      gradients[l].dz_gate = preact_gradient();
       gradients[l].gates = gradient_of<scalar_t>(spec.gate_weights[unit], spec.gate_biases[unit], result.gate_weights,
                                                  result.gate_biases);
       ++unit;
     }
   }
-  run_gradient_items(pass, kernel, false);
+  const BackwardPass<scalar_t> pass{.trunk = trunk, .saved = saved.data(), .gradients = gradients.data()};
+  run_gradient_items(pass, kernels<scalar_t>(), false);
   return result;
 }
 
@@ -586,6 +605,11 @@ TrunkForwardResults trunk_forward_cpu(const TrunkForwardArguments& arguments) {
 TrunkBackwardResults trunk_backward_cpu(const TrunkBackwardArguments& arguments) {
   return arguments.trunk.x_local.scalar_type() == at::kDouble ? trunk_backward<double>(arguments)
                                                               : trunk_backward<float>(arguments);
+}
+
+TrunkWeightGradientsResults trunk_weight_gradients_cpu(const TrunkWeightGradientsArguments& arguments) {
+  return arguments.trunk.x_local.scalar_type() == at::kDouble ? trunk_weight_gradients<double>(arguments)
+                                                              : trunk_weight_gradients<float>(arguments);
 }
 
 MutualForwardResults mutual_forward_cpu(const MutualSpec& unit) {

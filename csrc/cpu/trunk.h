@@ -65,14 +65,15 @@ struct Saved {
   MatrixView<element_t> alpha = {};       // own rows of α (B, M), written whenever there is a mutual unit
 };
 
-// A matrix of Saved, whether this layer has it, and its shape: (B, width), or (B, branches, width) if branches is not
-// 0.
+// A matrix of Saved, whether this layer has it, its shape, (B, width), or (B, branches, width) if branches is not 0,
+// and whether it is a factor of weight gradients: what is none can be given back before those are made.
 template <typename element_t>
 struct SavedMatrix {
   MatrixView<element_t>* view;
   bool wanted;
   int64_t branches;
   int64_t width;
+  bool factor;
 };
 
 // The matrices that forward saves, in one order for both passes. alpha is not among them: it is a result.
@@ -81,19 +82,20 @@ std::array<SavedMatrix<element_t>, 7> saved_matrices(Saved<element_t>& saved, co
                                                      int64_t num_scenarios, bool recompute) {
   const bool auxiliary = layer.aux_width > 0, mutual = layer.has_mutual_unit();
   const bool preact = needs_preact(layer.activation);
-  return {{{&saved.own, true, 0, layer.width},
-           {&saved.own_preact, preact, 0, layer.width},
-           {&saved.mutual, mutual, 0, layer.width},
-           {&saved.aux, auxiliary, 0, layer.aux_width},
-           {&saved.aux_preact, auxiliary && preact, 0, layer.aux_width},
-           {&saved.streams, mutual && !recompute, num_scenarios, layer.width},
-           {&saved.gate, mutual, 0, layer.gate_width}}};
+  return {{{&saved.own, true, 0, layer.width, true},
+           {&saved.own_preact, preact, 0, layer.width, false},
+           {&saved.mutual, mutual, 0, layer.width, true},
+           {&saved.aux, auxiliary, 0, layer.aux_width, true},
+           {&saved.aux_preact, auxiliary && preact, 0, layer.aux_width, false},
+           {&saved.streams, mutual && !recompute, num_scenarios, layer.width, false},
+           {&saved.gate, mutual, 0, layer.gate_width, false}}};
 }
 
 // The same of a layer of experts.
 template <typename element_t>
 std::array<SavedMatrix<element_t>, 2> saved_of_experts(Saved<element_t>& saved, const LayerShape& layer, bool last) {
-  return {{{&saved.own, !last, 0, layer.width}, {&saved.own_preact, needs_preact(layer.activation), 0, layer.width}}};
+  const bool preact = needs_preact(layer.activation);
+  return {{{&saved.own, !last, 0, layer.width, true}, {&saved.own_preact, preact, 0, layer.width, false}}};
 }
 
 template <typename scalar_t>

@@ -57,7 +57,7 @@ class CppBackend(FusedBackend):
         permutation, inverse, offsets = self.group_by_scenario(scenario, lists.branch_weights[0].shape[0])
         dtype = _computing_dtype(x_local)
         x_sorted = [x.index_select(0, permutation).to(dtype) for x in (x_local, x_global)]
-        own, aux, scores, saved = torch.ops.saml_kernels.trunk_forward(
+        own, aux, scores, factors, saved = torch.ops.saml_kernels.trunk_forward(
             *x_sorted,
             permutation,
             offsets,
@@ -69,6 +69,7 @@ class CppBackend(FusedBackend):
         )
         names = {"permutation": permutation, "offsets": offsets, "x_local": x_sorted[0], "x_global": x_sorted[1]}
         names |= {f"scores{unit}": tensor for unit, tensor in enumerate(scores)}
+        names |= {f"factor{number}": tensor for number, tensor in enumerate(factors)}
         names |= {f"saved{number}": tensor for number, tensor in enumerate(saved)}
         alphas = [alpha.index_select(0, inverse) for alpha in scores]
         return own.to(x_local.dtype), aux.to(x_local.dtype), alphas, names
@@ -87,23 +88,30 @@ class CppBackend(FusedBackend):
         need_local: bool,
         need_global: bool,
     ) -> tuple[Any, ...]:
-        """The operator trunk_backward."""
+        """The operators trunk_backward and trunk_weight_gradients."""
         if plan.all_branches:
             grad_own = grad_own[torch.arange(len(scenario)), scenario]
         dtype = _computing_dtype(x_local)
-        gradients: tuple[Any, ...] = torch.ops.saml_kernels.trunk_backward(
-            grad_own.to(dtype).contiguous(),
-            grad_aux.to(dtype).contiguous(),
-            _numbered("scores", saved),
-            _numbered("saved", saved),
+        trunk = (
             *(saved[name] for name in ("x_local", "x_global", "permutation", "offsets")),
             *_in(dtype, lists),
             *_arguments(plan, x_local.dtype, gated, dtype),
+        )
+        factors = _numbered("factor", saved)
+        local, glob, scaled, preact_gradients = torch.ops.saml_kernels.trunk_backward(
+            grad_own.to(dtype).contiguous(),
+            grad_aux.to(dtype).contiguous(),
+            _numbered("scores", saved),
+            factors,
+            _numbered("saved", saved),
+            *trunk,
             plan.recompute,
             need_local,
             need_global,
         )
-        return gradients
+        # The streams of all branches make room for the weights' gradients.
+        saved.clear()
+        return local, glob, scaled, *torch.ops.saml_kernels.trunk_weight_gradients(preact_gradients, factors, *trunk)
 
     def mutual_forward(
         self, v: Tensor, scenario: Tensor, gate_weight: Tensor, gate_bias: Tensor, score: str, temperature: float
