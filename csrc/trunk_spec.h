@@ -18,8 +18,8 @@ namespace saml_kernels {
 
 using Tensors = std::vector<at::Tensor>;
 
-// The trunk and its batch, as both passes read them. Tensors are float or double and contiguous; rows of x_local and
-// x_global are sorted by scenario.
+// The trunk and its batch, as both passes read them. Tensors are contiguous and float, or what float computes with,
+// bfloat16 or float16; or all double. Rows stand in the caller's order.
 struct TrunkSpec {
   at::Tensor x_local;                   // (B, D_l) or (B, M, D_l)
   at::Tensor x_global;                  // (B, D_g)

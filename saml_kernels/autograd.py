@@ -93,8 +93,8 @@ class FusedBackend(ABC):
         need_local: bool,
         need_global: bool,
     ) -> tuple[Tensor, Tensor, Tensor, *tuple[list[Tensor], ...]]:
-        """Gradients of x_local, x_global and gated (anything where none is needed), then of the six lists. What it takes
-        out of ``saved`` is freed, unless somebody keeps the graph."""
+        """Gradients of x_local, x_global and gated (anything where none is needed), then of the six lists. What it
+        takes out of ``saved`` is freed, unless somebody keeps the graph."""
 
     @abstractmethod
     def mutual_forward(

@@ -43,9 +43,14 @@ def _group_by_scenario_and_clear(call: Any) -> tuple[Tensor, ...]:
     return permutation, offsets, counters
 
 
+def _computed(tensor: Tensor) -> Tensor:
+    """An empty one of the type in which the kernels compute."""
+    return tensor.new_empty(0, dtype=torch.promote_types(tensor.dtype, torch.float32))
+
+
 @_fake("trunk_forward")
 def _trunk_forward(call: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    x_local = call.x_local
+    x_local, computed = call.x_local, _computed(call.x_local)
     rows, scenarios = x_local.shape[0], call.branch_weights[0].shape[0]
     scores: list[Tensor] = []
     factors: list[Tensor] = []
@@ -58,7 +63,7 @@ def _trunk_forward(call: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor
         mutual = layer in call.mutual_layers
         gate_width = call.gate_weights[len(scores)].shape[2] if mutual else 0
         if mutual:
-            scores.append(x_local.new_empty(rows, scenarios))
+            scores.append(computed.new_empty(rows, scenarios))
         # In the order of saved_matrices in csrc/cpu/trunk.h.
         read_twice = (
             (True, (rows, width)),
@@ -71,8 +76,8 @@ def _trunk_forward(call: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor
             (mutual and not call.recompute, (rows, scenarios, width)),
             (mutual, (rows, gate_width)),
         )
-        factors += [x_local.new_empty(shape) for wanted, shape in read_twice if call.save and wanted]
-        saved += [x_local.new_empty(shape) for wanted, shape in read_once if call.save and wanted]
+        factors += [computed.new_empty(shape) for wanted, shape in read_twice if call.save and wanted]
+        saved += [computed.new_empty(shape) for wanted, shape in read_once if call.save and wanted]
     own = x_local.new_empty((rows, scenarios, width) if call.all_branches else (rows, width))
     return own, x_local.new_empty(rows, aux_width), scores, factors, saved
 
@@ -86,7 +91,7 @@ def _trunk_backward(call: Any) -> tuple[Tensor | list[Tensor], ...]:
         widths = [weight.shape[2]]
         widths += [call.aux_weights[layer].shape[1]] if call.aux_weights else []
         widths += [gate_weights[layer].shape[2]] if layer in gate_weights else []
-        preact_gradients += [call.x_local.new_empty(rows, width) for width in widths]
+        preact_gradients += [_computed(call.x_local).new_empty(rows, width) for width in widths]
     return (
         torch.empty_like(call.x_local) if call.need_local else call.x_local.new_empty(0),
         torch.empty_like(call.x_global) if call.need_global else call.x_global.new_empty(0),
