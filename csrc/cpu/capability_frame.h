@@ -21,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-#if SAML_HAS_BFLOAT16_DOT
+#if SAML_VECTOR_BYTES > 16
 #include <immintrin.h>
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC's own intrinsics start from a variable they leave uninitialised on purpose (GCC bug 105593).

@@ -47,8 +47,10 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
     weights.parts = has.float_parts && !trunk.own_bfloat16 ? 3 : 1;
     // Number and place, how large it is, when it is made.
     const auto for_each_layout = [&](const auto& function) {
-      function(0, weights.panels, kernel.panels_size,
-               readers.forward && !in_parts && (floats >= enough || (kept && reads_floats)));
+      // A panel that is widened from 16 bits for every tile costs next to nothing, panels of floats twice the weights'
+      // memory.
+      const bool pays = floats >= enough && weights.storage == Storage::kComputed;
+      function(0, weights.panels, kernel.panels_size, readers.forward && !in_parts && (pays || (kept && reads_floats)));
       function(1, weights.bfloat16_panels, kernel.bfloat16_panels_size,
                readers.forward &&
                    (in_parts || (has.bfloat16 && (rounded >= kUses || (kept && reads_rounded && !has.float_parts)))));

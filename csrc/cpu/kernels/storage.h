@@ -53,6 +53,16 @@ inline Bits32 load_bits(const void* p) {
 
 inline vec<float> load_widened(const Bfloat16* p) { return (vec<float>)(load_bits(p) << 16); }
 
+// From AVX2 on there is an instruction for it.
+#if SAML_VECTOR_BYTES == 64
+inline vec<float> load_widened(const Float16* p) {
+  return (vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+#elif SAML_VECTOR_BYTES == 32
+inline vec<float> load_widened(const Float16* p) {
+  return (vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+#else
 inline vec<float> load_widened(const Float16* p) {
   const Bits32 bits = load_bits(p);
   const Bits32 sign = (bits & 0x8000u) << 16, magnitude = (bits & 0x7fffu) << 13;
@@ -61,6 +71,7 @@ inline vec<float> load_widened(const Float16* p) {
   const Bits32 small = (Bits32)((vec<float>)(magnitude + kLeastNormal) - float_of(kLeastNormal));
   return (vec<float>)(sign | (subnormal & small) | (~subnormal & normal));
 }
+#endif
 
 template <typename scalar_t>
 inline vec<scalar_t> load_widened(const scalar_t* p) {
