@@ -50,6 +50,7 @@ namespace {
 // Each builds on those before it.
 // clang-format off
 #include "kernels/vector.h"
+#include "kernels/storage.h"
 #include "kernels/tile.h"
 #include "kernels/gemm_float.h"
 #include "kernels/gemm_bfloat16.h"
@@ -67,7 +68,8 @@ template <typename scalar_t>
 constexpr TrunkKernels<scalar_t> kTrunkKernels = {
     .layouts = {.bfloat16 = kHasBfloat16Panels<scalar_t>,
                 .float_parts = kHasTiles<scalar_t>,
-                .transposed = kHasTiles<scalar_t>},
+                .transposed = kHasTiles<scalar_t>,
+                .reads_16_bits = std::is_same_v<scalar_t, float> && !kHasBfloat16Panels<scalar_t>},
     .row_multiple = kHasTiles<scalar_t> ? 32 : 12,
     .gradient_item_rows = kGradientItemRows<scalar_t>,
     .least_gradient_item_rows = kLeastGradientItemRows<scalar_t>,

@@ -2,6 +2,9 @@
 
 #include "dispatch.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -18,6 +21,14 @@ bool amx_permitted() {
 }
 #elif defined(__x86_64__)
 bool amx_permitted() { return false; }
+#endif
+
+#if defined(__x86_64__)
+// Not every compiler's __builtin_cpu_supports knows it.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
 #endif
 
 }  // namespace
@@ -39,7 +50,7 @@ const std::vector<const Capability*>& supported_capabilities() {
     if (avx512) {
       result.push_back(&kAvx512);
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
       result.push_back(&kAvx2);
     }
 #endif

@@ -55,25 +55,25 @@ class CppBackend(FusedBackend):
         plan: Plan,
         save: bool,
     ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
-        """The operator trunk_forward on sorted rows."""
+        """The operator trunk_forward."""
         permutation, inverse, offsets = self.group_by_scenario(scenario, lists.branch_weights[0].shape[0])
-        dtype = _computing_dtype(x_local)
-        x_sorted = [x.index_select(0, permutation).to(dtype) for x in (x_local, x_global)]
-        own, aux, scores, saved = torch.ops.saml_kernels.trunk_forward(
-            *x_sorted,
+        own, aux, scores, factors, saved = torch.ops.saml_kernels.trunk_forward(
+            x_local,
+            x_global,
             permutation,
             offsets,
-            *_in(dtype, lists),
-            *_arguments(plan, x_local.dtype, gated, dtype),
+            *lists,
+            *_arguments(plan, x_local.dtype, gated),
             save,
             plan.recompute,
             plan.all_branches,
         )
-        names = {"permutation": permutation, "offsets": offsets, "x_local": x_sorted[0], "x_global": x_sorted[1]}
+        names = {"permutation": permutation, "offsets": offsets}
         names |= {f"scores{unit}": tensor for unit, tensor in enumerate(scores)}
+        names |= {f"factor{number}": tensor for number, tensor in enumerate(factors)}
         names |= {f"saved{number}": tensor for number, tensor in enumerate(saved)}
         alphas = [alpha.index_select(0, inverse) for alpha in scores]
-        return own.to(x_local.dtype), aux.to(x_local.dtype), alphas, names
+        return own, aux, alphas, names
 
     def trunk_backward(
         self,
@@ -89,23 +89,32 @@ class CppBackend(FusedBackend):
         need_local: bool,
         need_global: bool,
     ) -> tuple[Any, ...]:
-        """The operator trunk_backward."""
+        """The operators trunk_backward and trunk_weight_gradients."""
         if plan.all_branches:
             grad_own = grad_own[torch.arange(len(scenario)), scenario]
-        dtype = _computing_dtype(x_local)
-        gradients: tuple[Any, ...] = torch.ops.saml_kernels.trunk_backward(
-            grad_own.to(dtype).contiguous(),
-            grad_aux.to(dtype).contiguous(),
+        trunk = (
+            x_local,
+            x_global,
+            saved["permutation"],
+            saved["offsets"],
+            *lists,
+            *_arguments(plan, x_local.dtype, gated),
+        )
+        factors = _numbered("factor", saved)
+        local, glob, scaled, preact_gradients = torch.ops.saml_kernels.trunk_backward(
+            grad_own.contiguous(),
+            grad_aux,
             _numbered("scores", saved),
+            factors,
             _numbered("saved", saved),
-            *(saved[name] for name in ("x_local", "x_global", "permutation", "offsets")),
-            *_in(dtype, lists),
-            *_arguments(plan, x_local.dtype, gated, dtype),
+            *trunk,
             plan.recompute,
             need_local,
             need_global,
         )
-        return gradients
+        # The streams of all branches make room for the weights' gradients.
+        saved.clear()
+        return local, glob, scaled, *torch.ops.saml_kernels.trunk_weight_gradients(preact_gradients, factors, *trunk)
 
     def mutual_forward(
         self, v: Tensor, scenario: Tensor, gate_weight: Tensor, gate_bias: Tensor, score: str, temperature: float
@@ -196,16 +205,12 @@ def _computing_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _in(dtype: torch.dtype, lists: ParameterLists) -> list[list[Tensor]]:
-    return [[tensor.to(dtype) for tensor in tensors] for tensors in lists]
-
-
 def _numbered(name: str, saved: dict[str, Tensor]) -> list[Tensor]:
     """The saved tensors name0, name1, … in their order."""
     return [tensor for key, tensor in saved.items() if key.startswith(name)]
 
 
-def _arguments(plan: Plan, dtype: torch.dtype, gated: Tensor | None, computing: torch.dtype) -> tuple[Any, ...]:
+def _arguments(plan: Plan, dtype: torch.dtype, gated: Tensor | None) -> tuple[Any, ...]:
     """As both operators take them, after the parameters."""
     return (
         plan.mutual_layers,
@@ -214,6 +219,6 @@ def _arguments(plan: Plan, dtype: torch.dtype, gated: Tensor | None, computing: 
         plan.temperature,
         dtype == torch.bfloat16,
         ROUNDING_NUMBERS[plan.foreign_dtype or (torch.bfloat16 if dtype == torch.bfloat16 else None)],
-        None if gated is None else gated.to(computing),
+        gated,
         plan.gate_scale or 1.0,
     )

@@ -110,7 +110,7 @@ class Run {
     return matrix;
   }
 
-  ParameterGradient<scalar_t> gradient_output(const std::string& name, const Weights<scalar_t>& weights) {
+  ParameterGradient gradient_output(const std::string& name, const Weights<scalar_t>& weights) {
     scalar_t* weight = output("grad " + name + "weight", weights.matrices * weights.k(), weights.n).data;
     return {weight, output("grad " + name + "bias", weights.matrices, weights.n).data};
   }
@@ -226,7 +226,7 @@ class Run {
     trunk_.per_branch_input = true;
     trunk_.own_bfloat16 = case_.options.own_bfloat16;
     trunk_.foreign_rounding = trunk_.own_rounding();
-    trunk_.x_local = normal(case_.rows, case_.scenarios * layer.width, 1, 0.7);
+    trunk_.streams = normal(case_.rows, case_.scenarios * layer.width, 1, 0.7);
   }
 
   // Every layout that this capability's products read, or only those that they cannot do without.
@@ -386,7 +386,7 @@ class Run {
 
   void run_gradient_items(const BackwardPass<scalar_t>& pass, bool gates_only) {
     const std::vector<GradientItem> items = gradient_items(trunk_, kernel_.gradient_item_rows, gates_only);
-    for_each_item(static_cast<int64_t>(items.size()), kernel_.gradient_scratch(), variant_.threads,
+    for_each_item(static_cast<int64_t>(items.size()), kernel_.gradient_scratch(pass.trunk), variant_.threads,
                   [&](int64_t item, void* scratch) { kernel_.gradient_item(pass, items[item], scratch); });
   }
 

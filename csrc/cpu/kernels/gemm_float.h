@@ -122,61 +122,71 @@ inline void multiply_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& 
 }
 
 // Up to kPanel columns of B into a panel (k, kPanel), zero-padded.
-template <typename scalar_t>
-inline void pack_panel(ConstMatrix<scalar_t> b, scalar_t* panel) {
+template <typename element_t, typename scalar_t>
+inline void pack_elements(const MatrixView<const element_t>& b, scalar_t* panel) {
   constexpr int lanes = kLanes<scalar_t>;
   if (b.cols == kPanel<scalar_t>) {
     for (int64_t i = 0; i < b.rows; ++i) {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        store(panel + i * kPanel<scalar_t> + v * lanes, load(b.row(i) + v * lanes));
+        store(panel + i * kPanel<scalar_t> + v * lanes, load_widened(b.row(i) + v * lanes));
       }
     }
     return;
   }
   for (int64_t i = 0; i < b.rows; ++i) {
     scalar_t* row = panel + i * kPanel<scalar_t>;
-    std::copy_n(b.row(i), b.cols, row);
+    widen_values(b.row(i), b.cols, row);
     std::fill(row + b.cols, row + kPanel<scalar_t>, scalar_t(0));
   }
 }
 
+template <typename scalar_t>
+inline void pack_panel(ConstStored<scalar_t> b, scalar_t* panel) {
+  with_elements<scalar_t>(b, [&](const auto& view) { pack_elements(view, panel); });
+}
+
 // Asks for columns begin .. end of a row, which is read soon.
 template <typename scalar_t>
-inline void prefetch_columns(ConstMatrix<scalar_t> a, int64_t row, int64_t begin, int64_t end) {
-  constexpr int64_t kLine = 64 / sizeof(scalar_t);
-  for (int64_t i = begin; row < a.rows && i < end; i += kLine) {
-    __builtin_prefetch(a.row(row) + i);
+inline void prefetch_columns(const StoredMatrix<const scalar_t>& a, int64_t row, int64_t begin, int64_t end) {
+  const int64_t line = 64 / a.element_size();
+  for (int64_t i = begin; i < end; i += line) {
+    __builtin_prefetch(a.at(row, i));
   }
 }
 
 // All panels of B, one after the other.
 template <typename scalar_t>
-void pack_panels(ConstMatrix<scalar_t> b, scalar_t* panels) {
+void pack_panels(ConstStored<scalar_t> b, scalar_t* panels) {
   for (int64_t column = 0; column < b.cols; column += kPanel<scalar_t>) {
     pack_panel(b.columns(column, std::min(kPanel<scalar_t>, b.cols - column)), panels + column * b.rows);
   }
 }
 
 // All panels of Bᵀ.
-template <typename scalar_t>
-void pack_transposed_panels(ConstMatrix<scalar_t> b, scalar_t* panels) {
+template <typename element_t, typename scalar_t>
+void pack_transposed_elements(const MatrixView<const element_t>& b, scalar_t* panels) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
   for (int64_t row = 0; row < b.rows; row += panel_width) {
     const int64_t width = std::min(panel_width, b.rows - row);
     scalar_t* panel = panels + row * b.cols;
     for (int64_t i = 0; i < b.cols; ++i) {
       for (int64_t r = 0; r < width; ++r) {
-        panel[i * panel_width + r] = b.row(row + r)[i];
+        panel[i * panel_width + r] = widened(b.row(row + r)[i]);
       }
       std::fill(panel + i * panel_width + width, panel + (i + 1) * panel_width, scalar_t(0));
     }
   }
 }
 
+template <typename scalar_t>
+void pack_transposed_panels(ConstStored<scalar_t> b, scalar_t* panels) {
+  with_elements<scalar_t>(b, [&](const auto& view) { pack_transposed_elements(view, panels); });
+}
+
 // C (rows, n) += A B over `terms` terms, rows and terms known to the compiler.
-template <int rows, int terms, typename scalar_t>
-inline void add_terms(const scalar_t* a, int64_t lda, const scalar_t* b, int64_t ldb, Matrix<scalar_t> c) {
+template <int rows, int terms, typename scalar_t, typename element_t>
+inline void add_terms(const scalar_t* a, int64_t lda, const element_t* b, int64_t ldb, Matrix<scalar_t> c) {
   constexpr int lanes = kLanes<scalar_t>;
   scalar_t factor[rows][terms];
 #pragma GCC unroll 4
@@ -191,7 +201,7 @@ inline void add_terms(const scalar_t* a, int64_t lda, const scalar_t* b, int64_t
     vec<scalar_t> other[terms];
 #pragma GCC unroll 4
     for (int i = 0; i < terms; ++i) {
-      other[i] = load(b + i * ldb + column);
+      other[i] = load_widened(b + i * ldb + column);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) {
@@ -206,14 +216,14 @@ inline void add_terms(const scalar_t* a, int64_t lda, const scalar_t* b, int64_t
   for (; column < c.cols; ++column) {
     for (int r = 0; r < rows; ++r) {
       for (int i = 0; i < terms; ++i) {
-        c.row(r)[column] += factor[r][i] * b[i * ldb + column];
+        c.row(r)[column] += factor[r][i] * widened(b[i * ldb + column]);
       }
     }
   }
 }
 
-template <int terms, typename scalar_t>
-inline void add_terms(ConstMatrix<scalar_t> a, int64_t k, ConstMatrix<scalar_t> b, Matrix<scalar_t> c) {
+template <int terms, typename scalar_t, typename element_t>
+inline void add_terms(ConstMatrix<scalar_t> a, int64_t k, const MatrixView<const element_t>& b, Matrix<scalar_t> c) {
   int64_t r = 0;
   for (; r + kStreamedRows <= c.rows; r += kStreamedRows) {
     add_terms<kStreamedRows, terms, scalar_t>(a.row(r) + k, a.ld, b.row(k), b.ld, c.row_range(r, r + kStreamedRows));
@@ -224,8 +234,8 @@ inline void add_terms(ConstMatrix<scalar_t> a, int64_t k, ConstMatrix<scalar_t> 
 }
 
 // C += A B, B row by row.
-template <typename scalar_t>
-void add_streamed(ConstMatrix<scalar_t> a, ConstMatrix<scalar_t> b, Matrix<scalar_t> c) {
+template <typename scalar_t, typename element_t>
+void add_streamed(ConstMatrix<scalar_t> a, const MatrixView<const element_t>& b, Matrix<scalar_t> c) {
   int64_t k = 0;
   for (; k + kStreamedTerms <= a.cols; k += kStreamedTerms) {
     add_terms<kStreamedTerms, scalar_t>(a, k, b, c);
@@ -238,7 +248,7 @@ void add_streamed(ConstMatrix<scalar_t> a, ConstMatrix<scalar_t> b, Matrix<scala
 // C = [C if accumulate, or bias, or 0] + [A1 ; A2] B. panels are those of B, or null, and then panel holds
 // a.cols() * kPanel elements.
 template <typename scalar_t>
-void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const scalar_t* panels, const scalar_t* bias,
+void multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const scalar_t* panels, const scalar_t* bias,
               Matrix<scalar_t> c, scalar_t* panel, bool accumulate = false) {
   const int64_t k = a.cols();
   constexpr int64_t panel_width = kPanel<scalar_t>;
@@ -250,8 +260,10 @@ void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const sc
         std::fill_n(c.row(r), c.cols, scalar_t(0));
       }
     }
-    add_streamed<scalar_t>(a.left, b.row_range(0, a.left.cols), c);
-    add_streamed<scalar_t>(a.right, b.row_range(a.left.cols, k), c);
+    with_elements<scalar_t>(b, [&](const auto& view) {
+      add_streamed<scalar_t>(a.left, view.row_range(0, a.left.cols), c);
+      add_streamed<scalar_t>(a.right, view.row_range(a.left.cols, k), c);
+    });
     return;
   }
   const Operand<scalar_t> a1 = operand(a.left), a2 = operand(a.right);
@@ -259,11 +271,12 @@ void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const sc
   for (int64_t column = 0; column < c.cols; column += panel_width) {
     const int64_t width = std::min(panel_width, c.cols - column);
     const bool whole = width == panel_width;
-    const bool packed = panels != nullptr || !whole || c.rows > kRowsWithoutPacking;
+    // The register tile reads floats: elsewhere a panel is widened before.
+    const bool packed = panels != nullptr || !whole || c.rows > kRowsWithoutPacking || b.storage != Storage::kComputed;
     if (packed && panels == nullptr) {
       pack_panel<scalar_t>(b.columns(column, width), panel);
     }
-    const scalar_t* source = panels != nullptr ? panels + column * k : packed ? panel : b.data + column;
+    const scalar_t* source = panels != nullptr ? panels + column * k : packed ? panel : b.view().data + column;
     const int64_t stride = packed ? panel_width : b.ld;
     const scalar_t* start = bias == nullptr ? nullptr : bias + column;
     if (start != nullptr && !whole) {
@@ -279,9 +292,10 @@ void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const sc
 }
 
 // dA = [dA +] dC Wᵀ for W (k, n): computed as (W dCᵀ)ᵀ, so that W is read once, in order, and only the few rows of dC
-// are transposed. panel holds n * round_up(rows, kPanel) elements.
+// are transposed. A weight in 16 bits is widened as many rows at a time as the register tile reads. panel holds
+// n * (round_up(rows, kPanel) + kRegisterTileRows) elements.
 template <typename scalar_t>
-void multiply_transposed(ConstMatrix<scalar_t> dc, ConstMatrix<scalar_t> w, Matrix<scalar_t> da, bool accumulate,
+void multiply_transposed(ConstMatrix<scalar_t> dc, ConstStored<scalar_t> w, Matrix<scalar_t> da, bool accumulate,
                          scalar_t* panel) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
   constexpr int64_t lanes = kLanes<scalar_t>;
@@ -297,10 +311,16 @@ void multiply_transposed(ConstMatrix<scalar_t> dc, ConstMatrix<scalar_t> w, Matr
     }
   }
   alignas(64) scalar_t block[kRegisterTileRows * panel_width];
-  const Operand<scalar_t> rows_of_w = operand(w), nothing{w.data, 0, 0, 0};
+  scalar_t* widened_rows = panel + round_up(dc.rows, panel_width) * n;
+  const bool in_place = w.storage == Storage::kComputed;
+  const Operand<scalar_t> rows_of_w = in_place ? operand(w.view()) : Operand<scalar_t>{widened_rows, n, 1, n};
+  const Operand<scalar_t> nothing{rows_of_w.data, 0, 0, 0};
   for (int64_t i = 0; i < w.rows; i += kRegisterTileRows) {
     const int64_t count = std::min<int64_t>(kRegisterTileRows, w.rows - i);
-    const Operand<scalar_t> a = rows_of_w.from_row(i);
+    for (int64_t r = 0; !in_place && r < count; ++r) {
+      read_row(w, i + r, 0, n, widened_rows + r * n);
+    }
+    const Operand<scalar_t> a = rows_of_w.from_row(in_place ? i : 0);
     for (int64_t row = 0; row < dc.rows; row += panel_width) {
       const int64_t width = std::min(panel_width, dc.rows - row);
       const auto tile =

@@ -120,15 +120,16 @@ inline void quantise_rows(const Concatenated<float>& a, Range rows, int32_t* tar
   }
 }
 
-// All panels of B.
-inline void pack_int8_panels(ConstMatrix<float> b, const Int8Panels& panels) {
+// All panels of B, however it is stored.
+template <typename element_t>
+void pack_int8_panels(const MatrixView<const element_t>& b, const Int8Panels& panels) {
   constexpr int64_t panel_width = kPanel<float>;
   constexpr uint32_t mask = (1u << kFactorBits) - 1u;
   const int64_t padded = round_up(b.cols, panel_width), lanes = lanes_of(b.rows);
   std::fill_n(panels.scales, padded, 0.0f);
   for (int64_t i = 0; i < b.rows; ++i) {
     for (int64_t n = 0; n < b.cols; ++n) {
-      panels.scales[n] = larger_magnitude(panels.scales[n], b.row(i)[n]);
+      panels.scales[n] = larger_magnitude(panels.scales[n], widened(b.row(i)[n]));
     }
   }
   for (int64_t n = 0; n < padded; ++n) {
@@ -142,9 +143,9 @@ inline void pack_int8_panels(ConstMatrix<float> b, const Int8Panels& panels) {
       std::fill_n(packed, panel_width, 0);
       const int64_t begin = lane * kTermsOfLane;
       for (int64_t j = 0; j < std::min(kTermsOfLane, b.rows - begin); ++j) {
-        const float* row = b.row(begin + j) + column;
+        const element_t* row = b.row(begin + j) + column;
         for (int64_t n = 0; n < width; ++n) {
-          const int32_t value = round_to_int8(row[n], panels.scales[column + n]);
+          const int32_t value = round_to_int8(widened(row[n]), panels.scales[column + n]);
           packed[n] |= static_cast<int32_t>((static_cast<uint32_t>(value) & mask) << (kFactorBits * j));
           panels.excess[column + n] += kInt8Offset * value;
         }
