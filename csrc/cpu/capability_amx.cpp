@@ -7,4 +7,6 @@
 #define SAML_HAS_BFLOAT16_DOT 1
 #define SAML_HAS_INT8_DOT 1
 #define SAML_HAS_TILES 1
+#define SAML_DOUBLES kAvx512Doubles
+#define SAML_HAS_OWN_DOUBLES 0
 #include "capability_frame.h"

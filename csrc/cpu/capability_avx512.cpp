@@ -7,4 +7,6 @@
 #define SAML_HAS_BFLOAT16_DOT 0
 #define SAML_HAS_INT8_DOT 0
 #define SAML_HAS_TILES 0
+#define SAML_DOUBLES kAvx512Doubles
+#define SAML_HAS_OWN_DOUBLES 1
 #include "capability_frame.h"

@@ -8,6 +8,8 @@
 //     SAML_HAS_BFLOAT16_DOT   1: vectors multiply pairs of bfloat16
 //     SAML_HAS_INT8_DOT       1: vectors sum products of four int8
 //     SAML_HAS_TILES          1: there is a tile unit
+//     SAML_DOUBLES            the name of its kernels for double
+//     SAML_HAS_OWN_DOUBLES    1: they are made here
 
 #include "trunk.h"
 
@@ -95,7 +97,11 @@ constexpr TrunkKernels<scalar_t> kTrunkKernels = {
 
 }  // namespace
 
-const Capability SAML_CAPABILITY = {SAML_CAPABILITY_NAME, kTrunkKernels<float>, kTrunkKernels<double>};
+#if SAML_HAS_OWN_DOUBLES
+const TrunkKernels<double> SAML_DOUBLES = kTrunkKernels<double>;
+#endif
+
+const Capability SAML_CAPABILITY = {SAML_CAPABILITY_NAME, kTrunkKernels<float>, &SAML_DOUBLES};
 
 }  // namespace saml_kernels
 

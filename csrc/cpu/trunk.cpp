@@ -59,7 +59,7 @@ const TrunkKernels<scalar_t>& kernels() {
   if constexpr (std::is_same_v<scalar_t, float>) {
     return capability().float_kernels;
   } else {
-    return capability().double_kernels;
+    return *capability().double_kernels;
   }
 }
 

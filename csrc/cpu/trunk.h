@@ -235,15 +235,19 @@ struct TrunkKernels {
 struct Capability {
   const char* name;
   TrunkKernels<float> float_kernels;
-  TrunkKernels<double> double_kernels;
+  const TrunkKernels<double>* double_kernels;
 };
 
 extern const Capability kBaseline;
+extern const TrunkKernels<double> kBaselineDoubles;
 #if defined(__x86_64__)
 extern const Capability kAvx2;
 extern const Capability kAvx512;
 extern const Capability kAvx512Bf16;
 extern const Capability kAmx;
+extern const TrunkKernels<double> kAvx2Doubles;
+// What AVX-512 with bfloat16 and AMX run too: they have nothing more for doubles.
+extern const TrunkKernels<double> kAvx512Doubles;
 #endif
 
 }  // namespace saml_kernels

@@ -23,7 +23,7 @@ const TrunkKernels<scalar_t>& kernels_of(const Capability& capability) {
   if constexpr (std::is_same_v<scalar_t, float>) {
     return capability.float_kernels;
   } else {
-    return capability.double_kernels;
+    return *capability.double_kernels;
   }
 }
 
