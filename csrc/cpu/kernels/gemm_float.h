@@ -18,11 +18,12 @@ constexpr int64_t kPanel = kVectors * kLanes<scalar_t>;
 // Up to this many rows B is read in place: packing it would cost as much as using it.
 constexpr int64_t kRowsWithoutPacking = 2 * kRegisterTileRows;
 
-// From this many panels on B is then read row by row, so that memory delivers it in order.
+// From this many panels on B is then read in order, as memory delivers it fastest: by one row of A row by row, so many
+// terms of a sum at a time; by several in chunks of so many of its rows, which stay in cache while all columns of C
+// pass.
 constexpr int64_t kPanelsToStream = 4;
-// Terms of a sum, and rows of A, that are read at a time: the factors that the registers hold beside the sums.
 constexpr int kStreamedTerms = 4;
-constexpr int kStreamedRows = SAML_VECTOR_BYTES == 64 ? 4 : 2;
+constexpr int64_t kChunkTerms = 16;
 
 // A factor: element (row, k) stands at data[row * row_stride + k * k_stride].
 template <typename scalar_t>
@@ -184,65 +185,73 @@ void pack_transposed_panels(ConstStored<scalar_t> b, scalar_t* panels) {
   with_elements<scalar_t>(b, [&](const auto& view) { pack_transposed_elements(view, panels); });
 }
 
-// C (rows, n) += A B over `terms` terms, rows and terms known to the compiler.
-template <int rows, int terms, typename scalar_t, typename element_t>
-inline void add_terms(const scalar_t* a, int64_t lda, const element_t* b, int64_t ldb, Matrix<scalar_t> c) {
+// c += Σ a_i b_i over `terms` rows b_i of B, known to the compiler: one row of C, n elements.
+template <int terms, typename scalar_t, typename element_t>
+inline void add_terms(const scalar_t* a, const element_t* b, int64_t ldb, scalar_t* c, int64_t n) {
   constexpr int lanes = kLanes<scalar_t>;
-  scalar_t factor[rows][terms];
+  scalar_t factor[terms];
 #pragma GCC unroll 4
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
-    for (int i = 0; i < terms; ++i) {
-      factor[r][i] = a[r * lda + i];
-    }
+  for (int i = 0; i < terms; ++i) {
+    factor[i] = a[i];
   }
   int64_t column = 0;
-  for (; column + lanes <= c.cols; column += lanes) {
-    vec<scalar_t> other[terms];
+  for (; column + lanes <= n; column += lanes) {
+    vec<scalar_t> sum = load(c + column);
 #pragma GCC unroll 4
     for (int i = 0; i < terms; ++i) {
-      other[i] = load_widened(b + i * ldb + column);
+      sum += factor[i] * load_widened(b + i * ldb + column);
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) {
-      vec<scalar_t> sum = load(c.row(r) + column);
-#pragma GCC unroll 4
-      for (int i = 0; i < terms; ++i) {
-        sum += factor[r][i] * other[i];
-      }
-      store(c.row(r) + column, sum);
+    store(c + column, sum);
+  }
+  for (; column < n; ++column) {
+    for (int i = 0; i < terms; ++i) {
+      c[column] += factor[i] * widened(b[i * ldb + column]);
     }
-  }
-  for (; column < c.cols; ++column) {
-    for (int r = 0; r < rows; ++r) {
-      for (int i = 0; i < terms; ++i) {
-        c.row(r)[column] += factor[r][i] * widened(b[i * ldb + column]);
-      }
-    }
-  }
-}
-
-template <int terms, typename scalar_t, typename element_t>
-inline void add_terms(ConstMatrix<scalar_t> a, int64_t k, const MatrixView<const element_t>& b, Matrix<scalar_t> c) {
-  int64_t r = 0;
-  for (; r + kStreamedRows <= c.rows; r += kStreamedRows) {
-    add_terms<kStreamedRows, terms, scalar_t>(a.row(r) + k, a.ld, b.row(k), b.ld, c.row_range(r, r + kStreamedRows));
-  }
-  for (; r < c.rows; ++r) {
-    add_terms<1, terms, scalar_t>(a.row(r) + k, a.ld, b.row(k), b.ld, c.row_range(r, r + 1));
   }
 }
 
 // C += A B, B row by row.
-template <typename scalar_t, typename element_t>
-void add_streamed(ConstMatrix<scalar_t> a, const MatrixView<const element_t>& b, Matrix<scalar_t> c) {
-  int64_t k = 0;
-  for (; k + kStreamedTerms <= a.cols; k += kStreamedTerms) {
-    add_terms<kStreamedTerms, scalar_t>(a, k, b, c);
+template <typename scalar_t>
+void add_streamed(ConstMatrix<scalar_t> a, ConstStored<scalar_t> b, Matrix<scalar_t> c) {
+  with_elements<scalar_t>(b, [&](const auto& view) {
+    for (int64_t r = 0; r < c.rows; ++r) {
+      int64_t k = 0;
+      for (; k + kStreamedTerms <= a.cols; k += kStreamedTerms) {
+        add_terms<kStreamedTerms>(a.row(r) + k, view.row(k), view.ld, c.row(r), c.cols);
+      }
+      for (; k < a.cols; ++k) {
+        add_terms<1>(a.row(r) + k, view.row(k), view.ld, c.row(r), c.cols);
+      }
+    }
+  });
+}
+
+// C += A B, B chunk by chunk; the next one is asked for meanwhile. panel holds as many terms of a panel.
+template <typename scalar_t>
+void add_chunks(ConstMatrix<scalar_t> a, ConstStored<scalar_t> b, Matrix<scalar_t> c, scalar_t* panel) {
+  constexpr int64_t panel_width = kPanel<scalar_t>;
+  const Operand<scalar_t> nothing{a.data, 0, 0, 0};
+  const int64_t whole = c.cols / panel_width * panel_width;
+  const bool in_place = b.storage == Storage::kComputed;
+  for (int64_t k = 0; k < a.cols; k += kChunkTerms) {
+    const int64_t end = std::min(k + kChunkTerms, a.cols);
+    const Operand<scalar_t> chunk = operand(a.columns(k, end - k));
+    for (int64_t column = 0; column < whole; column += panel_width) {
+      for (int64_t row = end; row < std::min(end + kChunkTerms, a.cols); ++row) {
+        prefetch_columns<scalar_t>(b, row, column, column + panel_width);
+      }
+      if (!in_place) {
+        pack_panel<scalar_t>(b.row_range(k, end).columns(column, panel_width), panel);
+      }
+      const scalar_t* source = in_place ? b.view().row(k) + column : panel;
+      for (int64_t row = 0; row < c.rows; row += kRegisterTileRows) {
+        const int64_t row_end = std::min(row + kRegisterTileRows, c.rows);
+        multiply_tile<scalar_t>(chunk.from_row(row), nothing, source, in_place ? b.ld : panel_width, nullptr,
+                                c.row_range(row, row_end).columns(column, panel_width), true);
+      }
+    }
   }
-  for (; k < a.cols; ++k) {
-    add_terms<1, scalar_t>(a, k, b, c);
-  }
+  add_streamed<scalar_t>(a, b.columns(whole, c.cols - whole), c.columns(whole, c.cols - whole));
 }
 
 // C = [C if accumulate, or bias, or 0] + [A1 ; A2] B. panels are those of B, or null, and then panel holds
@@ -260,10 +269,15 @@ void multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const sc
         std::fill_n(c.row(r), c.cols, scalar_t(0));
       }
     }
-    with_elements<scalar_t>(b, [&](const auto& view) {
-      add_streamed<scalar_t>(a.left, view.row_range(0, a.left.cols), c);
-      add_streamed<scalar_t>(a.right, view.row_range(a.left.cols, k), c);
-    });
+    const auto add = [&](ConstMatrix<scalar_t> left, ConstStored<scalar_t> right) {
+      if (c.rows == 1) {
+        add_streamed<scalar_t>(left, right, c);
+      } else {
+        add_chunks<scalar_t>(left, right, c, panel);
+      }
+    };
+    add(a.left, b.row_range(0, a.left.cols));
+    add(a.right, b.row_range(a.left.cols, k));
     return;
   }
   const Operand<scalar_t> a1 = operand(a.left), a2 = operand(a.right);
