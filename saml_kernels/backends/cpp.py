@@ -14,6 +14,7 @@ from saml_kernels.backends.reference import SCHEDULE_REASON
 from saml_kernels.checks import SCORES
 from saml_kernels.types import Grouping
 
+_CPU = frozenset({"cpu"})
 SCORE_NUMBERS = {name: number for number, name in enumerate(SCORES)}
 ROUNDING_NUMBERS = {None: 0, torch.bfloat16: 1, torch.int8: 2}
 
@@ -68,11 +69,13 @@ class CppBackend(FusedBackend):
             plan.recompute,
             plan.all_branches,
         )
-        names = {"permutation": permutation, "offsets": offsets}
-        names |= {f"scores{unit}": tensor for unit, tensor in enumerate(scores)}
-        names |= {f"factor{number}": tensor for number, tensor in enumerate(factors)}
-        names |= {f"saved{number}": tensor for number, tensor in enumerate(saved)}
-        alphas = [alpha.index_select(0, inverse) for alpha in scores]
+        names = {}
+        if save:
+            names = {"permutation": permutation, "offsets": offsets}
+            names |= {f"scores{unit}": tensor for unit, tensor in enumerate(scores)}
+            names |= {f"factor{number}": tensor for number, tensor in enumerate(factors)}
+            names |= {f"saved{number}": tensor for number, tensor in enumerate(saved)}
+        alphas = [_rows(alpha, inverse) for alpha in scores]
         return own, aux, alphas, names
 
     def trunk_backward(
@@ -195,14 +198,22 @@ def _experts(x: Tensor, weights: list[Tensor], biases: list[Tensor], activations
 
 
 def _devices(operation: str) -> frozenset[str]:
+    if operation != "group_by_scenario":
+        return _CPU
     info = extension.build_info()
-    cuda = operation == "group_by_scenario" and info is not None and info["cuda"] is not None
-    return frozenset({"cpu", "cuda"} if cuda else {"cpu"})
+    return _CPU if info is None or info["cuda"] is None else _CPU | {"cuda"}
 
 
 def _computing_dtype(tensor: Tensor) -> torch.dtype:
     """The kernels compute in float32, float64 inputs in float64."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _rows(x: Tensor, permutation: Tensor) -> Tensor:
+    """x[permutation]; itself where it is one row, which code for any batch size cannot ask for."""
+    if not torch.compiler.is_compiling() and x.shape[0] == 1:
+        return x
+    return x.index_select(0, permutation)
 
 
 def _numbered(name: str, saved: dict[str, Tensor]) -> list[Tensor]:
