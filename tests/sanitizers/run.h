@@ -342,7 +342,7 @@ class Run {
     const ForwardPass<scalar_t> pass{trunk_, saved_.data(), output("out", rows, m * layers_.back().width)};
     for_each_item(trunk_.num_tiles(), kernel_.experts_forward_scratch(trunk_), variant_.threads,
                   [&](int64_t tile, void* scratch) { kernel_.experts_forward_tile(pass, tile, scratch); });
-    read_.back().own = pass.own;
+    read_.back().own = pass.own.view();
   }
 
   void run_experts_backward() {
