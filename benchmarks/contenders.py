@@ -74,6 +74,8 @@ LOW_PRECISION_PEERS: Final = tuple(
 REFERENCE: Final = Contender("reference")
 CPP: Final = Contender("cpp")
 CPP_FOREIGN: Final = Contender("cpp", foreign_dtype=torch.bfloat16)
+CPP_INT8: Final = Contender("cpp", foreign_dtype=torch.int8)
+REFERENCE_INT8: Final = Contender("reference", foreign_dtype=torch.int8)
 CPP_LOW_PRECISION: Final = Contender("cpp", dtype=torch.bfloat16)
 
 

@@ -159,6 +159,7 @@ TABLES: Final[dict[str, tuple[str, Callable[[Record], str]]]] = {
     "grid": ("grid", speed_up_table),
     "small": ("small", speed_up_table),
     "few_rows": ("few_rows", speed_up_table),
+    "foreign": ("foreign", headline_table),
     "overhead": ("overhead", overhead_table),
 }
 """Marker on the page -> suite and function."""

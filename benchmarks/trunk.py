@@ -21,10 +21,12 @@ from contenders import (
     COMPILED_PEERS,
     CPP,
     CPP_FOREIGN,
+    CPP_INT8,
     CPP_LOW_PRECISION,
     EAGER_PEERS,
     LOW_PRECISION_PEERS,
     REFERENCE,
+    REFERENCE_INT8,
     Contender,
 )
 from saml_kernels.testing.problem import Call
@@ -100,6 +102,12 @@ SUITES: Final = {
         (*COMPILED_PEERS, CPP),
         budget=10,
         keep_peers=2,
+    ),
+    "foreign": Suite(
+        "the paper's widths with foreign streams in every type",
+        _grid((1024, 4096), (8, 32), _wide),
+        (Contender("grouped"), Contender("grouped", compiled=True), CPP, CPP_FOREIGN, CPP_INT8, REFERENCE_INT8),
+        budget=60,
     ),
     "overhead": Suite(
         "one row, two scenarios, one layer of width 8: what a call costs besides arithmetic",

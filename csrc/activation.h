@@ -1,4 +1,4 @@
-// Activations δ and scores: the numbers by which the operators take them, and their names.
+// Activations δ, scores and roundings: the numbers by which the operators take them, and names.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,11 @@ namespace saml_kernels {
 
 enum class Activation : int64_t { kRelu, kLeakyRelu, kGelu, kSilu, kTanh, kIdentity };
 enum class Score : int64_t { kRatio, kSoftmax };
+
+// What the factors of a product are rounded to before they meet: nothing, bfloat16, or int8 with one scale a row of the
+// input and a column of the weight.
+enum class Rounding : int64_t { kNone, kBfloat16, kInt8 };
+inline constexpr int64_t kRoundings = static_cast<int64_t>(Rounding::kInt8) + 1;
 
 struct ActivationRow {
   const char* name;

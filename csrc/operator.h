@@ -33,7 +33,7 @@ std::string schema_field(const std::string& name) {
   if constexpr (std::is_same_v<Field, std::optional<at::Tensor>>) return "Tensor? " + name;
   if constexpr (std::is_same_v<Field, std::vector<at::Tensor>>) return "Tensor[] " + name;
   if constexpr (is_ints) return "int[] " + name;
-  if constexpr (std::is_same_v<Field, Score>) return "int " + name;
+  if constexpr (std::is_same_v<Field, Score> || std::is_same_v<Field, Rounding>) return "int " + name;
   if constexpr (std::is_same_v<Field, double>) return "float " + name;
   if constexpr (std::is_same_v<Field, bool>) return "bool " + name;
   if constexpr (requires(Field field) { field.fields(); }) return schema_fields<Field>();
@@ -66,6 +66,10 @@ inline void read(c10::IValue*& next, std::vector<Activation>& field) {
 
 inline void read(c10::IValue*& next, Score& field) {
   field = static_cast<Score>(checked("score", next++->toInt(), std::size(kScores)));
+}
+
+inline void read(c10::IValue*& next, Rounding& field) {
+  field = static_cast<Rounding>(checked("foreign_rounding", next++->toInt(), kRoundings));
 }
 
 template <typename Field>

@@ -88,6 +88,7 @@ TORCH_LIBRARY(saml_kernels, library) {
   library.def("keep_layouts(bool keep) -> ()", &keep_layouts);
   library.def(schema<&trunk_forward_cpu>("trunk_forward").c_str());
   library.def(schema<&trunk_backward_cpu>("trunk_backward").c_str());
+  library.def(schema<&trunk_weight_gradients_cpu>("trunk_weight_gradients").c_str());
   library.def(schema<&mutual_forward_cpu>("mutual_forward").c_str());
   library.def(schema<&mutual_backward_cpu>("mutual_backward").c_str());
   library.def(schema<&experts_forward_cpu>("experts_forward").c_str());
@@ -100,6 +101,7 @@ TORCH_LIBRARY_IMPL(saml_kernels, CPU, library) {
   library.impl("group_by_scenario_and_clear", &group_by_scenario_and_clear_cpu);
   library.impl("trunk_forward", boxed<&trunk_forward_cpu>());
   library.impl("trunk_backward", boxed<&trunk_backward_cpu>());
+  library.impl("trunk_weight_gradients", boxed<&trunk_weight_gradients_cpu>());
   library.impl("mutual_forward", boxed<&mutual_forward_cpu>());
   library.impl("mutual_backward", boxed<&mutual_backward_cpu>());
   library.impl("experts_forward", boxed<&experts_forward_cpu>());

@@ -18,8 +18,8 @@ namespace saml_kernels {
 
 using Tensors = std::vector<at::Tensor>;
 
-// The trunk and its batch, as both passes read them. Tensors are float or double and contiguous; rows of x_local and
-// x_global are sorted by scenario.
+// The trunk and its batch, as both passes read them. Tensors are contiguous and float, or what float computes with,
+// bfloat16 or float16; or all double. Rows stand in the caller's order.
 struct TrunkSpec {
   at::Tensor x_local;                   // (B, D_l) or (B, M, D_l)
   at::Tensor x_global;                  // (B, D_g)
@@ -35,14 +35,14 @@ struct TrunkSpec {
   std::vector<Activation> activations;  // one a layer
   Score score;
   double temperature;
-  bool own_bfloat16;      // products of own branches and auxiliary layers take bfloat16 factors
-  bool foreign_bfloat16;  // products of foreign branches do
+  bool own_bfloat16;          // products of own branches and auxiliary layers take bfloat16 factors
+  Rounding foreign_rounding;  // of factors of foreign branches; bfloat16 where the own ones take it
   // (B, d_L), in the caller's order: own is γ sigmoid(Z_t^L) ∘ gated. The last layer's δ is then the identity.
   std::optional<at::Tensor> gated;
   double gate_scale;  // γ
 
   SAML_FIELDS(x_local, x_global, permutation, offsets, branch_weights, branch_biases, aux_weights, aux_biases,
-              gate_weights, gate_biases, mutual_layers, activations, score, temperature, own_bfloat16, foreign_bfloat16,
+              gate_weights, gate_biases, mutual_layers, activations, score, temperature, own_bfloat16, foreign_rounding,
               gated, gate_scale)
 };
 
@@ -57,33 +57,51 @@ struct TrunkForwardArguments {
 
 // In the caller's order of rows, but for what backward takes.
 struct TrunkForwardResults {
-  at::Tensor own;  // (B, d_L), or of all branches (B, M, d_L)
-  at::Tensor aux;  // (B, a_L)
-  Tensors scores;  // a mutual layer's own rows of α, rows sorted
-  Tensors saved;   // for backward, in its order
+  at::Tensor own;   // (B, d_L), or of all branches (B, M, d_L)
+  at::Tensor aux;   // (B, a_L)
+  Tensors scores;   // a mutual layer's own rows of α, rows sorted
+  Tensors factors;  // for backward, in its order: what the weight gradients read
+  Tensors saved;    // for backward, in its order: what the input gradients read besides
 
-  SAML_FIELDS(own, aux, scores, saved)
+  SAML_FIELDS(own, aux, scores, factors, saved)
 };
 
-// Backward is that of the own branch, whatever all_branches was. Cotangents stand in the caller's order of rows.
+// Backward is that of the own branch, whatever all_branches was. It has two operators, so that the streams of all
+// branches, which only the first one reads, can be given back before the second makes the parameters' gradients.
+// Cotangents stand in the caller's order of rows.
 struct TrunkBackwardArguments {
   at::Tensor grad_own;
   at::Tensor grad_aux;
   Tensors scores;
+  Tensors factors;
   Tensors saved;
   TrunkSpec trunk;
   bool recompute;
   bool need_local;
   bool need_global;
 
-  SAML_FIELDS(grad_own, grad_aux, scores, saved, trunk, recompute, need_local, need_global)
+  SAML_FIELDS(grad_own, grad_aux, scores, factors, saved, trunk, recompute, need_local, need_global)
 };
 
 // Gradients; those of the inputs stand in the caller's order of rows and are empty where they are not needed.
 struct TrunkBackwardResults {
   at::Tensor x_local;
   at::Tensor x_global;
-  at::Tensor gated;  // empty where nothing is gated
+  at::Tensor gated;          // empty where nothing is gated
+  Tensors preact_gradients;  // dZ_t, dZa and dz_g layer by layer, rows sorted
+
+  SAML_FIELDS(x_local, x_global, gated, preact_gradients)
+};
+
+struct TrunkWeightGradientsArguments {
+  Tensors preact_gradients;
+  Tensors factors;
+  TrunkSpec trunk;
+
+  SAML_FIELDS(preact_gradients, factors, trunk)
+};
+
+struct TrunkWeightGradientsResults {
   Tensors branch_weights;
   Tensors branch_biases;
   Tensors aux_weights;
@@ -91,8 +109,7 @@ struct TrunkBackwardResults {
   Tensors gate_weights;
   Tensors gate_biases;
 
-  SAML_FIELDS(x_local, x_global, gated, branch_weights, branch_biases, aux_weights, aux_biases, gate_weights,
-              gate_biases)
+  SAML_FIELDS(branch_weights, branch_biases, aux_weights, aux_biases, gate_weights, gate_biases)
 };
 
 // The mutual unit alone, on streams (B, M, d) with rows sorted by scenario.
@@ -185,6 +202,7 @@ void keep_layouts(bool keep);
 
 TrunkForwardResults trunk_forward_cpu(const TrunkForwardArguments& arguments);
 TrunkBackwardResults trunk_backward_cpu(const TrunkBackwardArguments& arguments);
+TrunkWeightGradientsResults trunk_weight_gradients_cpu(const TrunkWeightGradientsArguments& arguments);
 MutualForwardResults mutual_forward_cpu(const MutualSpec& unit);
 MutualBackwardResults mutual_backward_cpu(const MutualBackwardArguments& arguments);
 ExpertsForwardResults experts_forward_cpu(const ExpertsForwardArguments& arguments);

@@ -1,5 +1,6 @@
 """Autocast as every function follows it: tensors of a floating type are cast first, as for a matrix product."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import overload
 
 import torch
@@ -19,6 +20,11 @@ def device_type(tensor: Tensor) -> str:
 def is_on(device_type: str) -> bool:
     """Whether autocast is enabled for this type of device."""
     return bool(torch.is_autocast_enabled(device_type))
+
+
+def off(device_type: str) -> AbstractContextManager[None]:
+    """A block without autocast for this type of device. Where it is off anyhow there is nothing to switch."""
+    return torch.autocast(device_type, enabled=False) if is_on(device_type) else nullcontext()
 
 
 @overload

@@ -93,7 +93,8 @@ class FusedBackend(ABC):
         need_local: bool,
         need_global: bool,
     ) -> tuple[Tensor, Tensor, Tensor, *tuple[list[Tensor], ...]]:
-        """Gradients of x_local, x_global and gated (anything where none is needed), then of the six lists."""
+        """Gradients of x_local, x_global and gated (anything where none is needed), then of the six lists. What it
+        takes out of ``saved`` is freed, unless somebody keeps the graph."""
 
     @abstractmethod
     def mutual_forward(
@@ -333,9 +334,7 @@ class FusedTrunk(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_own: Tensor, grad_aux: Tensor, *grad_scores: Tensor) -> tuple[Tensor | None, ...]:
-        x_local, x_global, gated, scenario, *rest = ctx.saved_tensors
-        num_params = sum(ctx.lengths)
-        flat, saved = rest[:num_params], dict(zip(ctx.saved_names, rest[num_params:], strict=True))
+        (x_local, x_global, gated, scenario, *flat), saved = _saved(ctx)
         _, _, _, needs_local, needs_global, needs_gated, _, *needs_params = ctx.needs_input_grad
         if torch.is_grad_enabled():
             # create_graph: the gradient itself must be differentiable, which the reference's is.
@@ -387,7 +386,7 @@ class FusedMutualUnit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, grad_alpha: Tensor) -> tuple[Tensor | None, ...]:
-        v, scenario, gate_weight, gate_bias, *saved = ctx.saved_tensors
+        (v, scenario, gate_weight, gate_bias), saved = _saved(ctx)
         inputs = (v, gate_weight, gate_bias)
         if torch.is_grad_enabled():
             streams, weight, bias = aliases = _aliases(inputs)
@@ -400,7 +399,7 @@ class FusedMutualUnit(torch.autograd.Function):
                 scenario,
                 gate_weight.contiguous(),
                 gate_bias.contiguous(),
-                dict(zip(ctx.saved_names, saved, strict=True)),
+                saved,
                 *ctx.scalars,
             )
         grad_v, grad_weight, grad_bias = (grad.to(tensor.dtype) for grad, tensor in zip(gradients, inputs, strict=True))
@@ -420,9 +419,7 @@ class FusedExperts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        out, x, *rest = ctx.saved_tensors
-        num_params = 2 * len(ctx.activations)
-        flat, saved = rest[:num_params], dict(zip(ctx.saved_names, rest[num_params:], strict=True))
+        (out, x, *flat), saved = _saved(ctx)
         _, _, needs_input, *needs_params = ctx.needs_input_grad
         if torch.is_grad_enabled():
             alias, *parameters = aliases = _aliases((x, *flat))
@@ -436,6 +433,17 @@ class FusedExperts(torch.autograd.Function):
         needs = (needs_input, *needs_params)
         found = (grad.to(x.dtype) if need else None for grad, need in zip(gradients, needs, strict=True))
         return None, None, *found
+
+
+def _saved(ctx: Any) -> tuple[list[Any], dict[str, Tensor]]:
+    """What was saved: the call's own tensors, and by their names the engine's. Unless the graph is kept the engine's
+    are then the dictionary's alone: what is taken out of it is freed."""
+    tensors = ctx.saved_tensors
+    count = len(tensors) - len(ctx.saved_names)
+    # Compiled code frees what it no longer reads by itself.
+    if not torch.compiler.is_compiling():
+        ctx.maybe_clear_saved_tensors()
+    return list(tensors[:count]), dict(zip(ctx.saved_names, tensors[count:], strict=True))
 
 
 def _trunk_arguments(

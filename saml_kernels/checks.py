@@ -3,7 +3,7 @@
 import difflib
 import numbers
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,11 +24,12 @@ OLD_SCHEDULES = {"auto": "auto", "single": "persistent", "staged": "per_layer"}
 """What the option ``form`` called them."""
 
 
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """ValueError that names the nearest right one unless ``value`` is one of ``choices``."""
-    choices = list(choices)
-    if value in choices:
+    # Some choices are a dictionary's keys, where what cannot be hashed cannot be looked up.
+    if isinstance(value, str) and value in choices:
         return
+    choices = list(choices)
     nearest = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     given = repr(value)
@@ -133,6 +134,8 @@ def check_same_kind(tensors: Mapping[Name, Tensor | None], scenario: Tensor | No
 
 def check_trunk(x_local: Tensor, x_global: Tensor, scenario: Tensor, params: TrunkParams) -> None:
     """Types, dtypes, devices and shapes of everything :func:`saml_kernels.multi_branch` reads."""
+    if not torch.compiler.is_compiling() and _trunk_fits(x_local, x_global, scenario, params):
+        return
     if not isinstance(params, TrunkParams):
         raise TypeError(f"params must be a TrunkParams, got {type(params).__name__}")
     num_layers = len(params.branch_weights)
@@ -180,6 +183,66 @@ def check_trunk(x_local: Tensor, x_global: Tensor, scenario: Tensor, params: Tru
             check_gate(names, gate_weight, gate_bias, num_scenarios, branch_width)
 
 
+def _trunk_fits(x_local: Tensor, x_global: Tensor, scenario: Tensor, params: TrunkParams) -> bool:
+    """True only where :func:`check_trunk` has nothing to say: the same in one pass, without the names of messages.
+
+    Every call pays for its checks, and with one row they are a good part of it. Nothing is remembered from call to
+    call: whatever a parameter is now is what is looked at.
+    """
+    if not isinstance(params, TrunkParams) or not isinstance(x_local, Tensor) or not isinstance(x_global, Tensor):
+        return False
+    for entries in params:
+        if len(entries) != len(params.branch_weights):
+            return False
+    if len(params.branch_weights) == 0 or x_local.dim() not in (2, 3) or x_global.dim() != 2:
+        return False
+    expected: list[Expected] = []
+    num_scenarios = -1
+    width, aux_width = x_local.shape[-1], x_global.shape[1]
+    for weight, bias, aux_weight, aux_bias, gate_weight, gate_bias in zip(*params, strict=True):
+        if not isinstance(weight, Tensor) or weight.dim() != 3:
+            return False
+        if not isinstance(aux_weight, Tensor) or aux_weight.dim() != 2:
+            return False
+        aux_inputs, aux_width = aux_width, aux_weight.shape[1]
+        inputs = width + aux_width
+        num_scenarios, width = (weight.shape[0] if num_scenarios < 0 else num_scenarios), weight.shape[2]
+        expected += (
+            (weight, (num_scenarios, inputs, width)),
+            (bias, (num_scenarios, width)),
+            (aux_weight, (aux_inputs, aux_width)),
+            (aux_bias, (aux_width,)),
+        )
+        if gate_weight is not None:
+            scalar = isinstance(gate_weight, Tensor) and gate_weight.dim() == 3 and gate_weight.shape[2] == 1
+            gate_width = 1 if scalar else width
+            expected += (
+                (gate_weight, (num_scenarios, width, gate_width)),
+                (gate_bias, (num_scenarios, gate_width)),
+            )
+        elif gate_bias is not None:
+            return False
+    if num_scenarios == 0 or (x_local.dim() == 3 and x_local.shape[1] != num_scenarios):
+        return False
+    batch = x_local.shape[0]
+    expected.append((x_global, (batch, x_global.shape[1])))
+    fits = scenario.shape == (batch,) and scenario.device == x_local.device
+    return fits and _are_like(x_local, expected)
+
+
+Expected = tuple[Tensor | None, tuple[int, ...]]
+"""A tensor, and the shape that it is to have."""
+
+
+def _are_like(first: Tensor, expected: Iterable[Expected]) -> bool:
+    """Whether all are tensors of their shapes, of the first one's dtype, a supported one, and on its device."""
+    dtype, device = first.dtype, first.device
+    for tensor, shape in expected:
+        if not isinstance(tensor, Tensor) or tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
+            return False
+    return dtype in FLOATING_DTYPES
+
+
 _TRUNK_FIELDS = tuple((field, f"params.{field}") for field in TrunkParams._fields)
 _AS_X_LOCAL = " as x_local has B = {} rows"
 
@@ -205,6 +268,8 @@ def check_towers(
 
     ``per_branch``: x may also be (B, M, d_0), as :func:`saml_kernels.branch_scores` takes it.
     """
+    if not torch.compiler.is_compiling() and _towers_fit(x, scenario, weights, biases, per_branch, gated):
+        return
     tensors = _layer_tensors(x, weights, biases)
     if gated is not None:
         tensors["gated"] = gated
@@ -222,10 +287,48 @@ def check_towers(
 
 def check_experts(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
     """Types, dtypes, devices and shapes of everything :func:`saml_kernels.expert_outputs` reads."""
+    if not torch.compiler.is_compiling() and _fitting_width(x, weights, biases, False) is not None:
+        return
     check_same_kind(_layer_tensors(x, weights, biases))
     _check_first_layer(weights[0], "K", "expert")
     check_shape("x", x, ("B", "d_0"))
     _check_layers(x.shape[1], weights, biases)
+
+
+def _towers_fit(
+    x: Tensor,
+    scenario: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    per_branch: bool,
+    gated: Tensor | None,
+) -> bool:
+    """As :func:`_trunk_fits`, for :func:`check_towers`."""
+    width = _fitting_width(x, weights, biases, per_branch)
+    if width is None or scenario.shape != (x.shape[0],) or scenario.device != x.device:
+        return False
+    return gated is None or _are_like(x, [(gated, (x.shape[0], width))])
+
+
+def _fitting_width(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], per_network: bool) -> int | None:
+    """As :func:`_trunk_fits`, of stacked networks: None wherever something may be wrong, else the last layer's width.
+
+    ``per_network``: x may also be (B, networks, d_0).
+    """
+    if not isinstance(x, Tensor) or x.dim() not in ((2, 3) if per_network else (2,)) or len(weights) != len(biases):
+        return None
+    expected: list[Expected] = []
+    networks, width = -1, x.shape[-1]
+    for weight, bias in zip(weights, biases, strict=True):
+        if not isinstance(weight, Tensor) or weight.dim() != 3:
+            return None
+        networks = weight.shape[0] if networks < 0 else networks
+        expected.append((weight, (networks, width, weight.shape[2])))
+        width = weight.shape[2]
+        expected.append((bias, (networks, width)))
+    # -1: there are no layers.
+    fits = networks > 0 and (x.dim() == 2 or x.shape[1] == networks)
+    return width if fits and _are_like(x, expected) else None
 
 
 def _layer_tensors(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> dict[Name, Tensor | None]:

@@ -43,11 +43,17 @@ def _group_by_scenario_and_clear(call: Any) -> tuple[Tensor, ...]:
     return permutation, offsets, counters
 
 
+def _computed(tensor: Tensor) -> Tensor:
+    """An empty one of the type in which the kernels compute."""
+    return tensor.new_empty(0, dtype=torch.promote_types(tensor.dtype, torch.float32))
+
+
 @_fake("trunk_forward")
-def _trunk_forward(call: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    x_local = call.x_local
+def _trunk_forward(call: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    x_local, computed = call.x_local, _computed(call.x_local)
     rows, scenarios = x_local.shape[0], call.branch_weights[0].shape[0]
     scores: list[Tensor] = []
+    factors: list[Tensor] = []
     saved: list[Tensor] = []
     width = aux_width = 0
     for layer, weight in enumerate(call.branch_weights):
@@ -57,24 +63,45 @@ def _trunk_forward(call: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor
         mutual = layer in call.mutual_layers
         gate_width = call.gate_weights[len(scores)].shape[2] if mutual else 0
         if mutual:
-            scores.append(x_local.new_empty(rows, scenarios))
+            scores.append(computed.new_empty(rows, scenarios))
         # In the order of saved_matrices in csrc/cpu/trunk.h.
-        matrices = (
+        read_twice = (
             (True, (rows, width)),
-            (preact, (rows, width)),
             (mutual, (rows, width)),
             (aux_width > 0, (rows, aux_width)),
+        )
+        read_once = (
+            (preact, (rows, width)),
             (aux_width > 0 and preact, (rows, aux_width)),
             (mutual and not call.recompute, (rows, scenarios, width)),
             (mutual, (rows, gate_width)),
         )
-        saved += [x_local.new_empty(shape) for wanted, shape in matrices if call.save and wanted]
+        factors += [computed.new_empty(shape) for wanted, shape in read_twice if call.save and wanted]
+        saved += [computed.new_empty(shape) for wanted, shape in read_once if call.save and wanted]
     own = x_local.new_empty((rows, scenarios, width) if call.all_branches else (rows, width))
-    return own, x_local.new_empty(rows, aux_width), scores, saved
+    return own, x_local.new_empty(rows, aux_width), scores, factors, saved
 
 
 @_fake("trunk_backward")
 def _trunk_backward(call: Any) -> tuple[Tensor | list[Tensor], ...]:
+    rows = call.x_local.shape[0]
+    gate_weights = dict(zip(call.mutual_layers, call.gate_weights, strict=True))
+    preact_gradients: list[Tensor] = []
+    for layer, weight in enumerate(call.branch_weights):
+        widths = [weight.shape[2]]
+        widths += [call.aux_weights[layer].shape[1]] if call.aux_weights else []
+        widths += [gate_weights[layer].shape[2]] if layer in gate_weights else []
+        preact_gradients += [_computed(call.x_local).new_empty(rows, width) for width in widths]
+    return (
+        torch.empty_like(call.x_local) if call.need_local else call.x_local.new_empty(0),
+        torch.empty_like(call.x_global) if call.need_global else call.x_global.new_empty(0),
+        call.x_local.new_empty(0) if call.gated is None else torch.empty_like(call.gated),
+        preact_gradients,
+    )
+
+
+@_fake("trunk_weight_gradients")
+def _trunk_weight_gradients(call: Any) -> tuple[list[Tensor], ...]:
     lists = (
         call.branch_weights,
         call.branch_biases,
@@ -83,12 +110,7 @@ def _trunk_backward(call: Any) -> tuple[Tensor | list[Tensor], ...]:
         call.gate_weights,
         call.gate_biases,
     )
-    return (
-        torch.empty_like(call.x_local) if call.need_local else call.x_local.new_empty(0),
-        torch.empty_like(call.x_global) if call.need_global else call.x_global.new_empty(0),
-        call.x_local.new_empty(0) if call.gated is None else torch.empty_like(call.gated),
-        *([torch.empty_like(entry) for entry in entries] for entries in lists),
-    )
+    return tuple([torch.empty_like(entry) for entry in entries] for entries in lists)
 
 
 @_fake("mutual_forward")

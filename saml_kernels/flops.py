@@ -23,29 +23,34 @@ COUNTER = "torch.utils.flop_counter"
 
 
 def _trunk_forward(call: Any) -> int:
-    return 2 * (_auxiliary(call) + _branches(call) + _own_units(call) + _tables(call))
+    return 2 * (_auxiliary(call) + _branches(call) + _own_units(call, gates=1, sums=2) + _tables(call))
 
 
 def _trunk_backward(call: Any) -> int:
     rows = call.x_local.shape[0]
-    # Of weights and of inputs; the first layer's inputs may need none.
-    own = 2 * sum(rows * inputs * width for inputs, width in _own_shapes(call))
+    # The first layer's inputs may need no gradient.
+    own = _own_branch(call)
     if not call.need_local:
         local_width, (_, width) = call.x_local.shape[-1], _own_shapes(call)[0]
         own -= rows * local_width * width
-    auxiliary = 2 * _auxiliary(call)
+    auxiliary = _auxiliary(call)
     if call.aux_weights and not call.need_global:
         auxiliary -= rows * call.aux_weights[0].numel()
     again = _branches(call, shared_only=True) + _tables(call) if call.recompute else 0
-    return 2 * (own + auxiliary + _own_units(call, backward=True) + again)
+    # Of a unit the gate's input; c_j and p_j, Σ α_j V_j and Σ dc_j V_j.
+    return 2 * (own + auxiliary + _own_units(call, gates=1, sums=4) + again)
+
+
+def _trunk_weight_gradients(call: Any) -> int:
+    return 2 * (_own_branch(call) + _auxiliary(call) + _own_units(call, gates=1, sums=0))
 
 
 def _mutual_forward(call: Any) -> int:
-    return 2 * _own_unit(call.streams.shape[0], call.gate_weight)
+    return 2 * _own_unit(call.streams.shape[0], call.gate_weight, gates=1, sums=2)
 
 
 def _mutual_backward(call: Any) -> int:
-    return 2 * _own_unit(call.streams.shape[0], call.gate_weight, backward=True)
+    return 2 * _own_unit(call.streams.shape[0], call.gate_weight, gates=2, sums=4)
 
 
 def _experts_forward(call: Any) -> int:
@@ -81,14 +86,17 @@ def _last_unit(call: Any) -> int:
     return max(call.mutual_layers, default=-1)
 
 
-def _own_units(call: Any, backward: bool = False) -> int:
-    return sum(_own_unit(call.x_local.shape[0], gate, backward=backward) for gate in call.gate_weights)
+def _own_branch(call: Any) -> int:
+    return sum(call.x_local.shape[0] * inputs * width for inputs, width in _own_shapes(call))
 
 
-def _own_unit(rows: int, gate: Tensor, backward: bool = False) -> int:
-    """Row t of the table. Backward: the gate's weights and input; c_j and p_j, Σ α_j V_j and Σ dc_j V_j."""
+def _own_units(call: Any, gates: int, sums: int) -> int:
+    return sum(_own_unit(call.x_local.shape[0], gate, gates, sums) for gate in call.gate_weights)
+
+
+def _own_unit(rows: int, gate: Tensor, gates: int, sums: int) -> int:
+    """Row t of the table: products with the gate's matrix, and sums over the foreign streams."""
     networks, width, gate_width = gate.shape
-    gates, sums = (2, 4) if backward else (1, 2)
     return rows * width * (gates * gate_width + sums * (networks - 1))
 
 
@@ -107,6 +115,7 @@ def _tables(call: Any) -> int:
 FORMULAS: dict[str, Callable[[Any], int]] = {
     "trunk_forward": _trunk_forward,
     "trunk_backward": _trunk_backward,
+    "trunk_weight_gradients": _trunk_weight_gradients,
     "mutual_forward": _mutual_forward,
     "mutual_backward": _mutual_backward,
     "experts_forward": _experts_forward,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saml_kernels import autocast, checks
 from saml_kernels.activations import ACTIVATIONS
-from saml_kernels.backends import BACKENDS, choose_backend
+from saml_kernels.backends import BACKEND_CHOICES, choose_backend
 from saml_kernels.types import TrunkOutput, TrunkParams
 
 
@@ -72,7 +72,7 @@ def multi_branch(
     checks.check_choice("activation", activation, ACTIVATIONS)
     checks.check_choice("score", score, checks.SCORES)
     temperature = checks.check_positive("temperature", temperature)
-    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    checks.check_choice("backend", backend, BACKEND_CHOICES)
     if recompute not in (True, False, "auto"):
         raise ValueError(f"recompute must be True, False or 'auto', got {recompute!r}")
     schedule = checks.check_schedule(schedule, form)
@@ -87,7 +87,7 @@ def multi_branch(
     chosen = choose_backend(
         backend, "multi_branch", x_local, stop_gradient=stop_gradient, foreign_dtype=foreign_dtype, schedule=schedule
     )
-    with torch.autocast(device_type, enabled=False):
+    with autocast.off(device_type):
         return chosen.multi_branch(
             x_local,
             x_global,
@@ -150,7 +150,7 @@ def grouped_mlp(
     output_activation = activation if output_activation is None else output_activation
     checks.check_choice("activation", activation, ACTIVATIONS)
     checks.check_choice("output_activation", output_activation, ACTIVATIONS)
-    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    checks.check_choice("backend", backend, BACKEND_CHOICES)
     device_type = autocast.device_type(x)
     if autocast.is_on(device_type):
         x, gated = autocast.cast(x, device_type), autocast.cast(gated, device_type)
@@ -158,7 +158,7 @@ def grouped_mlp(
     scenario = checks.scenario_ids(scenario)
     checks.check_towers(x, scenario, weights, biases, gated=gated)
     chosen = choose_backend(backend, "grouped_mlp", x, gated=gated is not None)
-    with torch.autocast(device_type, enabled=False):
+    with autocast.off(device_type):
         return chosen.grouped_mlp(
             x,
             scenario,
@@ -205,7 +205,7 @@ def branch_scores(
     output_activation = activation if output_activation is None else output_activation
     checks.check_choice("activation", activation, ACTIVATIONS)
     checks.check_choice("output_activation", output_activation, ACTIVATIONS)
-    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    checks.check_choice("backend", backend, BACKEND_CHOICES)
     check_foreign_dtype(foreign_dtype, stop_gradient=True)
     device_type = autocast.device_type(x)
     if autocast.is_on(device_type):
@@ -214,7 +214,7 @@ def branch_scores(
     scenario = checks.scenario_ids(scenario)
     checks.check_towers(x, scenario, weights, biases, per_branch=True)
     chosen = choose_backend(backend, "branch_scores", x, foreign_dtype=foreign_dtype)
-    with torch.autocast(device_type, enabled=False):
+    with autocast.off(device_type):
         return chosen.branch_scores(
             x,
             scenario,
@@ -256,14 +256,14 @@ def expert_outputs(
     output_activation = activation if output_activation is None else output_activation
     checks.check_choice("activation", activation, ACTIVATIONS)
     checks.check_choice("output_activation", output_activation, ACTIVATIONS)
-    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    checks.check_choice("backend", backend, BACKEND_CHOICES)
     device_type = autocast.device_type(x)
     if autocast.is_on(device_type):
         x = autocast.cast(x, device_type)
         weights, biases = ([autocast.cast(entry, device_type) for entry in entries] for entries in (weights, biases))
     checks.check_experts(x, weights, biases)
     chosen = choose_backend(backend, "expert_outputs", x)
-    with torch.autocast(device_type, enabled=False):
+    with autocast.off(device_type):
         return chosen.expert_outputs(x, weights, biases, activation=activation, output_activation=output_activation)
 
 
@@ -337,7 +337,7 @@ def mutual_unit(
     """
     checks.check_choice("score", score, checks.SCORES)
     temperature = checks.check_positive("temperature", temperature)
-    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    checks.check_choice("backend", backend, BACKEND_CHOICES)
     device_type = autocast.device_type(v)
     if autocast.is_on(device_type):
         v, gate_weight, gate_bias = (autocast.cast(tensor, device_type) for tensor in (v, gate_weight, gate_bias))
@@ -349,7 +349,7 @@ def mutual_unit(
         raise ValueError("v must hold at least one branch, got 0")
     checks.check_gate(("gate_weight", "gate_bias"), gate_weight, gate_bias, v.shape[1], v.shape[2])
     chosen = choose_backend(backend, "mutual_unit", v, stop_gradient=stop_gradient)
-    with torch.autocast(device_type, enabled=False):
+    with autocast.off(device_type):
         own, alpha = chosen.mutual_unit(
             v,
             scenario,

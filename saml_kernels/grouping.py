@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from saml_kernels import checks
-from saml_kernels.backends import BACKENDS, choose_backend
+from saml_kernels.backends import BACKEND_CHOICES, choose_backend
 from saml_kernels.types import Grouping
 
 
@@ -24,7 +24,7 @@ def group_by_scenario(scenario: Tensor, num_scenarios: int, *, backend: str = "a
             assertion, so that the call need not wait for the device).
         BackendUnavailable: a backend named explicitly cannot run this here.
     """
-    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    checks.check_choice("backend", backend, BACKEND_CHOICES)
     scenario = checks.scenario_ids(scenario)
     num_scenarios = checks.check_integer("num_scenarios", num_scenarios, 1)
     return choose_backend(backend, "group_by_scenario", scenario).group_by_scenario(scenario, num_scenarios)

@@ -294,7 +294,8 @@ def round_to(x: Tensor, dtype: torch.dtype, dim: int) -> tuple[Tensor, Tensor]:
         return x.to(dtype), x.new_ones(())
     largest = SCALED_DTYPES[dtype]
     magnitude = x.abs().amax(dim, keepdim=True)
-    scale = torch.where(magnitude > 0, magnitude / largest, 1.0)
+    # Of NaN and infinity the scale is not finite: the product is NaN, and not what the rounded factors would give.
+    scale = torch.where(magnitude == 0, 1.0, magnitude / largest)
     scaled = x / scale
     return (scaled.round() if dtype == torch.int8 else scaled).clamp(-largest, largest).to(dtype), scale
 

@@ -6,7 +6,10 @@
 //     SAML_TARGET             the instruction sets, as the compiler spells them; undefined: those of any processor
 //     SAML_VECTOR_BYTES       the width of a vector
 //     SAML_HAS_BFLOAT16_DOT   1: vectors multiply pairs of bfloat16
+//     SAML_HAS_INT8_DOT       1: vectors sum products of four int8
 //     SAML_HAS_TILES          1: there is a tile unit
+//     SAML_DOUBLES            the name of its kernels for double
+//     SAML_HAS_OWN_DOUBLES    1: they are made here
 
 #include "trunk.h"
 
@@ -21,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-#if SAML_HAS_BFLOAT16_DOT
+#if SAML_VECTOR_BYTES > 16
 #include <immintrin.h>
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC's own intrinsics start from a variable they leave uninitialised on purpose (GCC bug 105593).
@@ -49,9 +52,11 @@ namespace {
 // Each builds on those before it.
 // clang-format off
 #include "kernels/vector.h"
+#include "kernels/storage.h"
 #include "kernels/tile.h"
 #include "kernels/gemm_float.h"
 #include "kernels/gemm_bfloat16.h"
+#include "kernels/gemm_int8.h"
 #include "kernels/gemm_amx.h"
 #include "kernels/linear.h"
 #include "kernels/mutual.h"
@@ -65,7 +70,8 @@ template <typename scalar_t>
 constexpr TrunkKernels<scalar_t> kTrunkKernels = {
     .layouts = {.bfloat16 = kHasBfloat16Panels<scalar_t>,
                 .float_parts = kHasTiles<scalar_t>,
-                .transposed = kHasTiles<scalar_t>},
+                .transposed = kHasTiles<scalar_t>,
+                .reads_16_bits = std::is_same_v<scalar_t, float> && !kHasBfloat16Panels<scalar_t>},
     .row_multiple = kHasTiles<scalar_t> ? 32 : 12,
     .gradient_item_rows = kGradientItemRows<scalar_t>,
     .least_gradient_item_rows = kLeastGradientItemRows<scalar_t>,
@@ -73,6 +79,7 @@ constexpr TrunkKernels<scalar_t> kTrunkKernels = {
     .transposed_float_panels_size = &transposed_float_panels_size<scalar_t>,
     .bfloat16_panels_size = &bfloat16_panels_size<scalar_t>,
     .transposed_panels_size = &transposed_panels_size<scalar_t>,
+    .int8_panels_size = &int8_panels_size<scalar_t>,
     .lay_out = &lay_out<scalar_t>,
     .forward_scratch = &forward_scratch<scalar_t>,
     .forward_tile = &forward_tile<scalar_t>,
@@ -90,7 +97,11 @@ constexpr TrunkKernels<scalar_t> kTrunkKernels = {
 
 }  // namespace
 
-const Capability SAML_CAPABILITY = {SAML_CAPABILITY_NAME, kTrunkKernels<float>, kTrunkKernels<double>};
+#if SAML_HAS_OWN_DOUBLES
+const TrunkKernels<double> SAML_DOUBLES = kTrunkKernels<double>;
+#endif
+
+const Capability SAML_CAPABILITY = {SAML_CAPABILITY_NAME, kTrunkKernels<float>, &SAML_DOUBLES};
 
 }  // namespace saml_kernels
 

@@ -2,6 +2,9 @@
 
 #include "dispatch.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -20,6 +23,14 @@ bool amx_permitted() {
 bool amx_permitted() { return false; }
 #endif
 
+#if defined(__x86_64__)
+// Not every compiler's __builtin_cpu_supports knows it.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 }  // namespace
 
 const std::vector<const Capability*>& supported_capabilities() {
@@ -29,7 +40,7 @@ const std::vector<const Capability*>& supported_capabilities() {
     __builtin_cpu_init();
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const bool bfloat16_dot = avx512 && __builtin_cpu_supports("avx512bf16");
+    const bool bfloat16_dot = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
     if (bfloat16_dot && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && amx_permitted()) {
       result.push_back(&kAmx);
     }
@@ -39,7 +50,7 @@ const std::vector<const Capability*>& supported_capabilities() {
     if (avx512) {
       result.push_back(&kAvx512);
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
       result.push_back(&kAvx2);
     }
 #endif

@@ -59,7 +59,7 @@ const TrunkKernels<scalar_t>& kernels() {
   if constexpr (std::is_same_v<scalar_t, float>) {
     return capability().float_kernels;
   } else {
-    return capability().double_kernels;
+    return *capability().double_kernels;
   }
 }
 
@@ -102,15 +102,30 @@ MatrixView<scalar_t> mutable_matrix(const at::Tensor& tensor) {
   return {view.data == nullptr ? nullptr : tensor.mutable_data_ptr<scalar_t>(), view.rows, view.cols, view.ld};
 }
 
-// (M, K, N) or (K, N), of which the first k1 rows meet the first operand.
 template <typename scalar_t>
-Weights<scalar_t> weights_of(const at::Tensor& weight, const at::Tensor& bias, int64_t k1) {
-  return {.matrices = weight.dim() == 3 ? weight.size(0) : 1,
-          .k1 = k1,
-          .k2 = weight.size(-2) - k1,
-          .n = weight.size(-1),
-          .data = matrix<scalar_t>(weight).data,
-          .bias = bias.numel() == 0 ? nullptr : bias.const_data_ptr<scalar_t>()};
+Storage storage_of(const at::Tensor& tensor) {
+  const bool floats = std::is_same_v<scalar_t, float>;
+  return floats && tensor.scalar_type() == at::kBFloat16 ? Storage::kBfloat16
+         : floats && tensor.scalar_type() == at::kHalf   ? Storage::kFloat16
+                                                         : Storage::kComputed;
+}
+
+// As matrix(), of a tensor that may stand in 16 bits.
+template <typename scalar_t>
+StoredMatrix<const scalar_t> stored(const at::Tensor& tensor) {
+  const Storage storage = storage_of<scalar_t>(tensor);
+  if (storage == Storage::kComputed) {
+    return matrix<scalar_t>(tensor);
+  }
+  const int64_t cols = c10::multiply_integers(tensor.sizes().slice(1));
+  const bool empty = tensor.numel() == 0;
+  return {empty ? nullptr : tensor.const_data_ptr(), tensor.size(0), cols, empty ? 0 : cols, storage};
+}
+
+template <typename scalar_t>
+StoredMatrix<scalar_t> mutable_stored(const at::Tensor& tensor) {
+  const StoredMatrix<const scalar_t> view = stored<scalar_t>(tensor);
+  return {view.data == nullptr ? nullptr : tensor.mutable_data_ptr(), view.rows, view.cols, view.ld, view.storage};
 }
 
 // The trunk's description, and ownership of what it points to.
@@ -119,7 +134,30 @@ struct Problem {
   Trunk<scalar_t> trunk;
   std::vector<Layer<scalar_t>> layers;
   Tensors panels;
+  Tensors widened;
 };
+
+// (M, K, N) or (K, N), of which the first k1 rows meet the first operand. Widened is what this capability does not read
+// as it stands; where the weights are not read at all they are what they are.
+template <typename scalar_t>
+Weights<scalar_t> weights_of(const at::Tensor& weight, const at::Tensor& bias, int64_t k1, Problem<scalar_t>& problem,
+                             bool read = true) {
+  const auto as_read = [&](const at::Tensor& tensor, bool as_it_stands) {
+    if (!read || as_it_stands || storage_of<scalar_t>(tensor) == Storage::kComputed) {
+      return tensor;
+    }
+    return problem.widened.emplace_back(tensor.to(c10::CppTypeToScalarType<scalar_t>::value));
+  };
+  const at::Tensor weights = as_read(weight, kernels<scalar_t>().layouts.reads_16_bits);
+  const at::Tensor biases = as_read(bias, false);
+  return {.matrices = weight.dim() == 3 ? weight.size(0) : 1,
+          .k1 = k1,
+          .k2 = weight.size(-2) - k1,
+          .n = weight.size(-1),
+          .data = stored<scalar_t>(weights).data,
+          .storage = storage_of<scalar_t>(weights),
+          .bias = !read || bias.numel() == 0 ? nullptr : biases.const_data_ptr<scalar_t>()};
+}
 
 // What every trunk has, once its layers are described.
 template <typename scalar_t>
@@ -139,8 +177,19 @@ void describe_batch(Problem<scalar_t>& problem, const at::Tensor& permutation, c
   problem.trunk.permutation = permutation.numel() == 0 ? nullptr : permutation.const_data_ptr<int64_t>();
 }
 
+// Sums of int8 products stay within 32 bits.
 template <typename scalar_t>
-Problem<scalar_t> describe(const TrunkSpec& spec) {
+void check_terms(const std::vector<Layer<scalar_t>>& layers) {
+  TORCH_CHECK_VALUE((std::is_same_v<scalar_t, float>), "int8 foreign streams need float32");
+  constexpr int64_t kMostTerms = (int64_t{1} << 31) / (255 * 127);
+  for (const Layer<scalar_t>& layer : layers) {
+    TORCH_CHECK_VALUE(layer.branch.k() <= kMostTerms, "int8 foreign streams take layers that read up to ", kMostTerms,
+                      " values, got one that reads ", layer.branch.k());
+  }
+}
+
+template <typename scalar_t>
+Problem<scalar_t> describe(const TrunkSpec& spec, bool read_weights = true) {
   Problem<scalar_t> problem;
   Trunk<scalar_t>& trunk = problem.trunk;
   problem.layers.resize(spec.branch_weights.size());
@@ -154,13 +203,16 @@ Problem<scalar_t> describe(const TrunkSpec& spec) {
     layer.width = in_width = spec.branch_weights[l].size(2);
     layer.aux_width = aux_in = auxiliary ? spec.aux_weights[l].size(1) : 0;
     layer.activation = spec.activations[l];
-    layer.branch = weights_of<scalar_t>(spec.branch_weights[l], spec.branch_biases[l], layer.in_width);
+    layer.branch =
+        weights_of<scalar_t>(spec.branch_weights[l], spec.branch_biases[l], layer.in_width, problem, read_weights);
     if (auxiliary) {
-      layer.auxiliary = weights_of<scalar_t>(spec.aux_weights[l], spec.aux_biases[l], layer.aux_in);
+      layer.auxiliary =
+          weights_of<scalar_t>(spec.aux_weights[l], spec.aux_biases[l], layer.aux_in, problem, read_weights);
     }
     if (std::count(spec.mutual_layers.begin(), spec.mutual_layers.end(), static_cast<int64_t>(l)) > 0) {
       layer.gate_width = spec.gate_weights[unit].size(2);
-      layer.gates = weights_of<scalar_t>(spec.gate_weights[unit], spec.gate_biases[unit], layer.width);
+      layer.gates =
+          weights_of<scalar_t>(spec.gate_weights[unit], spec.gate_biases[unit], layer.width, problem, read_weights);
       ++unit;
       trunk.num_shared = static_cast<int64_t>(l) + 1;
     }
@@ -170,12 +222,15 @@ Problem<scalar_t> describe(const TrunkSpec& spec) {
   trunk.temperature = spec.temperature;
   trunk.per_branch_input = spec.x_local.dim() == 3;
   trunk.own_bfloat16 = spec.own_bfloat16;
-  trunk.foreign_bfloat16 = spec.foreign_bfloat16;
-  trunk.x_local = matrix<scalar_t>(spec.x_local);
-  trunk.x_global = matrix<scalar_t>(spec.x_global);
+  trunk.foreign_rounding = spec.foreign_rounding;
+  if (trunk.foreign_rounding == Rounding::kInt8) {
+    check_terms(problem.layers);
+  }
+  trunk.x_local = stored<scalar_t>(spec.x_local);
+  trunk.x_global = stored<scalar_t>(spec.x_global);
   trunk.gate_scale = static_cast<scalar_t>(spec.gate_scale);
   if (spec.gated.has_value()) {
-    trunk.gated = matrix<scalar_t>(*spec.gated);
+    trunk.gated = stored<scalar_t>(*spec.gated);
   }
   return problem;
 }
@@ -189,14 +244,15 @@ Problem<scalar_t> describe(const MutualSpec& unit) {
   Layer<scalar_t>& layer = problem.layers[0];
   layer.width = unit.streams.size(2);
   layer.gate_width = unit.gate_weight.size(2);
-  layer.gates = weights_of<scalar_t>(unit.gate_weight, unit.gate_bias, layer.width);
+  layer.gates = weights_of<scalar_t>(unit.gate_weight, unit.gate_bias, layer.width, problem);
   describe_batch(problem, unit.permutation, unit.offsets);
   trunk.num_shared = 1;
   trunk.score = unit.score;
   trunk.temperature = unit.temperature;
   trunk.per_branch_input = true;
-  trunk.own_bfloat16 = trunk.foreign_bfloat16 = unit.bfloat16;
-  trunk.x_local = matrix<scalar_t>(unit.streams);
+  trunk.own_bfloat16 = unit.bfloat16;
+  trunk.foreign_rounding = trunk.own_rounding();
+  trunk.streams = matrix<scalar_t>(unit.streams);
   return problem;
 }
 
@@ -212,7 +268,7 @@ Problem<scalar_t> describe(const ExpertsSpec& spec, std::vector<int64_t>& offset
     layer.in_width = in_width;
     layer.width = in_width = spec.weights[l].size(2);
     layer.activation = spec.activations[l];
-    layer.branch = weights_of<scalar_t>(spec.weights[l], spec.biases[l], layer.in_width);
+    layer.branch = weights_of<scalar_t>(spec.weights[l], spec.biases[l], layer.in_width, problem);
   }
   const int64_t experts = spec.weights[0].size(0), rows = spec.x.size(0);
   for (int64_t k = 0; k <= experts; ++k) {
@@ -221,7 +277,8 @@ Problem<scalar_t> describe(const ExpertsSpec& spec, std::vector<int64_t>& offset
   describe_batch(problem, rows, offsets.data(), experts);
   trunk.num_shared = trunk.num_layers;
   trunk.all_branches = trunk.experts = true;
-  trunk.own_bfloat16 = trunk.foreign_bfloat16 = spec.bfloat16;
+  trunk.own_bfloat16 = spec.bfloat16;
+  trunk.foreign_rounding = trunk.own_rounding();
   trunk.x_local = matrix<scalar_t>(spec.x);
   return problem;
 }
@@ -248,8 +305,10 @@ class LayoutMemory {
 
   template <typename element_t>
   void allocate(const Weights<scalar_t>& weights, int64_t kind, int64_t count, element_t*& panels) {
-    constexpr bool bfloat16 = std::is_same_v<element_t, uint16_t>;
-    const at::Tensor made = at::empty({count}, bfloat16 ? at::kBFloat16 : c10::CppTypeToScalarType<scalar_t>::value);
+    constexpr at::ScalarType type = std::is_same_v<element_t, uint16_t> ? at::kBFloat16
+                                    : std::is_same_v<element_t, int8_t> ? at::kChar
+                                                                        : c10::CppTypeToScalarType<scalar_t>::value;
+    const at::Tensor made = at::empty({count}, type);
     panels = hold<element_t>(made);
     if (const at::Tensor* weight = parameter(weights)) {
       made_.push_back({*weight, {kernels_, kind, count}, made});
@@ -320,15 +379,17 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
     trunk.all_branches = true;
     trunk.num_shared = trunk.num_layers;
   }
-  const auto options = arguments.trunk.x_local.options();
+  const auto callers = arguments.trunk.x_local.options();
+  const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
   TrunkForwardResults result;
   std::vector<Saved<scalar_t>> saved(problem.layers.size());
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     const Layer<scalar_t>& layer = problem.layers[l];
     for (const auto& matrix : saved_matrices(saved[l], layer, trunk.num_scenarios, arguments.recompute)) {
       if (arguments.save && matrix.wanted) {
-        result.saved.push_back(at::empty(shape_of(matrix, trunk.rows), options));
-        *matrix.view = mutable_matrix<scalar_t>(result.saved.back());
+        Tensors& list = matrix.factor ? result.factors : result.saved;
+        list.push_back(at::empty(shape_of(matrix, trunk.rows), options));
+        *matrix.view = mutable_matrix<scalar_t>(list.back());
       }
     }
     if (layer.has_mutual_unit()) {
@@ -337,11 +398,11 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
     }
   }
   const LayerShape& last = problem.layers.back();
-  result.own = arguments.all_branches ? at::empty({trunk.rows, trunk.num_scenarios, last.width}, options)
-                                      : at::empty({trunk.rows, last.width}, options);
-  result.aux = at::empty({trunk.rows, last.aux_width}, options);
-  const ForwardPass<scalar_t> pass{trunk, saved.data(), mutable_matrix<scalar_t>(result.own),
-                                   mutable_matrix<scalar_t>(result.aux)};
+  result.own = arguments.all_branches ? at::empty({trunk.rows, trunk.num_scenarios, last.width}, callers)
+                                      : at::empty({trunk.rows, last.width}, callers);
+  result.aux = at::empty({trunk.rows, last.aux_width}, callers);
+  const ForwardPass<scalar_t> pass{trunk, saved.data(), mutable_stored<scalar_t>(result.own),
+                                   mutable_stored<scalar_t>(result.aux)};
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
   const TrunkSpec& spec = arguments.trunk;
   lay_out_weights(problem, kernel, {.forward = true, .dgrad = false},
@@ -353,18 +414,18 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
 
 // Gradients like these parameters.
 template <typename scalar_t>
-ParameterGradient<scalar_t> gradient_of(const at::Tensor& weight, const at::Tensor& bias, Tensors& weights,
-                                        Tensors& biases) {
+ParameterGradient gradient_of(const at::Tensor& weight, const at::Tensor& bias, Tensors& weights, Tensors& biases) {
   weights.push_back(at::empty(weight.sizes(), weight.options()));
   biases.push_back(at::empty(bias.sizes(), bias.options()));
-  return {mutable_matrix<scalar_t>(weights.back()).data, mutable_matrix<scalar_t>(biases.back()).data};
+  return {mutable_stored<scalar_t>(weights.back()).data, mutable_stored<scalar_t>(biases.back()).data,
+          storage_of<scalar_t>(weight)};
 }
 
 template <typename scalar_t>
 void run_gradient_items(const BackwardPass<scalar_t>& pass, const TrunkKernels<scalar_t>& kernel, bool gates_only) {
   const int64_t rows = rows_of_item(pass.trunk, kernel, at::get_num_threads());
   const std::vector<GradientItem> items = gradient_items(pass.trunk, rows, gates_only);
-  for_each_item(static_cast<int64_t>(items.size()), kernel.gradient_scratch(),
+  for_each_item(static_cast<int64_t>(items.size()), kernel.gradient_scratch(pass.trunk),
                 [&](int64_t item, void* scratch) { kernel.gradient_item(pass, items[item], scratch); });
 }
 
@@ -373,20 +434,21 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
   const TrunkSpec& spec = arguments.trunk;
   Problem<scalar_t> problem = describe<scalar_t>(spec);
   const Trunk<scalar_t>& trunk = problem.trunk;
-  const auto options = spec.x_local.options();
-  Tensors preact_gradients;
+  const auto callers = spec.x_local.options();
+  const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
+  TrunkBackwardResults result;
   const auto preact_gradient = [&](int64_t width) {
-    preact_gradients.push_back(at::empty({trunk.rows, width}, options));
-    return mutable_matrix<scalar_t>(preact_gradients.back());
+    result.preact_gradients.push_back(at::empty({trunk.rows, width}, options));
+    return mutable_matrix<scalar_t>(result.preact_gradients.back());
   };
   std::vector<Saved<const scalar_t>> saved(problem.layers.size());
   std::vector<LayerGradients<scalar_t>> gradients(problem.layers.size());
-  size_t next = 0, unit = 0;
+  size_t next_factor = 0, next_saved = 0, unit = 0;
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     const Layer<scalar_t>& layer = problem.layers[l];
     for (const auto& read : saved_matrices(saved[l], layer, trunk.num_scenarios, arguments.recompute)) {
       if (read.wanted) {
-        *read.view = matrix<scalar_t>(arguments.saved[next++]);
+        *read.view = matrix<scalar_t>(read.factor ? arguments.factors[next_factor++] : arguments.saved[next_saved++]);
       }
     }
     gradients[l].dz = preact_gradient(layer.width);
@@ -398,26 +460,25 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
       gradients[l].dz_gate = preact_gradient(layer.gate_width);
     }
   }
-  TrunkBackwardResults result;
-  result.x_local = at::empty({0}, options);
-  result.x_global = at::empty({0}, options);
-  result.gated = spec.gated.has_value() ? at::empty(spec.gated->sizes(), options) : at::empty({0}, options);
+  result.x_local = at::empty({0}, callers);
+  result.x_global = at::empty({0}, callers);
+  result.gated = spec.gated.has_value() ? at::empty(spec.gated->sizes(), callers) : at::empty({0}, callers);
   BackwardPass<scalar_t> pass{.trunk = trunk,
                               .saved = saved.data(),
                               .gradients = gradients.data(),
-                              .grad_own = matrix<scalar_t>(arguments.grad_own),
-                              .grad_aux = matrix<scalar_t>(arguments.grad_aux),
-                              .grad_gated = mutable_matrix<scalar_t>(result.gated)};
+                              .grad_own = stored<scalar_t>(arguments.grad_own),
+                              .grad_aux = stored<scalar_t>(arguments.grad_aux),
+                              .grad_gated = mutable_stored<scalar_t>(result.gated)};
   if (arguments.need_local) {
     // Foreign views of a per-branch input receive nothing.
     result.x_local =
-        trunk.per_branch_input ? at::zeros(spec.x_local.sizes(), options) : at::empty(spec.x_local.sizes(), options);
-    pass.grad_x_local = mutable_matrix<scalar_t>(result.x_local);
+        trunk.per_branch_input ? at::zeros(spec.x_local.sizes(), callers) : at::empty(spec.x_local.sizes(), callers);
+    pass.grad_x_local = mutable_stored<scalar_t>(result.x_local);
   }
   if (arguments.need_global) {
     const bool read = problem.layers[0].aux_width > 0;
-    result.x_global = read ? at::empty(spec.x_global.sizes(), options) : at::zeros(spec.x_global.sizes(), options);
-    pass.grad_x_global = read ? mutable_matrix<scalar_t>(result.x_global) : MatrixView<scalar_t>();
+    result.x_global = read ? at::empty(spec.x_global.sizes(), callers) : at::zeros(spec.x_global.sizes(), callers);
+    pass.grad_x_global = read ? mutable_stored<scalar_t>(result.x_global) : StoredMatrix<scalar_t>();
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
   if (arguments.recompute || kernel.layouts.transposed) {
@@ -425,24 +486,43 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
   }
   for_each_item(trunk.num_tiles(), kernel.backward_scratch(pass),
                 [&](int64_t tile, void* scratch) { kernel.backward_tile(pass, tile, scratch); });
-  // The weights' panels make room for the weights' gradients.
-  problem.panels.clear();
-  unit = 0;
+  return result;
+}
+
+template <typename scalar_t>
+TrunkWeightGradientsResults trunk_weight_gradients(const TrunkWeightGradientsArguments& arguments) {
+  const TrunkSpec& spec = arguments.trunk;
+  const Problem<scalar_t> problem = describe<scalar_t>(spec, false);
+  const Trunk<scalar_t>& trunk = problem.trunk;
+  TrunkWeightGradientsResults result;
+  std::vector<Saved<const scalar_t>> saved(problem.layers.size());
+  std::vector<LayerGradients<scalar_t>> gradients(problem.layers.size());
+  size_t next_factor = 0, next_gradient = 0, unit = 0;
+  const auto preact_gradient = [&] { return mutable_matrix<scalar_t>(arguments.preact_gradients[next_gradient++]); };
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     const Layer<scalar_t>& layer = problem.layers[l];
+    for (const auto& read : saved_matrices(saved[l], layer, trunk.num_scenarios, false)) {
+      if (read.wanted && read.factor) {
+        *read.view = matrix<scalar_t>(arguments.factors[next_factor++]);
+      }
+    }
+    gradients[l].dz = preact_gradient();
     gradients[l].branch = gradient_of<scalar_t>(spec.branch_weights[l], spec.branch_biases[l], result.branch_weights,
                                                 result.branch_biases);
     if (layer.aux_width > 0) {
+      gradients[l].dz_aux = preact_gradient();
       gradients[l].auxiliary =
           gradient_of<scalar_t>(spec.aux_weights[l], spec.aux_biases[l], result.aux_weights, result.aux_biases);
     }
     if (layer.has_mutual_unit()) {
+      gradients[l].dz_gate = preact_gradient();
       gradients[l].gates = gradient_of<scalar_t>(spec.gate_weights[unit], spec.gate_biases[unit], result.gate_weights,
                                                  result.gate_biases);
       ++unit;
     }
   }
-  run_gradient_items(pass, kernel, false);
+  const BackwardPass<scalar_t> pass{.trunk = trunk, .saved = saved.data(), .gradients = gradients.data()};
+  run_gradient_items(pass, kernels<scalar_t>(), false);
   return result;
 }
 
@@ -586,6 +666,11 @@ TrunkForwardResults trunk_forward_cpu(const TrunkForwardArguments& arguments) {
 TrunkBackwardResults trunk_backward_cpu(const TrunkBackwardArguments& arguments) {
   return arguments.trunk.x_local.scalar_type() == at::kDouble ? trunk_backward<double>(arguments)
                                                               : trunk_backward<float>(arguments);
+}
+
+TrunkWeightGradientsResults trunk_weight_gradients_cpu(const TrunkWeightGradientsArguments& arguments) {
+  return arguments.trunk.x_local.scalar_type() == at::kDouble ? trunk_weight_gradients<double>(arguments)
+                                                              : trunk_weight_gradients<float>(arguments);
 }
 
 MutualForwardResults mutual_forward_cpu(const MutualSpec& unit) {

@@ -21,16 +21,20 @@ struct Weights {
   int64_t k1 = 0;  // rows that meet the first operand
   int64_t k2 = 0;
   int64_t n = 0;
-  const scalar_t* data = nullptr;
+  const void* data = nullptr;  // scalar_t, or in 16 bits where Layouts::reads_16_bits
+  Storage storage = Storage::kComputed;
   const scalar_t* bias = nullptr;                  // (matrices, n)
   scalar_t* panels = nullptr;                      // null: not laid out
   scalar_t* transposed_panels = nullptr;           // of the transpose, which backward reads; null: not laid out
   uint16_t* bfloat16_panels = nullptr;             // bfloat16 parts; null: not laid out
   uint16_t* transposed_bfloat16_panels = nullptr;  // of the transpose, which backward reads
+  int8_t* int8_panels = nullptr;                   // rounded to int8, with scales; null: not laid out
   int64_t parts = 1;                               // bfloat16 parts of a number: 1 rounds it, 3 are all of a float
 
   int64_t k() const { return k1 + k2; }
-  MatrixView<const scalar_t> matrix(int64_t i) const { return {data + i * k() * n, k(), n, n}; }
+  StoredMatrix<const scalar_t> matrix(int64_t i) const {
+    return StoredMatrix<const scalar_t>(data, k(), n, n, storage).row_range(i * k(), (i + 1) * k());
+  }
 };
 
 struct LayerShape {
@@ -65,14 +69,15 @@ struct Saved {
   MatrixView<element_t> alpha = {};       // own rows of α (B, M), written whenever there is a mutual unit
 };
 
-// A matrix of Saved, whether this layer has it, and its shape: (B, width), or (B, branches, width) if branches is not
-// 0.
+// A matrix of Saved, whether this layer has it, its shape, (B, width), or (B, branches, width) if branches is not 0,
+// and whether it is a factor of weight gradients: what is none can be given back before those are made.
 template <typename element_t>
 struct SavedMatrix {
   MatrixView<element_t>* view;
   bool wanted;
   int64_t branches;
   int64_t width;
+  bool factor;
 };
 
 // The matrices that forward saves, in one order for both passes. alpha is not among them: it is a result.
@@ -81,25 +86,27 @@ std::array<SavedMatrix<element_t>, 7> saved_matrices(Saved<element_t>& saved, co
                                                      int64_t num_scenarios, bool recompute) {
   const bool auxiliary = layer.aux_width > 0, mutual = layer.has_mutual_unit();
   const bool preact = needs_preact(layer.activation);
-  return {{{&saved.own, true, 0, layer.width},
-           {&saved.own_preact, preact, 0, layer.width},
-           {&saved.mutual, mutual, 0, layer.width},
-           {&saved.aux, auxiliary, 0, layer.aux_width},
-           {&saved.aux_preact, auxiliary && preact, 0, layer.aux_width},
-           {&saved.streams, mutual && !recompute, num_scenarios, layer.width},
-           {&saved.gate, mutual, 0, layer.gate_width}}};
+  return {{{&saved.own, true, 0, layer.width, true},
+           {&saved.own_preact, preact, 0, layer.width, false},
+           {&saved.mutual, mutual, 0, layer.width, true},
+           {&saved.aux, auxiliary, 0, layer.aux_width, true},
+           {&saved.aux_preact, auxiliary && preact, 0, layer.aux_width, false},
+           {&saved.streams, mutual && !recompute, num_scenarios, layer.width, false},
+           {&saved.gate, mutual, 0, layer.gate_width, false}}};
 }
 
 // The same of a layer of experts.
 template <typename element_t>
 std::array<SavedMatrix<element_t>, 2> saved_of_experts(Saved<element_t>& saved, const LayerShape& layer, bool last) {
-  return {{{&saved.own, !last, 0, layer.width}, {&saved.own_preact, needs_preact(layer.activation), 0, layer.width}}};
+  const bool preact = needs_preact(layer.activation);
+  return {{{&saved.own, !last, 0, layer.width, true}, {&saved.own_preact, preact, 0, layer.width, false}}};
 }
 
-template <typename scalar_t>
+// Stored as the parameter is.
 struct ParameterGradient {
-  scalar_t* weight = nullptr;
-  scalar_t* bias = nullptr;
+  void* weight = nullptr;
+  void* bias = nullptr;
+  Storage storage = Storage::kComputed;
 };
 
 // What backward writes of a layer.
@@ -110,9 +117,9 @@ struct LayerGradients {
   MatrixView<scalar_t> dz_aux = {};   // dZa (B, a_l)
   MatrixView<scalar_t> dz_gate = {};  // dz_g (B, gate_width)
 
-  ParameterGradient<scalar_t> branch = {};
-  ParameterGradient<scalar_t> auxiliary = {};
-  ParameterGradient<scalar_t> gates = {};
+  ParameterGradient branch = {};
+  ParameterGradient auxiliary = {};
+  ParameterGradient gates = {};
 };
 
 // What both passes read.
@@ -127,43 +134,45 @@ struct Trunk {
   double temperature = 0;
   bool per_branch_input = false;
   bool all_branches = false;
-  bool own_bfloat16 = false;      // products of own branches and auxiliary layers take bfloat16 factors
-  bool foreign_bfloat16 = false;  // products of foreign branches do
+  bool own_bfloat16 = false;                    // products of own branches and auxiliary layers take bfloat16 factors
+  Rounding foreign_rounding = Rounding::kNone;  // of factors of foreign branches
   // Branches are experts: every row trains all of them, and no row has an own one. What is saved of a layer and dz are
   // then (K B, d_l), expert by expert, but the last layer's V, the result (B, K d_L); rows stand in the caller's order.
   bool experts = false;
 
-  const int64_t* permutation = nullptr;     // (B,); null for experts
-  const int64_t* offsets = nullptr;         // (M + 1,); for experts where the rows of each begin among the K B
-  MatrixView<const scalar_t> x_local = {};  // (B, D_l) or (B, M D_l), rows sorted; of the mutual unit alone its streams
-  MatrixView<const scalar_t> x_global = {};  // (B, D_g), rows sorted
-  MatrixView<const scalar_t> gated = {};     // (B, d_L), the caller's order; without data where nothing is gated
-  scalar_t gate_scale = 0;                   // γ
+  const int64_t* permutation = nullptr;        // (B,); null for experts
+  const int64_t* offsets = nullptr;            // (M + 1,); for experts where the rows of each begin among the K B
+  StoredMatrix<const scalar_t> x_local = {};   // (B, D_l) or (B, M D_l), the caller's order
+  StoredMatrix<const scalar_t> x_global = {};  // (B, D_g), the caller's order
+  StoredMatrix<const scalar_t> gated = {};     // (B, d_L), the caller's order; without data where nothing is gated
+  MatrixView<const scalar_t> streams = {};     // (B, M d), rows sorted: the mutual unit alone
+  scalar_t gate_scale = 0;                     // γ
   const Layer<scalar_t>* layers = nullptr;
 
+  Rounding own_rounding() const { return own_bfloat16 ? Rounding::kBfloat16 : Rounding::kNone; }
   int64_t num_tiles() const { return (rows + tile_rows - 1) / tile_rows; }
 };
 
-// Results stand in the caller's order of rows.
+// Results stand in the caller's order of rows; experts' are stored as they are computed.
 template <typename scalar_t>
 struct ForwardPass {
   const Trunk<scalar_t>& trunk;
-  const Saved<scalar_t>* saved;   // of every layer
-  MatrixView<scalar_t> own = {};  // (B, d_L), or (B, M d_L) of all branches
-  MatrixView<scalar_t> aux = {};  // (B, a_L)
+  const Saved<scalar_t>* saved;     // of every layer
+  StoredMatrix<scalar_t> own = {};  // (B, d_L), or (B, M d_L) of all branches
+  StoredMatrix<scalar_t> aux = {};  // (B, a_L)
 };
 
-// Cotangents and input gradients stand in the caller's order of rows.
+// Cotangents and input gradients stand in the caller's order of rows; experts' are stored as they are computed.
 template <typename scalar_t>
 struct BackwardPass {
   const Trunk<scalar_t>& trunk;
   const Saved<const scalar_t>* saved;         // of every layer
   const LayerGradients<scalar_t>* gradients;  // of every layer
-  MatrixView<const scalar_t> grad_own = {};
-  MatrixView<const scalar_t> grad_aux = {};
-  MatrixView<scalar_t> grad_x_local = {};  // without data if not needed
-  MatrixView<scalar_t> grad_x_global = {};
-  MatrixView<scalar_t> grad_gated = {};  // with data where something is gated
+  StoredMatrix<const scalar_t> grad_own = {};
+  StoredMatrix<const scalar_t> grad_aux = {};
+  StoredMatrix<scalar_t> grad_x_local = {};  // without data if not needed
+  StoredMatrix<scalar_t> grad_x_global = {};
+  StoredMatrix<scalar_t> grad_gated = {};  // with data where something is gated
 };
 
 // A slice of the weight gradients that one thread computes: no two items write the same place.
@@ -185,9 +194,10 @@ struct PanelItem {
 
 // Which layouts of weights a capability's products read.
 struct Layouts {
-  bool bfloat16;     // products of bfloat16 factors read bfloat16 panels
-  bool float_parts;  // so do products of float factors, in three parts
-  bool transposed;   // the input gradients read transposed ones
+  bool bfloat16;       // products of bfloat16 factors read bfloat16 panels
+  bool float_parts;    // so do products of float factors, in three parts
+  bool transposed;     // the input gradients read transposed ones
+  bool reads_16_bits;  // weights that stand in 16 bits are widened where they are read; else they come widened
 };
 
 // What one instruction set provides. Scratch is a block of the bytes that the function before it asks for, aligned to
@@ -199,11 +209,12 @@ struct TrunkKernels {
   // Rows of a weight in one GradientItem, at most and, but for a remainder, at least.
   int64_t gradient_item_rows;
   int64_t least_gradient_item_rows;
-  // Elements of one matrix in panels, in bfloat16 panels, in transposed ones.
+  // Elements of one matrix in panels of every kind.
   int64_t (*panels_size)(const Weights<scalar_t>&);
   int64_t (*transposed_float_panels_size)(const Weights<scalar_t>&);
   int64_t (*bfloat16_panels_size)(const Weights<scalar_t>&);
   int64_t (*transposed_panels_size)(const Weights<scalar_t>&);
+  int64_t (*int8_panels_size)(const Weights<scalar_t>&);  // bytes
   void (*lay_out)(const PanelItem<scalar_t>& item);
   int64_t (*forward_scratch)(const Trunk<scalar_t>&);
   void (*forward_tile)(const ForwardPass<scalar_t>&, int64_t tile, void* scratch);
@@ -217,22 +228,26 @@ struct TrunkKernels {
   void (*experts_forward_tile)(const ForwardPass<scalar_t>&, int64_t tile, void* scratch);
   int64_t (*experts_backward_scratch)(const Trunk<scalar_t>&);
   void (*experts_backward_tile)(const BackwardPass<scalar_t>&, int64_t tile, void* scratch);
-  int64_t (*gradient_scratch)();
+  int64_t (*gradient_scratch)(const Trunk<scalar_t>&);
   void (*gradient_item)(const BackwardPass<scalar_t>&, const GradientItem& item, void* scratch);
 };
 
 struct Capability {
   const char* name;
   TrunkKernels<float> float_kernels;
-  TrunkKernels<double> double_kernels;
+  const TrunkKernels<double>* double_kernels;
 };
 
 extern const Capability kBaseline;
+extern const TrunkKernels<double> kBaselineDoubles;
 #if defined(__x86_64__)
 extern const Capability kAvx2;
 extern const Capability kAvx512;
 extern const Capability kAvx512Bf16;
 extern const Capability kAmx;
+extern const TrunkKernels<double> kAvx2Doubles;
+// What AVX-512 with bfloat16 and AMX run too: they have nothing more for doubles.
+extern const TrunkKernels<double> kAvx512Doubles;
 #endif
 
 }  // namespace saml_kernels

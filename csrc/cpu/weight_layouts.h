@@ -33,19 +33,26 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
   std::vector<PanelItem<scalar_t>> items;
   // `own` uses of a matrix in the own precision and, where foreign rows read it, `foreign` ones in the foreign.
   const auto make = [&](Weights<scalar_t>& weights, int64_t own, bool has_foreign) {
-    const int64_t foreign = has_foreign ? all_rows - own : 0;
-    const int64_t floats = (trunk.own_bfloat16 ? 0 : own) + (trunk.foreign_bfloat16 ? 0 : foreign);
+    const bool int8 = has_foreign && trunk.foreign_rounding == Rounding::kInt8;
+    const int64_t foreign = has_foreign && !int8 ? all_rows - own : 0;
+    // Of a weight that stands in bfloat16, panels of floats are rounded ones.
+    const bool is_rounded = weights.storage == Storage::kBfloat16 && !has.bfloat16;
+    const bool own_floats = !trunk.own_bfloat16 || is_rounded;
+    const bool foreign_floats = trunk.foreign_rounding != Rounding::kBfloat16 || is_rounded;
+    const int64_t floats = (own_floats ? own : 0) + (foreign_floats ? foreign : 0);
     const int64_t rounded = own + foreign - floats;
     const bool in_parts = has.float_parts && (own + foreign >= kUses || trunk.own_bfloat16);
     const int64_t enough = foreign == 0 && weights.matrices > 1 && !trunk.experts ? kOwnUses : kUses;
     const bool kept = memory.keeps(weights);
-    const bool reads_floats = !trunk.own_bfloat16 || (has_foreign && !trunk.foreign_bfloat16);
-    const bool reads_rounded = trunk.own_bfloat16 || (has_foreign && trunk.foreign_bfloat16);
+    const bool reads_floats = own_floats || (has_foreign && !int8 && foreign_floats);
+    const bool reads_rounded = !own_floats || (has_foreign && !int8 && !foreign_floats);
     weights.parts = has.float_parts && !trunk.own_bfloat16 ? 3 : 1;
     // Number and place, how large it is, when it is made.
     const auto for_each_layout = [&](const auto& function) {
-      function(0, weights.panels, kernel.panels_size,
-               readers.forward && !in_parts && (floats >= enough || (kept && reads_floats)));
+      // A panel that is widened from 16 bits for every tile costs next to nothing, panels of floats twice the weights'
+      // memory.
+      const bool pays = floats >= enough && weights.storage == Storage::kComputed;
+      function(0, weights.panels, kernel.panels_size, readers.forward && !in_parts && (pays || (kept && reads_floats)));
       function(1, weights.bfloat16_panels, kernel.bfloat16_panels_size,
                readers.forward &&
                    (in_parts || (has.bfloat16 && (rounded >= kUses || (kept && reads_rounded && !has.float_parts)))));
@@ -54,6 +61,8 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
       // Every tile reads the transposes of all experts; of a scenario's own, few do.
       function(3, weights.transposed_panels, kernel.transposed_float_panels_size,
                readers.dgrad && trunk.experts && !has.transposed && own >= kUses);
+      // There is no product that rounds to int8 on the way.
+      function(4, weights.int8_panels, kernel.int8_panels_size, readers.forward && int8);
     };
     bool any = false, found = kept;
     for_each_layout([&](int64_t kind, auto*& panels, auto size, bool wanted) {

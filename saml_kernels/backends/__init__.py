@@ -20,6 +20,8 @@ _BACKENDS: Final[dict[str, Backend]] = {
 }
 BACKENDS: Final = tuple(_BACKENDS)
 """Names, in the order "auto" tries them."""
+BACKEND_CHOICES: Final = ("auto", *BACKENDS)
+"""What the option ``backend`` may be."""
 
 
 class BackendUnavailable(RuntimeError):

@@ -14,7 +14,9 @@ from saml_kernels.backends.reference import SCHEDULE_REASON
 from saml_kernels.checks import SCORES
 from saml_kernels.types import Grouping
 
+_CPU = frozenset({"cpu"})
 SCORE_NUMBERS = {name: number for number, name in enumerate(SCORES)}
+ROUNDING_NUMBERS = {None: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 class CppBackend(FusedBackend):
@@ -33,8 +35,9 @@ class CppBackend(FusedBackend):
         if options.get("schedule", "auto") != "auto":
             return SCHEDULE_REASON
         foreign_dtype = options.get("foreign_dtype")
-        if foreign_dtype not in (None, torch.bfloat16):
-            return f"foreign_dtype must be None or torch.bfloat16 here, got {foreign_dtype}"
+        if foreign_dtype not in ROUNDING_NUMBERS:
+            known = "None, torch.bfloat16 or torch.int8"
+            return f"foreign_dtype must be {known} here, got {foreign_dtype}, of which processors have no products"
         if foreign_dtype is not None and tensor is not None and tensor.dtype == torch.float64:
             return "foreign_dtype is not available for float64 here"
         return tracing.transform_reason()
@@ -53,25 +56,27 @@ class CppBackend(FusedBackend):
         plan: Plan,
         save: bool,
     ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
-        """The operator trunk_forward on sorted rows."""
+        """The operator trunk_forward."""
         permutation, inverse, offsets = self.group_by_scenario(scenario, lists.branch_weights[0].shape[0])
-        dtype = _computing_dtype(x_local)
-        x_sorted = [x.index_select(0, permutation).to(dtype) for x in (x_local, x_global)]
-        own, aux, scores, saved = torch.ops.saml_kernels.trunk_forward(
-            *x_sorted,
+        own, aux, scores, factors, saved = torch.ops.saml_kernels.trunk_forward(
+            x_local,
+            x_global,
             permutation,
             offsets,
-            *_in(dtype, lists),
-            *_arguments(plan, x_local.dtype, gated, dtype),
+            *lists,
+            *_arguments(plan, x_local.dtype, gated),
             save,
             plan.recompute,
             plan.all_branches,
         )
-        names = {"permutation": permutation, "offsets": offsets, "x_local": x_sorted[0], "x_global": x_sorted[1]}
-        names |= {f"scores{unit}": tensor for unit, tensor in enumerate(scores)}
-        names |= {f"saved{number}": tensor for number, tensor in enumerate(saved)}
-        alphas = [alpha.index_select(0, inverse) for alpha in scores]
-        return own.to(x_local.dtype), aux.to(x_local.dtype), alphas, names
+        names = {}
+        if save:
+            names = {"permutation": permutation, "offsets": offsets}
+            names |= {f"scores{unit}": tensor for unit, tensor in enumerate(scores)}
+            names |= {f"factor{number}": tensor for number, tensor in enumerate(factors)}
+            names |= {f"saved{number}": tensor for number, tensor in enumerate(saved)}
+        alphas = [_rows(alpha, inverse) for alpha in scores]
+        return own, aux, alphas, names
 
     def trunk_backward(
         self,
@@ -87,23 +92,32 @@ class CppBackend(FusedBackend):
         need_local: bool,
         need_global: bool,
     ) -> tuple[Any, ...]:
-        """The operator trunk_backward."""
+        """The operators trunk_backward and trunk_weight_gradients."""
         if plan.all_branches:
             grad_own = grad_own[torch.arange(len(scenario)), scenario]
-        dtype = _computing_dtype(x_local)
-        gradients: tuple[Any, ...] = torch.ops.saml_kernels.trunk_backward(
-            grad_own.to(dtype).contiguous(),
-            grad_aux.to(dtype).contiguous(),
+        trunk = (
+            x_local,
+            x_global,
+            saved["permutation"],
+            saved["offsets"],
+            *lists,
+            *_arguments(plan, x_local.dtype, gated),
+        )
+        factors = _numbered("factor", saved)
+        local, glob, scaled, preact_gradients = torch.ops.saml_kernels.trunk_backward(
+            grad_own.contiguous(),
+            grad_aux,
             _numbered("scores", saved),
+            factors,
             _numbered("saved", saved),
-            *(saved[name] for name in ("x_local", "x_global", "permutation", "offsets")),
-            *_in(dtype, lists),
-            *_arguments(plan, x_local.dtype, gated, dtype),
+            *trunk,
             plan.recompute,
             need_local,
             need_global,
         )
-        return gradients
+        # The streams of all branches make room for the weights' gradients.
+        saved.clear()
+        return local, glob, scaled, *torch.ops.saml_kernels.trunk_weight_gradients(preact_gradients, factors, *trunk)
 
     def mutual_forward(
         self, v: Tensor, scenario: Tensor, gate_weight: Tensor, gate_bias: Tensor, score: str, temperature: float
@@ -184,9 +198,10 @@ def _experts(x: Tensor, weights: list[Tensor], biases: list[Tensor], activations
 
 
 def _devices(operation: str) -> frozenset[str]:
+    if operation != "group_by_scenario":
+        return _CPU
     info = extension.build_info()
-    cuda = operation == "group_by_scenario" and info is not None and info["cuda"] is not None
-    return frozenset({"cpu", "cuda"} if cuda else {"cpu"})
+    return _CPU if info is None or info["cuda"] is None else _CPU | {"cuda"}
 
 
 def _computing_dtype(tensor: Tensor) -> torch.dtype:
@@ -194,8 +209,11 @@ def _computing_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _in(dtype: torch.dtype, lists: ParameterLists) -> list[list[Tensor]]:
-    return [[tensor.to(dtype) for tensor in tensors] for tensors in lists]
+def _rows(x: Tensor, permutation: Tensor) -> Tensor:
+    """x[permutation]; itself where it is one row, which code for any batch size cannot ask for."""
+    if not torch.compiler.is_compiling() and x.shape[0] == 1:
+        return x
+    return x.index_select(0, permutation)
 
 
 def _numbered(name: str, saved: dict[str, Tensor]) -> list[Tensor]:
@@ -203,7 +221,7 @@ def _numbered(name: str, saved: dict[str, Tensor]) -> list[Tensor]:
     return [tensor for key, tensor in saved.items() if key.startswith(name)]
 
 
-def _arguments(plan: Plan, dtype: torch.dtype, gated: Tensor | None, computing: torch.dtype) -> tuple[Any, ...]:
+def _arguments(plan: Plan, dtype: torch.dtype, gated: Tensor | None) -> tuple[Any, ...]:
     """As both operators take them, after the parameters."""
     return (
         plan.mutual_layers,
@@ -211,7 +229,7 @@ def _arguments(plan: Plan, dtype: torch.dtype, gated: Tensor | None, computing: 
         SCORE_NUMBERS[plan.score],
         plan.temperature,
         dtype == torch.bfloat16,
-        torch.bfloat16 in (dtype, plan.foreign_dtype),
-        None if gated is None else gated.to(computing),
+        ROUNDING_NUMBERS[plan.foreign_dtype or (torch.bfloat16 if dtype == torch.bfloat16 else None)],
+        gated,
         plan.gate_scale or 1.0,
     )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from saml_kernels import checks, tracing
 from saml_kernels.activations import ACTIVATIONS
-from saml_kernels.backends import BACKENDS, BackendUnavailable
+from saml_kernels.backends import BACKEND_CHOICES, BackendUnavailable
 
 STARTS = ("independent", "shared")
 """How the scenarios' parameters start: each drawn on its own, or all as scenario 0's."""
@@ -38,6 +38,14 @@ def init_linear(weight: Tensor, bias: Tensor) -> None:
 
 def entries(parameters: nn.ParameterList) -> list[Tensor]:
     """A list's parameters; torch.compile of torch 2.8 follows neither list(parameters) nor [*parameters]."""
+    if not torch.compiler.is_compiling():
+        # What iterating does for every entry takes as long as all checks of a call.
+        registered = parameters._parameters
+        try:
+            return [registered[str(index)] for index in range(len(parameters))]  # type: ignore[misc]  # never None
+        except KeyError:
+            # Under a parametrization or pruned, and in replicas of nn.DataParallel, an entry is no parameter.
+            pass
     return [parameter for parameter in parameters]  # noqa: C416
 
 
@@ -85,7 +93,7 @@ def check_options(
     checks.check_choice("score", score, checks.SCORES)
     checks.check_positive("temperature", temperature)
     checks.check_choice("gate", gate, checks.GATES)
-    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    checks.check_choice("backend", backend, BACKEND_CHOICES)
 
 
 def mix(logits: Tensor, *experts: Tensor) -> Tensor:

@@ -134,14 +134,18 @@ class MultiBranchMLP(Layer):
     def params(self) -> TrunkParams:
         """The parameters as :func:`saml_kernels.multi_branch` takes them."""
         # Not by what the dictionaries hold: torch.export of torch 2.8 takes them for empty.
-        names = [str(layer) if layer in self.mutual_layers else None for layer in range(1, len(self.hidden_dims) + 1)]
+        gate_weights: list[Tensor | None] = [None] * len(self.hidden_dims)
+        gate_biases = list(gate_weights)
+        for layer in self.mutual_layers:
+            gate_weights[layer - 1] = self.gate_weights[str(layer)]
+            gate_biases[layer - 1] = self.gate_biases[str(layer)]
         return TrunkParams(
             entries(self.branch_weights),
             entries(self.branch_biases),
             entries(self.aux_weights),
             entries(self.aux_biases),
-            [None if name is None else self.gate_weights[name] for name in names],
-            [None if name is None else self.gate_biases[name] for name in names],
+            gate_weights,
+            gate_biases,
         )
 
     def forward(self, x_local: Tensor, x_global: Tensor, scenario: Tensor, return_scores: bool = False) -> TrunkOutput:

@@ -42,9 +42,13 @@ def test_auto_prefers_the_extension(calls):
     ("options", "dtype", "why"),
     [
         ({"stop_gradient": False}, torch.float32, "stop_gradient=False needs the reference"),
-        ({"foreign_dtype": torch.int8}, torch.float32, "foreign_dtype .* got torch.int8"),
-        ({"foreign_dtype": torch.float8_e4m3fn}, torch.float32, "foreign_dtype .* got torch.float8_e4m3fn"),
+        (
+            {"foreign_dtype": torch.float8_e4m3fn},
+            torch.float32,
+            "foreign_dtype .* got torch.float8_e4m3fn.* no products",
+        ),
         ({"foreign_dtype": torch.bfloat16}, torch.float64, "foreign_dtype .* float64"),
+        ({"foreign_dtype": torch.int8}, torch.float64, "foreign_dtype .* float64"),
     ],
     ids=str,
 )
@@ -104,7 +108,11 @@ def test_no_triton_is_refused(monkeypatch):
     assert availability.version_reason() == "triton is not installed"
 
 
-@pytest.mark.parametrize("options", [{}, {"foreign_dtype": torch.bfloat16}], ids=["full", "bfloat16"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"foreign_dtype": torch.bfloat16}, {"foreign_dtype": torch.int8}],
+    ids=["full", "bfloat16", "int8"],
+)
 def test_autocast(options, calls):
     problem = make(SEVERAL_TILES[0]).to(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):

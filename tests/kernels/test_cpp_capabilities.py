@@ -114,9 +114,10 @@ LOW_PRECISION = [
 ]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=["bfloat16", "int8"])
 @pytest.mark.parametrize("case", LOW_PRECISION, ids=str)
-def test_foreign_bfloat16(case, capability):
-    rounded = make(dataclasses.replace(case, foreign_dtype=torch.bfloat16))
+def test_foreign_dtype(case, dtype, capability):
+    rounded = make(dataclasses.replace(case, foreign_dtype=dtype))
     exact = with_gradients(lambda p: p.run(backend="reference", return_scores=True), rounded)
     out, full = run(rounded.to(torch.float32)), run(make(case).to(torch.float32))
     # A float32 stream beside a rounding boundary falls to the other side of it here and there.

@@ -49,7 +49,7 @@ def test_id_type_does_not_show():
 
 
 @pytest.mark.parametrize("per_branch", [False, True], ids=["shared", "views"])
-@pytest.mark.parametrize("foreign_dtype", [None, torch.bfloat16], ids=["full", "bfloat16"])
+@pytest.mark.parametrize("foreign_dtype", [None, torch.bfloat16, torch.int8], ids=["full", "bfloat16", "int8"])
 @pytest.mark.parametrize(
     "sizes",
     # The auxiliary rows of a weight then start past the first slice of its gradient.

@@ -41,7 +41,7 @@ def test_a_row_does_not_depend_on_how_many_there_are(gate, dtype, capability):
                 assert torch.equal(out, ref[7 : 7 + rows]), rows
 
 
-@pytest.mark.parametrize("foreign_dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("foreign_dtype", [None, torch.bfloat16, torch.int8])
 def test_results_are_the_same_bits(foreign_dtype, capability):
     problem = make(dataclasses.replace(CASE, foreign_dtype=foreign_dtype)).to(torch.float32).leaves()
     for rows in (1, 8, 41):

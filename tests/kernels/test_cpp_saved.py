@@ -1,4 +1,6 @@
-"""What the compiled CPU kernels allocate, and save for backward."""
+"""What the compiled CPU kernels allocate, save for backward, and hold at their worst moment."""
+
+from itertools import accumulate
 
 import pytest
 import torch
@@ -12,6 +14,31 @@ def bytes_allocated(function):
     with torch.profiler.profile(profile_memory=True) as profile:
         function()
     return sum(max(event.self_device_memory_usage, event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+
+
+def peak_bytes(function):
+    """The most that torch's allocator held during the call, more than before it."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events))
+
+
+def test_streams_of_all_branches_make_room_for_the_gradients_of_weights():
+    """Unless the graph is kept, a step never holds both."""
+    B, M, d = 500, 16, 64
+    problem = make(Case(M=M, B=B, local_dim=600, hidden_dims=(d, 4), aux_dims=(4, 4))).to(torch.float32).leaves()
+    streams = B * M * d * 4
+    weights = sum(tensor.numel() * 4 for name, tensor in problem.named() if not name.startswith("x_"))
+    inputs = [tensor for _, tensor in problem.named()]
+
+    def step(keep):
+        out = problem.run(backend="cpp", recompute=False).own.sum()
+        torch.autograd.grad(out, inputs, retain_graph=keep, allow_unused=True)
+
+    step(True)
+    assert peak_bytes(lambda: step(True)) - peak_bytes(lambda: step(False)) > 0.8 * min(streams, weights)
 
 
 def test_streams_of_all_branches_are_kept_for_backward_only():

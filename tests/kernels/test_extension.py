@@ -46,13 +46,15 @@ def test_a_number_without_a_score(number):
 
 def test_both_passes_take_the_same_trunk():
     """The eighteen arguments that describe it stand in a row in both schemas."""
-    forward, backward = (
+    forward, backward, weights = (
         [argument.name for argument in getattr(torch.ops.saml_kernels, name).default._schema.arguments]
-        for name in ("trunk_forward", "trunk_backward")
+        for name in ("trunk_forward", "trunk_backward", "trunk_weight_gradients")
     )
     trunk = forward[: forward.index("gate_scale") + 1]
     assert len(trunk) == 18
-    assert backward == ["grad_own", "grad_aux", "scores", "saved", *trunk, "recompute", "need_local", "need_global"]
+    saved = ["scores", "factors", "saved"]
+    assert backward == ["grad_own", "grad_aux", *saved, *trunk, "recompute", "need_local", "need_global"]
+    assert weights == ["preact_gradients", "factors", *trunk]
 
 
 def test_the_library_asks_nothing_of_python():

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 
 import naive
 import problems
@@ -10,6 +11,7 @@ import pytest
 import torch
 from problems import FLOAT64_TOLERANCE, relative_error, skip_unavailable
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import saml_kernels
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP, MutualUnit
@@ -442,3 +444,56 @@ def test_branches_that_start_alike_part_in_training(build):
 def test_a_start_that_does_not_exist(build):
     with pytest.raises(ValueError, match=r"init must be one of .* got 'same'"):
         build("same")
+
+
+# --- parameters that change between calls ---------------------------------------------------------------------------
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_a_parameter_that_was_put_in_anothers_place_is_read():
+    layer = MultiBranchMLP(M, 4, 5, (6, 3), (5, 2))
+    x_local, x_global, scenario = inputs(layer)
+    layer(x_local, x_global, scenario)
+    layer.branch_biases[1] = nn.Parameter(torch.full((M, 3), 7.0))
+    layer.gate_biases["1"] = nn.Parameter(torch.zeros(M, 6))
+    params = layer.params()
+    assert params.branch_biases[1] is layer.branch_biases[1]
+    assert params.gate_biases[0] is layer.gate_biases["1"]
+    expected = saml_kernels.multi_branch(x_local, x_global, scenario, params)
+    assert same(layer(x_local, x_global, scenario), expected)
+
+
+def test_parametrized_and_pruned_parameters_are_read():
+    layer = MultiBranchMLP(M, 4, 5, (6, 3), (5, 2))
+    before = layer.params()
+    parametrize.register_parametrization(layer.branch_weights, "0", Doubled())
+    prune.random_unstructured(layer.aux_weights, "1", amount=0.5)
+    after = layer.params()
+    assert torch.equal(after.branch_weights[0], 2 * before.branch_weights[0])
+    assert after.branch_weights[1] is before.branch_weights[1]
+    assert torch.equal(after.aux_weights[1], layer.aux_weights[1])
+    assert (after.aux_weights[1] == 0).sum() == 5
+    parametrize.remove_parametrizations(layer.branch_weights, "0")
+    assert [tensor.shape for tensor in layer.params().branch_weights] == [w.shape for w in before.branch_weights]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "change"),
+    [
+        (TypeError, "params.branch_biases[0] is torch.float64", lambda data: data.double()),
+        (ValueError, "params.branch_biases[0] must have shape (3, 6)", lambda data: data[:, 1:]),
+    ],
+    ids=["type", "shape"],
+)
+def test_a_parameter_that_does_not_fit_any_more_is_told(kind, told, change):
+    """Between two calls of the same layer, and behind torch's back."""
+    layer = MultiBranchMLP(M, 4, 5, (6, 3), (5, 2))
+    arguments = inputs(layer)
+    layer(*arguments)
+    layer.branch_biases[0].data = change(layer.branch_biases[0].data)
+    with pytest.raises(kind, match=re.escape(told)):
+        layer(*arguments)

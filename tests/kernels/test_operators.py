@@ -21,6 +21,7 @@ NAMES = (
     "group_by_scenario_and_clear",
     "trunk_forward",
     "trunk_backward",
+    "trunk_weight_gradients",
     "mutual_forward",
     "mutual_backward",
     "experts_forward",
@@ -118,10 +119,12 @@ def test_trunk(case, dtype, auxiliary, recompute):
     opcheck("trunk_forward", *arguments, True, recompute, False)
     if not case.mutual_layers:
         opcheck("trunk_forward", *arguments, True, recompute, True)
-    own, aux, scores, kept = operator("trunk_forward")(*arguments, True, recompute, False)
+    own, aux, scores, factors, kept = operator("trunk_forward")(*arguments, True, recompute, False)
     cotangents = torch.randn_like(own), torch.randn_like(aux)
     for needs in ((True, True), (True, False), (False, True), (False, False)):
-        opcheck("trunk_backward", *cotangents, scores, kept, *arguments, recompute, *needs)
+        call = (*cotangents, scores, factors, kept, *arguments, recompute, *needs)
+        opcheck("trunk_backward", *call)
+    opcheck("trunk_weight_gradients", operator("trunk_backward")(*call)[-1], factors, *arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -135,8 +138,8 @@ def test_trunk_that_gates(B, dtype):
     gated = torch.randn(B, case.hidden_dims[-1], dtype=dtype)
     arguments += [activations, score, temperature, own, foreign, gated, 1.5]
     opcheck("trunk_forward", *arguments, True, False, False)
-    own, aux, scores, kept = operator("trunk_forward")(*arguments, True, False, False)
-    opcheck("trunk_backward", own, aux, scores, kept, *arguments, False, True, False)
+    own, aux, scores, factors, kept = operator("trunk_forward")(*arguments, True, False, False)
+    opcheck("trunk_backward", own, aux, scores, factors, kept, *arguments, False, True, False)
 
 
 def test_a_gate_needs_an_identity_below():

@@ -362,6 +362,7 @@ def test_names_in_profiles_and_graphs():
         "saml_kernels::group_by_scenario",
         "saml_kernels::trunk_forward",
         "saml_kernels::trunk_backward",
+        "saml_kernels::trunk_weight_gradients",
     } <= names
 
 

@@ -14,7 +14,7 @@ struct Options {
   Activation activation = Activation::kRelu;
   bool per_branch = false;
   bool own_bfloat16 = false;
-  bool foreign_bfloat16 = false;
+  Rounding foreign_rounding = Rounding::kNone;
   bool gate = false;  // of a grouped MLP: the result is a gate's
 };
 

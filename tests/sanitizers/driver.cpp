@@ -23,14 +23,14 @@ const TrunkKernels<scalar_t>& kernels_of(const Capability& capability) {
   if constexpr (std::is_same_v<scalar_t, float>) {
     return capability.float_kernels;
   } else {
-    return capability.double_kernels;
+    return *capability.double_kernels;
   }
 }
 
 template <typename scalar_t>
 void check_case(const Case& problem, const Capability& capability, bool threads_only, const std::string& where) {
   constexpr int threads = 4;
-  const bool rounded = problem.options.own_bfloat16 || problem.options.foreign_bfloat16;
+  const bool rounded = problem.options.own_bfloat16 || problem.options.foreign_rounding != Rounding::kNone;
   const auto run = [&](const Variant& variant, const Capability& of) {
     return Run<scalar_t>(problem, variant, kernels_of<scalar_t>(of)).trunk();
   };
@@ -98,9 +98,11 @@ int main(int count, char** arguments) {
       const std::string where = std::string(capability->name) + ", " + original.name;
       check_case<float>(original, *capability, threads_only, where + ", float");
       Case rounded = original;
-      rounded.options.foreign_bfloat16 = true;
+      rounded.options.foreign_rounding = Rounding::kInt8;
+      check_case<float>(rounded, *capability, threads_only, where + ", foreign int8");
+      rounded.options.foreign_rounding = Rounding::kBfloat16;
       check_case<float>(rounded, *capability, threads_only, where + ", foreign bfloat16");
-      checked += 2;
+      checked += 3;
       if (threads_only) {
         continue;
       }

@@ -110,7 +110,7 @@ class Run {
     return matrix;
   }
 
-  ParameterGradient<scalar_t> gradient_output(const std::string& name, const Weights<scalar_t>& weights) {
+  ParameterGradient gradient_output(const std::string& name, const Weights<scalar_t>& weights) {
     scalar_t* weight = output("grad " + name + "weight", weights.matrices * weights.k(), weights.n).data;
     return {weight, output("grad " + name + "bias", weights.matrices, weights.n).data};
   }
@@ -182,7 +182,7 @@ class Run {
     describe_batch();
     trunk_.per_branch_input = case_.options.per_branch;
     trunk_.own_bfloat16 = case_.options.own_bfloat16;
-    trunk_.foreign_bfloat16 = case_.options.foreign_bfloat16;
+    trunk_.foreign_rounding = case_.options.foreign_rounding;
     trunk_.x_local = normal(case_.rows, (case_.options.per_branch ? m : 1) * case_.local, 1);
     trunk_.x_global = normal(case_.rows, case_.global, 1);
     if (case_.options.gate) {
@@ -205,7 +205,8 @@ class Run {
     describe_batch();
     trunk_.num_shared = trunk_.num_layers;
     trunk_.all_branches = trunk_.experts = true;
-    trunk_.own_bfloat16 = trunk_.foreign_bfloat16 = case_.options.own_bfloat16;
+    trunk_.own_bfloat16 = case_.options.own_bfloat16;
+    trunk_.foreign_rounding = trunk_.own_rounding();
     for (int64_t k = 0; k <= case_.scenarios; ++k) {
       offsets_.begin()[k] = k * case_.rows;
     }
@@ -223,18 +224,29 @@ class Run {
     describe_batch();
     trunk_.num_shared = 1;
     trunk_.per_branch_input = true;
-    trunk_.own_bfloat16 = trunk_.foreign_bfloat16 = case_.options.own_bfloat16;
-    trunk_.x_local = normal(case_.rows, case_.scenarios * layer.width, 1, 0.7);
+    trunk_.own_bfloat16 = case_.options.own_bfloat16;
+    trunk_.foreign_rounding = trunk_.own_rounding();
+    trunk_.streams = normal(case_.rows, case_.scenarios * layer.width, 1, 0.7);
   }
 
-  // Every layout that this capability's products read.
+  // Every layout that this capability's products read, or only those that they cannot do without.
   void lay_out() {
-    if (!variant_.laid_out) {
+    const bool int8 = trunk_.foreign_rounding == Rounding::kInt8;
+    if (!variant_.laid_out && !int8) {
       return;
     }
     std::vector<PanelItem<scalar_t>> items;
     const auto add = [&](Weights<scalar_t>& weights) {
       if (weights.matrices == 0) {
+        return;
+      }
+      if (int8) {
+        weights.int8_panels = int8_memory_.emplace_back(weights.matrices * kernel_.int8_panels_size(weights)).data();
+      }
+      for (int64_t i = 0; i < weights.matrices; ++i) {
+        items.push_back({&weights, i});
+      }
+      if (!variant_.laid_out) {
         return;
       }
       const Layouts& layouts = kernel_.layouts;
@@ -251,9 +263,6 @@ class Run {
       }
       if (layouts.transposed) {
         weights.transposed_bfloat16_panels = bfloat16(kernel_.transposed_panels_size(weights));
-      }
-      for (int64_t i = 0; i < weights.matrices; ++i) {
-        items.push_back({&weights, i});
       }
     };
     for (Layer<scalar_t>& layer : layers_) {
@@ -333,7 +342,7 @@ class Run {
     const ForwardPass<scalar_t> pass{trunk_, saved_.data(), output("out", rows, m * layers_.back().width)};
     for_each_item(trunk_.num_tiles(), kernel_.experts_forward_scratch(trunk_), variant_.threads,
                   [&](int64_t tile, void* scratch) { kernel_.experts_forward_tile(pass, tile, scratch); });
-    read_.back().own = pass.own;
+    read_.back().own = pass.own.view();
   }
 
   void run_experts_backward() {
@@ -377,7 +386,7 @@ class Run {
 
   void run_gradient_items(const BackwardPass<scalar_t>& pass, bool gates_only) {
     const std::vector<GradientItem> items = gradient_items(trunk_, kernel_.gradient_item_rows, gates_only);
-    for_each_item(static_cast<int64_t>(items.size()), kernel_.gradient_scratch(), variant_.threads,
+    for_each_item(static_cast<int64_t>(items.size()), kernel_.gradient_scratch(pass.trunk), variant_.threads,
                   [&](int64_t item, void* scratch) { kernel_.gradient_item(pass, items[item], scratch); });
   }
 
@@ -406,6 +415,7 @@ class Run {
   std::vector<LayerGradients<scalar_t>> gradients_;
   std::vector<Guarded<scalar_t>> memory_;
   std::vector<Guarded<uint16_t>> bfloat16_memory_;
+  std::vector<Guarded<int8_t>> int8_memory_;
   Guarded<int64_t> permutation_{case_.rows};
   Guarded<int64_t> offsets_{case_.scenarios + 1};
   std::vector<std::pair<std::string, size_t>> outputs_;

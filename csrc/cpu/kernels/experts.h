@@ -48,7 +48,7 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
   const Tile<scalar_t> tile(trunk, number);
   Scratch<scalar_t> pieces(block);
   ExpertsForwardScratch<scalar_t> scratch(trunk, pieces);
-  const ConstMatrix<scalar_t> x = tile.of(trunk.x_local);
+  const ConstMatrix<scalar_t> x = tile.of(trunk.x_local.view());
   prepare_rows(tile.all(), Concatenated<scalar_t>{x}, trunk.layers[0].branch, scratch.first);
   for (int64_t k = 0; k < trunk.num_scenarios; ++k) {
     ConstMatrix<scalar_t> previous = x;
@@ -59,13 +59,15 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
       const Matrix<scalar_t> kept = of_expert(tile, k, saved.own), preact = of_expert(tile, k, saved.own_preact);
       // Products write rows close together; those of the result are far apart.
       const bool last = l + 1 == trunk.num_layers;
-      const Matrix<scalar_t> out = last ? entry_of_expert(tile, k, pass.own) : kept.data != nullptr ? kept : buffer;
+      const Matrix<scalar_t> out = last                   ? entry_of_expert(tile, k, pass.own.view())
+                                   : kept.data != nullptr ? kept
+                                                          : buffer;
       const Matrix<scalar_t> z = preact.data != nullptr ? preact : last ? buffer : out;
       const Concatenated<scalar_t> input{previous};
       if (l > 0) {
         prepare_rows(tile.all(), input, layer.branch, scratch.others);
       }
-      linear(trunk.own_bfloat16, tile.all(), input, layer.branch, k, z, l > 0 ? scratch.others : scratch.first);
+      linear(trunk.own_rounding(), tile.all(), input, layer.branch, k, z, l > 0 ? scratch.others : scratch.first);
       activate_rows(layer.activation, z, out);
       previous = out;
     }
@@ -98,7 +100,7 @@ void experts_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, v
   ExpertsBackwardScratch<scalar_t> scratch(trunk, pieces);
   const int64_t last = trunk.num_layers - 1;
   for (int64_t k = 0; k < trunk.num_scenarios; ++k) {
-    ConstMatrix<scalar_t> d_v = entry_of_expert(tile, k, pass.grad_own);
+    ConstMatrix<scalar_t> d_v = entry_of_expert(tile, k, pass.grad_own.view());
     for (int64_t l = last; l >= 0; --l) {
       const Layer<scalar_t>& layer = trunk.layers[l];
       const Saved<const scalar_t>& saved = pass.saved[l];
@@ -110,7 +112,7 @@ void experts_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, v
         linear_dgrad(tile.all(), dz, layer.branch, k, 0, d_in, false, scratch.product);
         d_v = d_in;
       } else if (pass.grad_x_local.data != nullptr) {
-        linear_dgrad(tile.all(), dz, layer.branch, k, 0, tile.of(pass.grad_x_local), k > 0, scratch.product);
+        linear_dgrad(tile.all(), dz, layer.branch, k, 0, tile.of(pass.grad_x_local.view()), k > 0, scratch.product);
       }
     }
   }

@@ -1,22 +1,6 @@
 // The same products with both factors rounded to bfloat16 and summed in float32. Included once per capability, after
 // gemm_float.h. Where the dot-product instruction is missing the rounded factors go through the float kernel.
 
-inline uint16_t round_to_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  // Rounding must not turn a NaN into an infinity.
-  const uint32_t quiet_nan = (bits >> 16) | 0x40u;
-  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
-}
-
-inline float rounded_to_bfloat16(float x) {
-  const uint32_t bits = static_cast<uint32_t>(round_to_bfloat16(x)) << 16;
-  float y;
-  std::memcpy(&y, &bits, sizeof(y));
-  return y;
-}
-
 #if SAML_HAS_BFLOAT16_DOT
 
 // Pairs of consecutive k stand together in every lane, as the instruction reads them.
@@ -80,7 +64,7 @@ inline void round_rows(const MatrixView<const float>& a, uint16_t* target, int64
     const float* source = a.row(r);
     uint16_t* row = target + r * ld;
     for (int64_t k = 0; k < a.cols; ++k) {
-      row[k] = round_to_bfloat16(source[k]);
+      row[k] = round_to(source[k], Bfloat16()).bits;
     }
     std::fill(row + a.cols, row + padded, uint16_t(0));
   }
@@ -155,11 +139,12 @@ inline void multiply_bfloat16(const Concatenated<float>& a, const MatrixView<con
 
 inline void round_values(const float* source, int64_t count, float* target) {
   for (int64_t i = 0; i < count; ++i) {
-    target[i] = rounded_to_bfloat16(source[i]);
+    target[i] = widened(round_to(source[i], Bfloat16()));
   }
 }
 
-inline void multiply_bfloat16(const Concatenated<float>& a, const MatrixView<const float>& b, const uint16_t*,
+// panels: those of a B that stands in bfloat16, or null.
+inline void multiply_bfloat16(const Concatenated<float>& a, const StoredMatrix<const float>& b, const float* panels,
                               const float* bias, const MatrixView<float>& c, float* panel, float* a_space) {
   constexpr int64_t panel_width = kPanel<float>;
   const int64_t k = a.cols();
@@ -169,6 +154,10 @@ inline void multiply_bfloat16(const Concatenated<float>& a, const MatrixView<con
     round_values(a.right.row(r), a.right.cols, row + a.left.cols);
   }
   const Concatenated<float> rounded{{a_space, a.rows(), k, k}};
+  if (b.storage == Storage::kBfloat16) {
+    multiply<float>(rounded, b, panels, bias, c, panel);
+    return;
+  }
   alignas(64) float bias_panel[panel_width] = {};
   float* packed = panel + k * panel_width;
   for (int64_t column = 0; column < c.cols; column += panel_width) {
@@ -176,7 +165,8 @@ inline void multiply_bfloat16(const Concatenated<float>& a, const MatrixView<con
     pack_panel(b.columns(column, width), packed);
     round_values(packed, k * panel_width, packed);
     std::copy_n(bias + column, width, bias_panel);
-    multiply<float>(rounded, {packed, k, width, panel_width}, nullptr, bias_panel, c.columns(column, width), panel);
+    multiply<float>(rounded, MatrixView<const float>{packed, k, width, panel_width}, nullptr, bias_panel,
+                    c.columns(column, width), panel);
   }
 }
 

@@ -18,11 +18,12 @@ constexpr int64_t kPanel = kVectors * kLanes<scalar_t>;
 // Up to this many rows B is read in place: packing it would cost as much as using it.
 constexpr int64_t kRowsWithoutPacking = 2 * kRegisterTileRows;
 
-// From this many panels on B is then read row by row, so that memory delivers it in order.
+// From this many panels on B is then read in order, as memory delivers it fastest: by one row of A row by row, so many
+// terms of a sum at a time; by several in chunks of so many of its rows, which stay in cache while all columns of C
+// pass.
 constexpr int64_t kPanelsToStream = 4;
-// Terms of a sum, and rows of A, that are read at a time: the factors that the registers hold beside the sums.
 constexpr int kStreamedTerms = 4;
-constexpr int kStreamedRows = SAML_VECTOR_BYTES == 64 ? 4 : 2;
+constexpr int64_t kChunkTerms = 16;
 
 // A factor: element (row, k) stands at data[row * row_stride + k * k_stride].
 template <typename scalar_t>
@@ -122,123 +123,141 @@ inline void multiply_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& 
 }
 
 // Up to kPanel columns of B into a panel (k, kPanel), zero-padded.
-template <typename scalar_t>
-inline void pack_panel(ConstMatrix<scalar_t> b, scalar_t* panel) {
+template <typename element_t, typename scalar_t>
+inline void pack_elements(const MatrixView<const element_t>& b, scalar_t* panel) {
   constexpr int lanes = kLanes<scalar_t>;
   if (b.cols == kPanel<scalar_t>) {
     for (int64_t i = 0; i < b.rows; ++i) {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        store(panel + i * kPanel<scalar_t> + v * lanes, load(b.row(i) + v * lanes));
+        store(panel + i * kPanel<scalar_t> + v * lanes, load_widened(b.row(i) + v * lanes));
       }
     }
     return;
   }
   for (int64_t i = 0; i < b.rows; ++i) {
     scalar_t* row = panel + i * kPanel<scalar_t>;
-    std::copy_n(b.row(i), b.cols, row);
+    widen_values(b.row(i), b.cols, row);
     std::fill(row + b.cols, row + kPanel<scalar_t>, scalar_t(0));
   }
 }
 
+template <typename scalar_t>
+inline void pack_panel(ConstStored<scalar_t> b, scalar_t* panel) {
+  with_elements<scalar_t>(b, [&](const auto& view) { pack_elements(view, panel); });
+}
+
 // Asks for columns begin .. end of a row, which is read soon.
 template <typename scalar_t>
-inline void prefetch_columns(ConstMatrix<scalar_t> a, int64_t row, int64_t begin, int64_t end) {
-  constexpr int64_t kLine = 64 / sizeof(scalar_t);
-  for (int64_t i = begin; row < a.rows && i < end; i += kLine) {
-    __builtin_prefetch(a.row(row) + i);
+inline void prefetch_columns(const StoredMatrix<const scalar_t>& a, int64_t row, int64_t begin, int64_t end) {
+  const int64_t line = 64 / a.element_size();
+  for (int64_t i = begin; i < end; i += line) {
+    __builtin_prefetch(a.at(row, i));
   }
 }
 
 // All panels of B, one after the other.
 template <typename scalar_t>
-void pack_panels(ConstMatrix<scalar_t> b, scalar_t* panels) {
+void pack_panels(ConstStored<scalar_t> b, scalar_t* panels) {
   for (int64_t column = 0; column < b.cols; column += kPanel<scalar_t>) {
     pack_panel(b.columns(column, std::min(kPanel<scalar_t>, b.cols - column)), panels + column * b.rows);
   }
 }
 
 // All panels of Bᵀ.
-template <typename scalar_t>
-void pack_transposed_panels(ConstMatrix<scalar_t> b, scalar_t* panels) {
+template <typename element_t, typename scalar_t>
+void pack_transposed_elements(const MatrixView<const element_t>& b, scalar_t* panels) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
   for (int64_t row = 0; row < b.rows; row += panel_width) {
     const int64_t width = std::min(panel_width, b.rows - row);
     scalar_t* panel = panels + row * b.cols;
     for (int64_t i = 0; i < b.cols; ++i) {
       for (int64_t r = 0; r < width; ++r) {
-        panel[i * panel_width + r] = b.row(row + r)[i];
+        panel[i * panel_width + r] = widened(b.row(row + r)[i]);
       }
       std::fill(panel + i * panel_width + width, panel + (i + 1) * panel_width, scalar_t(0));
     }
   }
 }
 
-// C (rows, n) += A B over `terms` terms, rows and terms known to the compiler.
-template <int rows, int terms, typename scalar_t>
-inline void add_terms(const scalar_t* a, int64_t lda, const scalar_t* b, int64_t ldb, Matrix<scalar_t> c) {
-  constexpr int lanes = kLanes<scalar_t>;
-  scalar_t factor[rows][terms];
-#pragma GCC unroll 4
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
-    for (int i = 0; i < terms; ++i) {
-      factor[r][i] = a[r * lda + i];
-    }
-  }
-  int64_t column = 0;
-  for (; column + lanes <= c.cols; column += lanes) {
-    vec<scalar_t> other[terms];
-#pragma GCC unroll 4
-    for (int i = 0; i < terms; ++i) {
-      other[i] = load(b + i * ldb + column);
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) {
-      vec<scalar_t> sum = load(c.row(r) + column);
-#pragma GCC unroll 4
-      for (int i = 0; i < terms; ++i) {
-        sum += factor[r][i] * other[i];
-      }
-      store(c.row(r) + column, sum);
-    }
-  }
-  for (; column < c.cols; ++column) {
-    for (int r = 0; r < rows; ++r) {
-      for (int i = 0; i < terms; ++i) {
-        c.row(r)[column] += factor[r][i] * b[i * ldb + column];
-      }
-    }
-  }
+template <typename scalar_t>
+void pack_transposed_panels(ConstStored<scalar_t> b, scalar_t* panels) {
+  with_elements<scalar_t>(b, [&](const auto& view) { pack_transposed_elements(view, panels); });
 }
 
-template <int terms, typename scalar_t>
-inline void add_terms(ConstMatrix<scalar_t> a, int64_t k, ConstMatrix<scalar_t> b, Matrix<scalar_t> c) {
-  int64_t r = 0;
-  for (; r + kStreamedRows <= c.rows; r += kStreamedRows) {
-    add_terms<kStreamedRows, terms, scalar_t>(a.row(r) + k, a.ld, b.row(k), b.ld, c.row_range(r, r + kStreamedRows));
+// c += Σ a_i b_i over `terms` rows b_i of B, known to the compiler: one row of C, n elements.
+template <int terms, typename scalar_t, typename element_t>
+inline void add_terms(const scalar_t* a, const element_t* b, int64_t ldb, scalar_t* c, int64_t n) {
+  constexpr int lanes = kLanes<scalar_t>;
+  scalar_t factor[terms];
+#pragma GCC unroll 4
+  for (int i = 0; i < terms; ++i) {
+    factor[i] = a[i];
   }
-  for (; r < c.rows; ++r) {
-    add_terms<1, terms, scalar_t>(a.row(r) + k, a.ld, b.row(k), b.ld, c.row_range(r, r + 1));
+  int64_t column = 0;
+  for (; column + lanes <= n; column += lanes) {
+    vec<scalar_t> sum = load(c + column);
+#pragma GCC unroll 4
+    for (int i = 0; i < terms; ++i) {
+      sum += factor[i] * load_widened(b + i * ldb + column);
+    }
+    store(c + column, sum);
+  }
+  for (; column < n; ++column) {
+    for (int i = 0; i < terms; ++i) {
+      c[column] += factor[i] * widened(b[i * ldb + column]);
+    }
   }
 }
 
 // C += A B, B row by row.
 template <typename scalar_t>
-void add_streamed(ConstMatrix<scalar_t> a, ConstMatrix<scalar_t> b, Matrix<scalar_t> c) {
-  int64_t k = 0;
-  for (; k + kStreamedTerms <= a.cols; k += kStreamedTerms) {
-    add_terms<kStreamedTerms, scalar_t>(a, k, b, c);
+void add_streamed(ConstMatrix<scalar_t> a, ConstStored<scalar_t> b, Matrix<scalar_t> c) {
+  with_elements<scalar_t>(b, [&](const auto& view) {
+    for (int64_t r = 0; r < c.rows; ++r) {
+      int64_t k = 0;
+      for (; k + kStreamedTerms <= a.cols; k += kStreamedTerms) {
+        add_terms<kStreamedTerms>(a.row(r) + k, view.row(k), view.ld, c.row(r), c.cols);
+      }
+      for (; k < a.cols; ++k) {
+        add_terms<1>(a.row(r) + k, view.row(k), view.ld, c.row(r), c.cols);
+      }
+    }
+  });
+}
+
+// C += A B, B chunk by chunk; the next one is asked for meanwhile. panel holds as many terms of a panel.
+template <typename scalar_t>
+void add_chunks(ConstMatrix<scalar_t> a, ConstStored<scalar_t> b, Matrix<scalar_t> c, scalar_t* panel) {
+  constexpr int64_t panel_width = kPanel<scalar_t>;
+  const Operand<scalar_t> nothing{a.data, 0, 0, 0};
+  const int64_t whole = c.cols / panel_width * panel_width;
+  const bool in_place = b.storage == Storage::kComputed;
+  for (int64_t k = 0; k < a.cols; k += kChunkTerms) {
+    const int64_t end = std::min(k + kChunkTerms, a.cols);
+    const Operand<scalar_t> chunk = operand(a.columns(k, end - k));
+    for (int64_t column = 0; column < whole; column += panel_width) {
+      for (int64_t row = end; row < std::min(end + kChunkTerms, a.cols); ++row) {
+        prefetch_columns<scalar_t>(b, row, column, column + panel_width);
+      }
+      if (!in_place) {
+        pack_panel<scalar_t>(b.row_range(k, end).columns(column, panel_width), panel);
+      }
+      const scalar_t* source = in_place ? b.view().row(k) + column : panel;
+      for (int64_t row = 0; row < c.rows; row += kRegisterTileRows) {
+        const int64_t row_end = std::min(row + kRegisterTileRows, c.rows);
+        multiply_tile<scalar_t>(chunk.from_row(row), nothing, source, in_place ? b.ld : panel_width, nullptr,
+                                c.row_range(row, row_end).columns(column, panel_width), true);
+      }
+    }
   }
-  for (; k < a.cols; ++k) {
-    add_terms<1, scalar_t>(a, k, b, c);
-  }
+  add_streamed<scalar_t>(a, b.columns(whole, c.cols - whole), c.columns(whole, c.cols - whole));
 }
 
 // C = [C if accumulate, or bias, or 0] + [A1 ; A2] B. panels are those of B, or null, and then panel holds
 // a.cols() * kPanel elements.
 template <typename scalar_t>
-void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const scalar_t* panels, const scalar_t* bias,
+void multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const scalar_t* panels, const scalar_t* bias,
               Matrix<scalar_t> c, scalar_t* panel, bool accumulate = false) {
   const int64_t k = a.cols();
   constexpr int64_t panel_width = kPanel<scalar_t>;
@@ -250,8 +269,15 @@ void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const sc
         std::fill_n(c.row(r), c.cols, scalar_t(0));
       }
     }
-    add_streamed<scalar_t>(a.left, b.row_range(0, a.left.cols), c);
-    add_streamed<scalar_t>(a.right, b.row_range(a.left.cols, k), c);
+    const auto add = [&](ConstMatrix<scalar_t> left, ConstStored<scalar_t> right) {
+      if (c.rows == 1) {
+        add_streamed<scalar_t>(left, right, c);
+      } else {
+        add_chunks<scalar_t>(left, right, c, panel);
+      }
+    };
+    add(a.left, b.row_range(0, a.left.cols));
+    add(a.right, b.row_range(a.left.cols, k));
     return;
   }
   const Operand<scalar_t> a1 = operand(a.left), a2 = operand(a.right);
@@ -259,11 +285,12 @@ void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const sc
   for (int64_t column = 0; column < c.cols; column += panel_width) {
     const int64_t width = std::min(panel_width, c.cols - column);
     const bool whole = width == panel_width;
-    const bool packed = panels != nullptr || !whole || c.rows > kRowsWithoutPacking;
+    // The register tile reads floats: elsewhere a panel is widened before.
+    const bool packed = panels != nullptr || !whole || c.rows > kRowsWithoutPacking || b.storage != Storage::kComputed;
     if (packed && panels == nullptr) {
       pack_panel<scalar_t>(b.columns(column, width), panel);
     }
-    const scalar_t* source = panels != nullptr ? panels + column * k : packed ? panel : b.data + column;
+    const scalar_t* source = panels != nullptr ? panels + column * k : packed ? panel : b.view().data + column;
     const int64_t stride = packed ? panel_width : b.ld;
     const scalar_t* start = bias == nullptr ? nullptr : bias + column;
     if (start != nullptr && !whole) {
@@ -279,9 +306,10 @@ void multiply(const Concatenated<scalar_t>& a, ConstMatrix<scalar_t> b, const sc
 }
 
 // dA = [dA +] dC Wᵀ for W (k, n): computed as (W dCᵀ)ᵀ, so that W is read once, in order, and only the few rows of dC
-// are transposed. panel holds n * round_up(rows, kPanel) elements.
+// are transposed. A weight in 16 bits is widened as many rows at a time as the register tile reads. panel holds
+// n * (round_up(rows, kPanel) + kRegisterTileRows) elements.
 template <typename scalar_t>
-void multiply_transposed(ConstMatrix<scalar_t> dc, ConstMatrix<scalar_t> w, Matrix<scalar_t> da, bool accumulate,
+void multiply_transposed(ConstMatrix<scalar_t> dc, ConstStored<scalar_t> w, Matrix<scalar_t> da, bool accumulate,
                          scalar_t* panel) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
   constexpr int64_t lanes = kLanes<scalar_t>;
@@ -297,10 +325,16 @@ void multiply_transposed(ConstMatrix<scalar_t> dc, ConstMatrix<scalar_t> w, Matr
     }
   }
   alignas(64) scalar_t block[kRegisterTileRows * panel_width];
-  const Operand<scalar_t> rows_of_w = operand(w), nothing{w.data, 0, 0, 0};
+  scalar_t* widened_rows = panel + round_up(dc.rows, panel_width) * n;
+  const bool in_place = w.storage == Storage::kComputed;
+  const Operand<scalar_t> rows_of_w = in_place ? operand(w.view()) : Operand<scalar_t>{widened_rows, n, 1, n};
+  const Operand<scalar_t> nothing{rows_of_w.data, 0, 0, 0};
   for (int64_t i = 0; i < w.rows; i += kRegisterTileRows) {
     const int64_t count = std::min<int64_t>(kRegisterTileRows, w.rows - i);
-    const Operand<scalar_t> a = rows_of_w.from_row(i);
+    for (int64_t r = 0; !in_place && r < count; ++r) {
+      read_row(w, i + r, 0, n, widened_rows + r * n);
+    }
+    const Operand<scalar_t> a = rows_of_w.from_row(in_place ? i : 0);
     for (int64_t row = 0; row < dc.rows; row += panel_width) {
       const int64_t width = std::min(panel_width, dc.rows - row);
       const auto tile =

@@ -20,7 +20,9 @@ struct ProductScratch {
   scalar_t* panel = nullptr;
   scalar_t* rounded = nullptr;
   scalar_t* transposed = nullptr;
-  uint16_t* tiles = nullptr;  // of the rows prepared last
+  uint16_t* tiles = nullptr;     // of the rows prepared last
+  int32_t* int8_rows = nullptr;  // of the rows prepared last
+  float* row_scales = nullptr;   // of these
 
   ProductScratch() = default;
   // For up to that many rows, and products over at most k terms.
@@ -29,7 +31,11 @@ struct ProductScratch {
     panel = scratch.take(2 * (k + 2) * kPanel<scalar_t>);
     rounded = scratch.take(rows * (k + 2));
     if (backward) {
-      transposed = scratch.take(k * round_up(rows, kPanel<scalar_t>));
+      transposed = scratch.take(k * (round_up(rows, kPanel<scalar_t>) + kRegisterTileRows));
+    }
+    if constexpr (std::is_same_v<scalar_t, float>) {
+      int8_rows = scratch.template take<int32_t>(rows * lanes_of(k));
+      row_scales = scratch.take(rows);
     }
     if constexpr (kHasTiles<scalar_t>) {
       tiles = scratch.template take<uint16_t>(round_up(rows, 32) * round_up(k, 32) * kFloatParts);
@@ -68,12 +74,19 @@ inline element_t* matrix_of(element_t* first, int64_t i, int64_t size) {
 template <typename scalar_t>
 void lay_out(const PanelItem<scalar_t>& item) {
   const Weights<scalar_t>& weights = *item.weights;
-  const ConstMatrix<scalar_t> matrix = weights.matrix(item.matrix);
+  const StoredMatrix<const scalar_t> matrix = weights.matrix(item.matrix);
   if (weights.panels != nullptr) {
     pack_panels(matrix, weights.panels + item.matrix * panels_size(weights));
   }
   if (weights.transposed_panels != nullptr) {
     pack_transposed_panels(matrix, weights.transposed_panels + item.matrix * transposed_float_panels_size(weights));
+  }
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    if (weights.int8_panels != nullptr) {
+      int8_t* block = weights.int8_panels + item.matrix * int8_panels_size(weights);
+      with_elements<float>(
+          matrix, [&](const auto& view) { pack_int8_panels(view, Int8Panels(block, weights.k(), weights.n)); });
+    }
   }
   if constexpr (kHasBfloat16Panels<scalar_t>) {
     uint16_t* panels = matrix_of(weights.bfloat16_panels, item.matrix, bfloat16_panels_size(weights));
@@ -81,13 +94,13 @@ void lay_out(const PanelItem<scalar_t>& item) {
       uint16_t* transposed =
           matrix_of(weights.transposed_bfloat16_panels, item.matrix, transposed_panels_size(weights));
       if (panels != nullptr) {
-        lay_out_columns<false>(Concatenated<scalar_t>{matrix}, 0, weights.n, weights.parts, panels);
+        lay_out_columns<false>(Concatenated<scalar_t>{matrix.view()}, 0, weights.n, weights.parts, panels);
       }
       if (transposed != nullptr) {
-        lay_out_right_transposed(Concatenated<scalar_t>{matrix}, weights.parts, transposed);
+        lay_out_right_transposed(Concatenated<scalar_t>{matrix.view()}, weights.parts, transposed);
       }
     } else if (panels != nullptr) {
-      pack_all_pairs(matrix, weights.k1, panels);
+      pack_all_pairs(matrix.view(), weights.k1, panels);
     }
   }
 }
@@ -101,17 +114,33 @@ inline void prepare_rows(Range rows, const Concatenated<scalar_t>& a, const Weig
       lay_out_left(a, rows, weights.parts, scratch.tiles);
     }
   }
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    if (weights.int8_panels != nullptr) {
+      quantise_rows(a, rows, scratch.int8_rows, scratch.row_scales);
+    }
+  }
 }
 
-// Rows of Z = bias + [A1 ; A2] W_i, of factors rounded to bfloat16 if asked. These rows, or more, have been prepared.
+// Rows of Z = bias + [A1 ; A2] W_i, of rounded factors if asked. These rows, or more, have been prepared.
 template <typename scalar_t>
-inline void linear(bool bfloat16, Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
+inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
                    int64_t i, Matrix<scalar_t> z, ProductScratch<scalar_t>& scratch) {
   if (rows.size() == 0) {
     return;
   }
   const scalar_t* bias = weights.bias + i * weights.n;
-  const uint16_t* bfloat16_panels = matrix_of(weights.bfloat16_panels, i, bfloat16_panels_size(weights));
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    if (rounding == Rounding::kInt8) {
+      const int64_t k = weights.k();
+      multiply_int8(scratch.int8_rows + rows.begin * lanes_of(k), scratch.row_scales + rows.begin, k,
+                    Int8Panels(weights.int8_panels + i * int8_panels_size(weights), k, weights.n), bias,
+                    z.row_range(rows.begin, rows.end));
+      return;
+    }
+  }
+  [[maybe_unused]] const bool bfloat16 = rounding == Rounding::kBfloat16;
+  [[maybe_unused]] const uint16_t* bfloat16_panels =
+      matrix_of(weights.bfloat16_panels, i, bfloat16_panels_size(weights));
   if constexpr (kHasTiles<scalar_t>) {
     if (bfloat16_panels != nullptr) {
       const TileFactors factors{scratch.tiles, bfloat16_panels, tiles_of(weights.k(), kTileDepth), weights.parts};
@@ -121,13 +150,18 @@ inline void linear(bool bfloat16, Range rows, const Concatenated<scalar_t>& a, c
   }
   const Concatenated<scalar_t> factor = a.row_range(rows.begin, rows.end);
   const Matrix<scalar_t> target = z.row_range(rows.begin, rows.end);
+  const scalar_t* panels = matrix_of(weights.panels, i, panels_size(weights));
   if constexpr (std::is_same_v<scalar_t, float>) {
     if (bfloat16) {
-      multiply_bfloat16(factor, weights.matrix(i), bfloat16_panels, bias, target, scratch.panel, scratch.rounded);
+      if constexpr (kHasBfloat16Panels<scalar_t>) {
+        const ConstMatrix<scalar_t> matrix = weights.matrix(i).view();
+        multiply_bfloat16(factor, matrix, bfloat16_panels, bias, target, scratch.panel, scratch.rounded);
+      } else {
+        multiply_bfloat16(factor, weights.matrix(i), panels, bias, target, scratch.panel, scratch.rounded);
+      }
       return;
     }
   }
-  const scalar_t* panels = matrix_of(weights.panels, i, panels_size(weights));
   multiply(factor, weights.matrix(i), panels, bias, target, scratch.panel);
 }
 

@@ -89,11 +89,11 @@ struct MutualScratch {
 
 // g of branch k.
 template <typename scalar_t>
-void gates(bool bfloat16, Range rows, ConstMatrix<scalar_t> v, const Layer<scalar_t>& layer, int64_t k,
+void gates(Rounding rounding, Range rows, ConstMatrix<scalar_t> v, const Layer<scalar_t>& layer, int64_t k,
            Matrix<scalar_t> gate, ProductScratch<scalar_t>& scratch) {
   const Concatenated<scalar_t> input{v};
   prepare_rows(rows, input, layer.gates, scratch);
-  linear(bfloat16, rows, input, layer.gates, k, gate, scratch);
+  linear(rounding, rows, input, layer.gates, k, gate, scratch);
   for (int64_t r = rows.begin; r < rows.end; ++r) {
     scalar_t* g = gate.row(r);
     for (int64_t i = 0; i < layer.gate_width; ++i) {
@@ -111,7 +111,7 @@ void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, Co
   const int64_t m = trunk.num_scenarios, d = layer.width;
   tile.for_each_segment([&](Segment s) {
     const ConstMatrix<scalar_t> own = streams.columns(s.scenario * d, d);
-    gates(trunk.own_bfloat16, s.rows, own, layer, s.scenario, gate, scratch.product);
+    gates(trunk.own_rounding(), s.rows, own, layer, s.scenario, gate, scratch.product);
     for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
       const scalar_t* v = streams.row(r);
       double* cosine = scratch.row;
@@ -135,7 +135,7 @@ void mutual_table(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, Cons
   const int64_t m = trunk.num_scenarios, d = layer.width, width = layer.gate_width;
   const Matrix<scalar_t> gate = tile.in(scratch.gate, m * width);
   for (int64_t k = 0; k < m; ++k) {
-    gates(trunk.foreign_bfloat16, tile.all(), streams.columns(k * d, d), layer, k, gate.columns(k * width, width),
+    gates(trunk.foreign_rounding, tile.all(), streams.columns(k * d, d), layer, k, gate.columns(k * width, width),
           scratch.product);
   }
   double* cosine = scratch.row;

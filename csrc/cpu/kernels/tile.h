@@ -81,14 +81,15 @@ class Tile {
   // Where row r of the tile stands in the caller's order.
   int64_t callers_row(int64_t r) const { return trunk_.permutation[begin_ + r]; }
 
-  void gather(ConstMatrix<scalar_t> callers, Matrix<scalar_t> sorted) const {
+  Matrix<scalar_t> gather(ConstStored<scalar_t> callers, Matrix<scalar_t> sorted) const {
     for (int64_t r = 0; r < rows(); ++r) {
-      std::copy_n(callers.row(callers_row(r)), callers.cols, sorted.row(r));
+      read_row(callers, callers_row(r), 0, callers.cols, sorted.row(r));
     }
+    return sorted;
   }
-  void scatter(ConstMatrix<scalar_t> sorted, Matrix<scalar_t> callers) const {
+  void scatter(ConstMatrix<scalar_t> sorted, Stored<scalar_t> callers) const {
     for (int64_t r = 0; r < rows(); ++r) {
-      std::copy_n(sorted.row(r), callers.cols, callers.row(callers_row(r)));
+      write_row(sorted.row(r), callers.cols, callers, callers_row(r), 0);
     }
   }
 

@@ -40,6 +40,7 @@ class TileStreams {
     }
     const Trunk<scalar_t>& trunk = pass_.trunk;
     TileLayers<scalar_t> layers(tile, forward_scratch_);
+    layers.gather_x_local();
     ConstMatrix<scalar_t> streams;
     for (int64_t l = 0; l < trunk.num_shared; ++l) {
       const Layer<scalar_t>& layer = trunk.layers[l];
@@ -75,31 +76,36 @@ int64_t backward_scratch(const BackwardPass<scalar_t>& pass) {
 
 // The own stream's gradient into the caller's of x_local, whose foreign views receive nothing.
 template <typename scalar_t>
-void scatter_own(const Tile<scalar_t>& tile, Matrix<scalar_t> d_own, Matrix<scalar_t> grad_x_local) {
+void scatter_own(const Tile<scalar_t>& tile, Matrix<scalar_t> d_own, Stored<scalar_t> grad_x_local) {
   const int64_t d = d_own.cols;
   tile.for_each_segment([&](Segment s) {
-    const Matrix<scalar_t> view = grad_x_local.columns(tile.trunk().per_branch_input ? s.scenario * d : 0, d);
+    const int64_t begin = tile.trunk().per_branch_input ? s.scenario * d : 0;
     for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
-      std::copy_n(d_own.row(r), d, view.row(tile.callers_row(r)));
+      write_row(d_own.row(r), d, grad_x_local, tile.callers_row(r), begin);
     }
   });
 }
 
 // Of a gate, σ = sigmoid(Z_t^L): dgated = γ σ ∘ down into the caller's rows, and dZ_t^L = dgated ∘ gated ∘ (1 − σ).
+// buffer holds three rows of it.
 template <typename scalar_t>
-void gate_backward(const Tile<scalar_t>& tile, const BackwardPass<scalar_t>& pass, Matrix<scalar_t> dz) {
+void gate_backward(const Tile<scalar_t>& tile, const BackwardPass<scalar_t>& pass, Matrix<scalar_t> dz,
+                   scalar_t* buffer) {
   const Trunk<scalar_t>& trunk = pass.trunk;
   const ConstMatrix<scalar_t> own = tile.of(pass.saved[trunk.num_layers - 1].own);
   const scalar_t scale = trunk.gate_scale;
   for (int64_t r = 0; r < tile.rows(); ++r) {
     const int64_t row = tile.callers_row(r);
-    const scalar_t *sigma = own.row(r), *down = pass.grad_own.row(row), *gated = trunk.gated.row(row);
-    scalar_t *d_gated = pass.grad_gated.row(row), *d_z = dz.row(r);
+    const scalar_t* sigma = own.row(r);
+    const scalar_t* down = row_of(pass.grad_own, row, buffer);
+    const scalar_t* gated = row_of(trunk.gated, row, buffer + dz.cols);
+    scalar_t *d_gated = place_of(pass.grad_gated, row, buffer + 2 * dz.cols), *d_z = dz.row(r);
     for (int64_t i = 0; i < dz.cols; ++i) {
       const scalar_t d_scaled = scale * sigma[i] * down[i];
       d_gated[i] = d_scaled;
       d_z[i] = d_scaled * gated[i] * (1 - sigma[i]);
     }
+    write_row(d_gated, dz.cols, pass.grad_gated, row, 0);
   }
 }
 
@@ -124,7 +130,7 @@ void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* blo
   Matrix<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
   Matrix<scalar_t> d_aux = tile.in(scratch.aux[0], pass.grad_aux.cols);
   if (trunk.gated.data != nullptr) {
-    gate_backward(tile, pass, d_own);
+    gate_backward(tile, pass, d_own, scratch.inputs[1]);
   } else {
     tile.gather(pass.grad_own, d_own);
   }
@@ -183,7 +189,7 @@ void mutual_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, vo
   BackwardScratch<scalar_t> scratch(trunk, pieces);
   const Matrix<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
   tile.gather(pass.grad_own, d_own);
-  mutual_backward(tile, trunk.layers[0], pass.saved[0], tile.of(trunk.x_local), d_own,
+  mutual_backward(tile, trunk.layers[0], pass.saved[0], tile.of(trunk.streams), d_own,
                   tile.of(pass.gradients[0].dz_gate), scratch.mutual);
   scatter_own(tile, d_own, pass.grad_x_local);
 }

@@ -8,6 +8,7 @@ template <typename scalar_t>
 struct ForwardScratch {
   Widest<scalar_t> widest;
   ProductScratch<scalar_t> product;
+  scalar_t* x_local;
   scalar_t* aux[2];
   scalar_t* own[2];
   scalar_t* streams[2];
@@ -16,6 +17,7 @@ struct ForwardScratch {
   ForwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
       : widest(trunk),
         product(trunk.tile_rows, widest.factor, false, scratch),
+        x_local(scratch.take(trunk.tile_rows * trunk.x_local.cols)),
         aux{scratch.take(trunk.tile_rows * widest.width), scratch.take(trunk.tile_rows * widest.width)},
         own{scratch.take(trunk.tile_rows * widest.stream), scratch.take(trunk.tile_rows * widest.stream)},
         streams{scratch.take(trunk.tile_rows * trunk.num_scenarios * widest.shared),
@@ -31,7 +33,18 @@ class TileLayers {
   using ConstView = MatrixView<const scalar_t>;
 
   TileLayers(const Tile<scalar_t>& tile, ForwardScratch<scalar_t>& scratch)
-      : trunk_(tile.trunk()), tile_(tile), scratch_(scratch) {}
+      : trunk_(tile.trunk()),
+        tile_(tile),
+        scratch_(scratch),
+        x_local_(tile.in(scratch.x_local, tile.trunk().x_local.cols)) {}
+
+  // Reads the tile's rows of x_l, before the layer that reads them.
+  void gather_x_local() const { tile_.gather(trunk_.x_local, x_local_); }
+
+  // Those of x_g, in the place of the auxiliary stream before the first.
+  ConstView gather_x_global() const {
+    return tile_.gather(trunk_.x_global, tile_.in(scratch_.aux[1], trunk_.x_global.cols));
+  }
 
   // Of the streams of all branches (rows, M d) the own ones.
   void copy_own(ConstView streams, View own) const {
@@ -54,7 +67,7 @@ class TileLayers {
     const View z = saved.aux_preact.data != nullptr ? tile_.of(saved.aux_preact) : out;
     const Concatenated<scalar_t> input{previous};
     prepare_rows(tile_.all(), input, layer.auxiliary, scratch_.product);
-    linear(trunk_.own_bfloat16, tile_.all(), input, layer.auxiliary, 0, z, scratch_.product);
+    linear(trunk_.own_rounding(), tile_.all(), input, layer.auxiliary, 0, z, scratch_.product);
     activate_rows(layer.activation, z, out);
     return out;
   }
@@ -70,17 +83,17 @@ class TileLayers {
       if (k == 0 || !one_input) {
         prepare_rows(tile_.all(), input, layer.branch, scratch_.product);
       }
-      const auto branch = [&](bool bfloat16, Range rows) {
-        linear(bfloat16, rows, input, layer.branch, k, z, scratch_.product);
+      const auto branch = [&](Rounding rounding, Range rows) {
+        linear(rounding, rows, input, layer.branch, k, z, scratch_.product);
       };
-      if (trunk_.foreign_bfloat16 == trunk_.own_bfloat16) {
-        branch(trunk_.own_bfloat16, tile_.all());
+      if (trunk_.foreign_rounding == trunk_.own_rounding()) {
+        branch(trunk_.own_rounding(), tile_.all());
         continue;
       }
       const Range own = tile_.of_scenario(k);
-      branch(trunk_.foreign_bfloat16, {0, own.begin});
-      branch(trunk_.own_bfloat16, own);
-      branch(trunk_.foreign_bfloat16, {own.end, tile_.rows()});
+      branch(trunk_.foreign_rounding, {0, own.begin});
+      branch(trunk_.own_rounding(), own);
+      branch(trunk_.foreign_rounding, {own.end, tile_.rows()});
     }
     if (own_preact.data != nullptr) {
       copy_own(out, own_preact);
@@ -96,25 +109,29 @@ class TileLayers {
     tile_.for_each_segment([&](Segment s) {
       const Concatenated<scalar_t> input{l > 0 ? previous : stream_input(l, s.scenario, previous), aux};
       prepare_rows(s.rows, input, layer.branch, scratch_.product);
-      linear(trunk_.own_bfloat16, s.rows, input, layer.branch, s.scenario, z, scratch_.product);
+      linear(trunk_.own_rounding(), s.rows, input, layer.branch, s.scenario, z, scratch_.product);
     });
     activate_rows(layer.activation, z, out);
     return out;
   }
 
   // γ sigmoid(Z_t^L) ∘ gated into the caller's rows, Z_t^L from own_branch; sigmoid(Z_t^L) stays in its place.
-  void gate(const Saved<scalar_t>& saved, View callers) {
+  void gate(const Saved<scalar_t>& saved, const StoredMatrix<scalar_t>& callers) {
     const int64_t l = trunk_.num_layers - 1, d = callers.cols;
     const scalar_t scale = trunk_.gate_scale;
     const View own = tile_.of(saved.own, scratch_.own[l % 2], d);
+    // The layer before is not read any more.
+    scalar_t *gated_row = scratch_.own[(l + 1) % 2], *out_row = gated_row + trunk_.gated.cols;
     for (int64_t r = 0; r < own.rows; ++r) {
       scalar_t* z = own.row(r);
-      scalar_t* out = callers.row(tile_.callers_row(r));
-      const scalar_t* gated = trunk_.gated.row(tile_.callers_row(r));
+      const int64_t row = tile_.callers_row(r);
+      scalar_t* out = place_of(callers, row, out_row);
+      const scalar_t* gated = row_of(trunk_.gated, row, gated_row);
       for (int64_t i = 0; i < d; ++i) {
         z[i] = sigmoid(z[i]);
         out[i] = scale * z[i] * gated[i];
       }
+      write_row(out, d, callers, row, 0);
     }
   }
 
@@ -141,12 +158,13 @@ class TileLayers {
     if (l > 0) {
       return previous.columns(k * width, width);
     }
-    return tile_.of(trunk_.x_local).columns(trunk_.per_branch_input ? k * width : 0, width);
+    return x_local_.columns(trunk_.per_branch_input ? k * width : 0, width);
   }
 
   const Trunk<scalar_t>& trunk_;
   const Tile<scalar_t>& tile_;
   ForwardScratch<scalar_t>& scratch_;
+  View x_local_;
   int64_t turn_ = 0;
 };
 
@@ -168,8 +186,9 @@ void forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void* block
 
   ConstMatrix<scalar_t> aux, streams, own;
   if (trunk.layers[0].aux_width > 0) {
-    aux = tile.of(trunk.x_global);
+    aux = layers.gather_x_global();
   }
+  layers.gather_x_local();
   for (int64_t l = 0; l < trunk.num_layers; ++l) {
     const Layer<scalar_t>& layer = trunk.layers[l];
     const Saved<scalar_t>& saved = pass.saved[l];
@@ -210,7 +229,7 @@ void mutual_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void
   Scratch<scalar_t> pieces(block);
   ForwardScratch<scalar_t> scratch(trunk, pieces);
   TileLayers<scalar_t> layers(tile, scratch);
-  const ConstMatrix<scalar_t> streams = tile.of(trunk.x_local);
+  const ConstMatrix<scalar_t> streams = tile.of(trunk.streams);
   layers.copy_own(streams, tile.of(pass.saved[0].own));
   tile.scatter(layers.mutual_own(0, streams, pass.saved[0]), pass.own);
 }

@@ -23,13 +23,22 @@ template <typename scalar_t>
 struct GradientScratch {
   scalar_t* input;  // (kRegisterTileRows blocks, kGradientChunk, kRegisterTileRows)
   scalar_t* panel;
+  scalar_t* rounded;   // an item's sums where they are then rounded to 16 bits
+  scalar_t* gathered;  // (kGradientChunk, kGradientItemRows) of an input that stands in another order or in 16 bits
   uint16_t* left;
   uint16_t* right;
 
-  explicit GradientScratch(Scratch<scalar_t>& scratch) {
+  GradientScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch) {
     input = scratch.take(kGradientChunk * round_up(kGradientItemRows<scalar_t>, kRegisterTileRows));
     panel = scratch.take(kGradientChunk * kPanel<scalar_t>);
+    int64_t width = 0;
+    for (int64_t l = 0; l < trunk.num_layers; ++l) {
+      const Layer<scalar_t>& layer = trunk.layers[l];
+      width = std::max({width, layer.width, layer.aux_width, layer.gate_width});
+    }
+    rounded = scratch.take(kGradientItemRows<scalar_t> * width);
     if constexpr (kHasTiles<scalar_t>) {
+      gathered = scratch.take(kGradientChunk * kGradientItemRows<scalar_t>);
       left = scratch.template take<uint16_t>(tiles_size(kGradientItemRows<scalar_t>, kGradientChunk, kFloatParts));
       right = scratch.template take<uint16_t>(tiles_size(kBlockSide, kGradientChunk, kFloatParts));
     }
@@ -37,41 +46,59 @@ struct GradientScratch {
 };
 
 template <typename scalar_t>
-int64_t gradient_scratch() {
+int64_t gradient_scratch(const Trunk<scalar_t>& trunk) {
   Scratch<scalar_t> scratch(nullptr);
-  GradientScratch<scalar_t>{scratch};
+  GradientScratch<scalar_t>(trunk, scratch);
   return scratch.bytes();
 }
+
+// [left ; right], of which left may stand in the caller's order, or in 16 bits. right may be absent.
+template <typename scalar_t>
+struct GradientInput {
+  StoredMatrix<const scalar_t> left;
+  const int64_t* order = nullptr;  // the row of left of every row; null: as they stand
+  MatrixView<const scalar_t> right = {};
+
+  int64_t cols() const { return left.cols + right.cols; }
+  int64_t row_of_left(int64_t row) const { return order == nullptr ? row : order[row]; }
+
+  // Columns begin .. end of a row.
+  void copy(int64_t row, int64_t begin, int64_t end, scalar_t* target) const {
+    const int64_t split = std::clamp(left.cols, begin, end);
+    read_row(left, row_of_left(row), begin, split - begin, target);
+    if (split < end) {
+      std::copy(right.row(row) + (split - left.cols), right.row(row) + (end - left.cols), target + (split - begin));
+    }
+  }
+};
 
 // What a weight's gradient is the sum of, and where it goes.
 template <typename scalar_t>
 struct WeightGradient {
-  Concatenated<scalar_t> input;
+  GradientInput<scalar_t> input;
   ConstMatrix<scalar_t> dz;
-  Matrix<scalar_t> weight;
-  scalar_t* bias;
+  StoredMatrix<scalar_t> weight;
+  StoredMatrix<scalar_t> bias;
 };
-
-// Columns begin .. end of a row.
-template <typename scalar_t>
-void copy_columns(const Concatenated<scalar_t>& input, int64_t row, int64_t begin, int64_t end, scalar_t* target) {
-  const auto& [left, right] = input;
-  const int64_t split = std::clamp(left.cols, begin, end);
-  std::copy(left.row(row) + begin, left.row(row) + split, target);
-  if (split < end) {
-    std::copy(right.row(row) + (split - left.cols), right.row(row) + (end - left.cols), target + (split - begin));
-  }
-}
 
 // Rows begin .. end of the weight's gradient on the tile unit, from that many bfloat16 parts.
 template <typename scalar_t>
 void sum_outer_products_in_tiles(const WeightGradient<scalar_t>& of, int64_t begin, int64_t end, int64_t parts,
-                                 GradientScratch<scalar_t>& scratch) {
-  const Matrix<scalar_t> out = of.weight.row_range(begin, end);
+                                 Matrix<scalar_t> out, GradientScratch<scalar_t>& scratch) {
+  const bool as_it_stands = of.input.order == nullptr && of.input.left.storage == Storage::kComputed;
   std::fill_n(out.data, out.rows * out.cols, scalar_t(0));
   for (int64_t start = 0; start < of.dz.rows; start += kGradientChunk) {
     const int64_t stop = std::min(start + kGradientChunk, of.dz.rows);
-    lay_out_columns<true>(of.input.row_range(start, stop), begin, out.rows, parts, scratch.left);
+    if (as_it_stands) {
+      const Concatenated<scalar_t> input{of.input.left.view(), of.input.right};
+      lay_out_columns<true>(input.row_range(start, stop), begin, out.rows, parts, scratch.left);
+    } else {
+      const Matrix<scalar_t> gathered{scratch.gathered, stop - start, out.rows, out.rows};
+      for (int64_t r = start; r < stop; ++r) {
+        of.input.copy(r, begin, end, gathered.row(r - start));
+      }
+      lay_out_columns<true>(Concatenated<scalar_t>{gathered}, 0, out.rows, parts, scratch.left);
+    }
     for (int64_t column = 0; column < out.cols; column += kBlockSide) {
       const int64_t width = std::min(kBlockSide, out.cols - column);
       lay_out_columns<false>(Concatenated<scalar_t>{of.dz.row_range(start, stop)}, column, width, parts, scratch.right);
@@ -83,18 +110,19 @@ void sum_outer_products_in_tiles(const WeightGradient<scalar_t>& of, int64_t beg
 
 // The same in the register tile.
 template <typename scalar_t>
-void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64_t end,
+void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64_t end, Matrix<scalar_t> out,
                         GradientScratch<scalar_t>& scratch) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
-  const Matrix<scalar_t> out = of.weight.row_range(begin, end);
   alignas(64) scalar_t slice[kGradientItemRows<scalar_t> + kRegisterTileRows];
   std::fill_n(out.data, out.rows * out.cols, scalar_t(0));
   for (int64_t start = 0; start < of.dz.rows; start += kGradientChunk) {
     const int64_t stop = std::min(start + kGradientChunk, of.dz.rows);
     for (int64_t r = 0; r < stop - start; ++r) {
       // Slices of rows are too far apart for the processor to guess the next one.
-      prefetch_columns<scalar_t>(of.input.left, start + r + kRowsAhead, begin, std::min(end, of.input.left.cols));
-      copy_columns(of.input, start + r, begin, end, slice);
+      if (const int64_t ahead = start + r + kRowsAhead; ahead < of.dz.rows) {
+        prefetch_columns(of.input.left, of.input.row_of_left(ahead), begin, std::min(end, of.input.left.cols));
+      }
+      of.input.copy(start + r, begin, end, slice);
       for (int64_t i = 0; i < out.rows; i += kRegisterTileRows) {
         std::copy_n(slice + i, kRegisterTileRows, scratch.input + (i * kGradientChunk) + r * kRegisterTileRows);
       }
@@ -103,7 +131,7 @@ void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64
       const int64_t width = std::min(panel_width, out.cols - column);
       pack_panel(of.dz.row_range(start, stop).columns(column, width), scratch.panel);
       for (int64_t r = start; r < stop && column + width < out.cols; ++r) {
-        prefetch_columns<scalar_t>(of.dz, r, column + width, column + width + 1);
+        prefetch_columns(StoredMatrix<const scalar_t>(of.dz), r, column + width, column + width + 1);
       }
       for (int64_t i = 0; i < out.rows; i += kRegisterTileRows) {
         const Operand<scalar_t> a{scratch.input + i * kGradientChunk, 1, kRegisterTileRows, stop - start};
@@ -118,7 +146,7 @@ void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64
 
 // In double, as rows may cancel: their sum is then small against what it is the sum of.
 template <typename scalar_t>
-void sum_rows(ConstMatrix<scalar_t> dz, scalar_t* out) {
+void sum_rows(ConstMatrix<scalar_t> dz, Stored<scalar_t> out) {
   constexpr int64_t kColumns = 256;
   for (int64_t begin = 0; begin < dz.cols; begin += kColumns) {
     const int64_t count = std::min(kColumns, dz.cols - begin);
@@ -129,9 +157,11 @@ void sum_rows(ConstMatrix<scalar_t> dz, scalar_t* out) {
         sums[i] += static_cast<double>(row[i]);
       }
     }
+    scalar_t values[kColumns];
     for (int64_t i = 0; i < count; ++i) {
-      out[begin + i] = static_cast<scalar_t>(sums[i]);
+      values[i] = static_cast<scalar_t>(sums[i]);
     }
+    write_row(values, count, out, 0, begin);
   }
 }
 
@@ -144,50 +174,60 @@ WeightGradient<scalar_t> weight_gradient(const BackwardPass<scalar_t>& pass, con
   const LayerGradients<scalar_t>& gradients = pass.gradients[item.layer];
   const int64_t k = item.scenario;
   const auto of_scenario = [&](const auto& matrix) { return matrix.row_range(trunk.offsets[k], trunk.offsets[k + 1]); };
-  const auto gradient = [&](const Concatenated<scalar_t>& input, Matrix<scalar_t> dz,
-                            const ParameterGradient<scalar_t>& out) -> WeightGradient<scalar_t> {
+  const auto gradient = [&](const GradientInput<scalar_t>& input, Matrix<scalar_t> dz,
+                            const ParameterGradient& out) -> WeightGradient<scalar_t> {
     const int64_t height = input.cols(), n = dz.cols;
-    return {input, dz, {out.weight + k * height * n, height, n, n}, out.bias + k * n};
+    const StoredMatrix<scalar_t> weights(out.weight, height, n, n, out.storage), biases(out.bias, 1, n, n, out.storage);
+    return {input, dz, weights.row_range(k * height, (k + 1) * height), biases.row_range(k, k + 1)};
   };
   switch (item.kind) {
     case GradientItem::Kind::kBranch: {
-      ConstMatrix<scalar_t> left;
+      const Matrix<scalar_t> dz = of_scenario(gradients.dz);
       if (before == nullptr) {
-        left = trunk.x_local.columns(trunk.per_branch_input ? k * layer.in_width : 0, layer.in_width);
-        if (trunk.experts) {
-          return gradient({left}, of_scenario(gradients.dz), gradients.branch);
-        }
-      } else {
-        left = before->mutual.data != nullptr ? before->mutual : before->own;
+        const int64_t begin = trunk.per_branch_input ? k * layer.in_width : 0;
+        const int64_t* order = trunk.experts ? nullptr : trunk.permutation + trunk.offsets[k];
+        const ConstMatrix<scalar_t> aux = trunk.experts ? ConstMatrix<scalar_t>() : of_scenario(saved.aux);
+        return gradient({trunk.x_local.columns(begin, layer.in_width), order, aux}, dz, gradients.branch);
       }
-      return gradient({of_scenario(left), of_scenario(saved.aux)}, of_scenario(gradients.dz), gradients.branch);
+      const ConstMatrix<scalar_t> left = before->mutual.data != nullptr ? before->mutual : before->own;
+      return gradient({of_scenario(left), nullptr, of_scenario(saved.aux)}, dz, gradients.branch);
     }
     case GradientItem::Kind::kGate:
-      return gradient({of_scenario(saved.own)}, of_scenario(gradients.dz_gate), gradients.gates);
+      return gradient({of_scenario(saved.own), nullptr, {}}, of_scenario(gradients.dz_gate), gradients.gates);
     case GradientItem::Kind::kAuxiliary:
       break;
   }
-  return gradient({before != nullptr ? before->aux : trunk.x_global}, gradients.dz_aux, gradients.auxiliary);
+  if (before == nullptr) {
+    return gradient({trunk.x_global, trunk.permutation, {}}, gradients.dz_aux, gradients.auxiliary);
+  }
+  return gradient({before->aux, nullptr, {}}, gradients.dz_aux, gradients.auxiliary);
 }
 
 template <typename scalar_t>
 void gradient_item(const BackwardPass<scalar_t>& pass, const GradientItem& item, void* block) {
   [[maybe_unused]] const TileRegisters registers;
   Scratch<scalar_t> pieces(block);
-  GradientScratch<scalar_t> scratch(pieces);
+  GradientScratch<scalar_t> scratch(pass.trunk, pieces);
   const WeightGradient<scalar_t> of = weight_gradient(pass, item);
+  const bool rounds = of.weight.storage != Storage::kComputed;
+  const int64_t height = item.end - item.begin, n = of.dz.cols;
+  const Matrix<scalar_t> out =
+      rounds ? Matrix<scalar_t>{scratch.rounded, height, n, n} : of.weight.view().row_range(item.begin, item.end);
   bool in_tiles = false;
   if constexpr (kHasTiles<scalar_t>) {
     // Below a tile in any direction most of it would be zeros.
     in_tiles = std::min({of.dz.rows, item.end - item.begin, of.dz.cols}) >= kTileSide;
     if (in_tiles) {
-      sum_outer_products_in_tiles(of, item.begin, item.end, pass.trunk.own_bfloat16 ? 1 : kFloatParts, scratch);
+      sum_outer_products_in_tiles(of, item.begin, item.end, pass.trunk.own_bfloat16 ? 1 : kFloatParts, out, scratch);
     }
   }
   if (!in_tiles) {
-    sum_outer_products(of, item.begin, item.end, scratch);
+    sum_outer_products(of, item.begin, item.end, out, scratch);
+  }
+  for (int64_t r = 0; rounds && r < height; ++r) {
+    write_row(out.row(r), n, of.weight, item.begin + r, 0);
   }
   if (item.begin == 0) {
-    sum_rows(of.dz, of.bias);
+    sum_rows<scalar_t>(of.dz, of.bias);
   }
 }

@@ -168,6 +168,14 @@ StopGradient = Annotated[
         "Whether a branch is trained by its own scenario's rows only; false is an ablation.",
     ),
 ]
+ForeignType = Annotated[
+    str,
+    Hyperparameter(
+        "foreign_type",
+        click.Choice(["full", "bfloat16", "int8"]),
+        "What inputs and weights of the other scenarios' branches are rounded to, which are constants to a row.",
+    ),
+]
 AuxLossWeight = Annotated[
     float, Hyperparameter("aux_loss_weight", click.FloatRange(min=0), "Weight of the auxiliary loss.")
 ]

@@ -16,6 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from saml_kernels import TrunkOutput
+from saml_kernels.checks import check_choice
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
@@ -29,6 +30,7 @@ from saml_rec.models.hyperparameters import (
     BranchInit,
     BranchViews,
     Dropout,
+    ForeignType,
     Gate,
     HiddenDims,
     IdDropout,
@@ -38,6 +40,8 @@ from saml_rec.models.hyperparameters import (
     StopGradient,
     Temperature,
 )
+
+FOREIGN_TYPES = {"full": None, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 class SAMLOutput(NamedTuple):
@@ -60,6 +64,7 @@ class SAML(ScenarioModel):
         vocabulary_sizes: per sparse and multi-valued feature the rows of its tables.
         hidden_dims, aux_dims, mutual_layers, gate, score, temperature, activation, stop_gradient, backend: of
             :class:`saml_kernels.layers.MultiBranchMLP`.
+        foreign_type: ``foreign_dtype`` of that layer; "full" rounds nothing.
         aux_loss_weight: λ.
         branch_views: "own": a row's foreign branches read its own scenario's local tables, as in the paper; "each":
             each branch reads its own scenario's.
@@ -86,6 +91,7 @@ class SAML(ScenarioModel):
         temperature: Temperature = 0.1,
         activation: Activation = "relu",
         stop_gradient: StopGradient = True,
+        foreign_type: ForeignType = "full",
         aux_loss_weight: AuxLossWeight = 1.0,
         branch_views: BranchViews = "own",
         branch_init: BranchInit = "shared",
@@ -96,6 +102,7 @@ class SAML(ScenarioModel):
     ) -> None:
         if not 0 <= aux_loss_weight < math.inf:
             raise InputError(f"aux_loss_weight must be finite and at least 0, got {aux_loss_weight}")
+        check_choice("foreign_type", foreign_type, FOREIGN_TYPES)
         alike = branch_init == "shared"
         super().__init__(
             schema, num_scenarios, vocabulary_sizes, dropout, id_dropout, local_features, branch_views, alike
@@ -112,6 +119,7 @@ class SAML(ScenarioModel):
             temperature=temperature,
             activation=activation,
             stop_gradient=stop_gradient,
+            foreign_dtype=FOREIGN_TYPES[foreign_type],
             backend=backend,
             branch_init=branch_init,
         )

@@ -1,0 +1,222 @@
+// The same products with both factors rounded to int8 and summed exactly. Included once per capability, after
+// gemm_bfloat16.h.
+//
+//     s_r = max_k |A_rk| / 127, s_n = max_k |B_kn| / 127, 1 where that is 0;  a = round(A / s_r), b = round(B / s_n)
+//     C_rn = bias_n + s_r s_n Σ_k a_rk b_kn
+//
+// As many consecutive k as fill 32 bits stand together in every lane. The dot-product instruction multiplies four
+// unsigned bytes by four signed ones: it reads a + 128 for a, and 128 Σ_k b_kn, which stands with the panels, is taken
+// off the sum. Without it pairs of 16 bits are multiplied: pairs of bytes would overflow their 16-bit sums, and what
+// keeps them from it costs more than twice the memory.
+
+#if SAML_HAS_INT8_DOT
+using Int8Factor = int8_t;
+constexpr int kInt8Rows = kRegisterTileRows;
+using Lanes = __m512i;
+inline Lanes load_lanes(const void* p) { return _mm512_loadu_si512(p); }
+inline Lanes in_all_lanes(int32_t terms) { return _mm512_set1_epi32(terms); }
+inline Lanes add_products(Lanes sum, Lanes a, Lanes b) { return _mm512_dpbusd_epi32(sum, a, b); }
+#elif SAML_VECTOR_BYTES == 64
+using Int8Factor = int16_t;
+constexpr int kInt8Rows = 12;
+using Lanes = __m512i;
+inline Lanes load_lanes(const void* p) { return _mm512_loadu_si512(p); }
+inline Lanes in_all_lanes(int32_t terms) { return _mm512_set1_epi32(terms); }
+inline Lanes add_products(Lanes sum, Lanes a, Lanes b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
+#elif SAML_VECTOR_BYTES == 32
+using Int8Factor = int16_t;
+// With six rows the registers do not hold the products that wait to be added.
+constexpr int kInt8Rows = 4;
+using Lanes = __m256i;
+inline Lanes load_lanes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline Lanes in_all_lanes(int32_t terms) { return _mm256_set1_epi32(terms); }
+inline Lanes add_products(Lanes sum, Lanes a, Lanes b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+#else
+using Int8Factor = int8_t;
+constexpr int kInt8Rows = 4;
+typedef int32_t Lanes __attribute__((vector_size(SAML_VECTOR_BYTES)));
+inline Lanes load_lanes(const void* p) {
+  Lanes lanes;
+  std::memcpy(&lanes, p, sizeof(lanes));
+  return lanes;
+}
+inline Lanes in_all_lanes(int32_t terms) { return terms - Lanes{}; }
+// As the dot-product instruction does it.
+inline Lanes add_products(Lanes sum, Lanes a, Lanes b) {
+  for (int shift = 0; shift < 32; shift += 8) {
+    sum += ((a >> shift) & 0xff) * ((b << (24 - shift)) >> 24);
+  }
+  return sum;
+}
+#endif
+
+typedef int32_t Int32Lanes __attribute__((vector_size(SAML_VECTOR_BYTES)));
+
+constexpr int kFactorBits = 8 * sizeof(Int8Factor);
+constexpr int64_t kTermsOfLane = sizeof(int32_t) / sizeof(Int8Factor);
+constexpr int32_t kInt8Offset = kTermsOfLane == 4 ? 128 : 0;
+
+// Lanes of terms that a sum over k takes.
+inline int64_t lanes_of(int64_t k) { return (k + kTermsOfLane - 1) / kTermsOfLane; }
+
+// The panels of one matrix, its columns' scales and what to take off their sums, one after the other.
+struct Int8Panels {
+  int32_t* terms;
+  float* scales;
+  int32_t* excess;
+
+  Int8Panels(int8_t* block, int64_t k, int64_t n)
+      : terms(reinterpret_cast<int32_t*>(block)),
+        scales(reinterpret_cast<float*>(terms + lanes_of(k) * round_up(n, kPanel<float>))),
+        excess(reinterpret_cast<int32_t*>(scales + round_up(n, kPanel<float>))) {}
+};
+
+template <typename scalar_t>
+int64_t int8_panels_size(const Weights<scalar_t>& weights) {
+  return (lanes_of(weights.k()) + 2) * round_up(weights.n, kPanel<float>) * 4;
+}
+
+// The larger magnitude; NaN once there is one.
+inline float larger_magnitude(float largest, float x) {
+  const float magnitude = x < 0 ? -x : x;
+  return magnitude > largest || magnitude != magnitude ? magnitude : largest;
+}
+
+inline float int8_scale(float largest) { return largest == 0 ? 1.0f : largest / 127.0f; }
+
+inline int32_t round_to_int8(float x, float scale) {
+  float quotient = x / scale;
+  // Of a NaN, or of infinities, the scale makes the result NaN.
+  quotient = quotient == quotient ? quotient : 0.0f;
+  quotient = quotient > 127.0f ? 127.0f : quotient;
+  quotient = quotient < -127.0f ? -127.0f : quotient;
+  // The integer stands in the low mantissa bits of the sum, rounded to even.
+  const float shifted = quotient + 12582912.0f;
+  int32_t bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  return bits - 0x4b400000;
+}
+
+// Rows of [A1 ; A2] rounded to int8, lanes_of(k) lanes apart, and their scales.
+inline void quantise_rows(const Concatenated<float>& a, Range rows, int32_t* target, float* scales) {
+  const int64_t lanes = lanes_of(a.cols());
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    const MatrixView<const float> parts[] = {a.left, a.right};
+    float largest = 0;
+    for (const MatrixView<const float>& part : parts) {
+      for (int64_t i = 0; i < part.cols; ++i) {
+        largest = larger_magnitude(largest, part.row(r)[i]);
+      }
+    }
+    const float scale = scales[r] = int8_scale(largest);
+    Int8Factor* factor = reinterpret_cast<Int8Factor*>(target + r * lanes);
+    for (const MatrixView<const float>& part : parts) {
+      for (int64_t i = 0; i < part.cols; ++i) {
+        // Of a byte the bit is 128: flipped, a reads as a + 128 without its sign.
+        *factor++ = static_cast<Int8Factor>(round_to_int8(part.row(r)[i], scale) ^ kInt8Offset);
+      }
+    }
+    std::fill(factor, reinterpret_cast<Int8Factor*>(target + (r + 1) * lanes), Int8Factor(0));
+  }
+}
+
+// All panels of B, however it is stored.
+template <typename element_t>
+void pack_int8_panels(const MatrixView<const element_t>& b, const Int8Panels& panels) {
+  constexpr int64_t panel_width = kPanel<float>;
+  constexpr uint32_t mask = (1u << kFactorBits) - 1u;
+  const int64_t padded = round_up(b.cols, panel_width), lanes = lanes_of(b.rows);
+  std::fill_n(panels.scales, padded, 0.0f);
+  for (int64_t i = 0; i < b.rows; ++i) {
+    for (int64_t n = 0; n < b.cols; ++n) {
+      panels.scales[n] = larger_magnitude(panels.scales[n], widened(b.row(i)[n]));
+    }
+  }
+  for (int64_t n = 0; n < padded; ++n) {
+    panels.scales[n] = int8_scale(panels.scales[n]);
+  }
+  std::fill_n(panels.excess, padded, 0);
+  for (int64_t column = 0; column < b.cols; column += panel_width) {
+    const int64_t width = std::min(panel_width, b.cols - column);
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      int32_t* packed = panels.terms + column * lanes + lane * panel_width;
+      std::fill_n(packed, panel_width, 0);
+      const int64_t begin = lane * kTermsOfLane;
+      for (int64_t j = 0; j < std::min(kTermsOfLane, b.rows - begin); ++j) {
+        const element_t* row = b.row(begin + j) + column;
+        for (int64_t n = 0; n < width; ++n) {
+          const int32_t value = round_to_int8(widened(row[n]), panels.scales[column + n]);
+          packed[n] |= static_cast<int32_t>((static_cast<uint32_t>(value) & mask) << (kFactorBits * j));
+          panels.excess[column + n] += kInt8Offset * value;
+        }
+      }
+    }
+  }
+}
+
+// C (rows, kPanel) of quantised rows and one packed panel with its scales, excess and bias.
+template <int rows>
+void register_tile_int8(const int32_t* a, const float* row_scales, int64_t terms, const int32_t* panel,
+                        const float* scales, const int32_t* excess, const float* bias, float* c, int64_t ldc) {
+  constexpr int lanes = kLanes<float>;
+  Lanes sums[rows][kVectors] = {};
+  for (int64_t i = 0; i < terms; ++i, panel += kPanel<float>) {
+    Lanes b[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      b[v] = load_lanes(panel + v * lanes);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const Lanes value = in_all_lanes(a[r * terms + i]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        sums[r][v] = add_products(sums[r][v], value, b[v]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      Int32Lanes off;
+      std::memcpy(&off, excess + v * lanes, sizeof(off));
+      const vec<float> sum = __builtin_convertvector((Int32Lanes)sums[r][v] - off, vec<float>);
+      store(c + r * ldc + v * lanes, sum * row_scales[r] * load(scales + v * lanes) + load(bias + v * lanes));
+    }
+  }
+}
+
+using RegisterTileInt8 = void (*)(const int32_t*, const float*, int64_t, const int32_t*, const float*, const int32_t*,
+                                  const float*, float*, int64_t);
+
+template <int... rows>
+constexpr std::array<RegisterTileInt8, sizeof...(rows)> register_tiles_int8(std::integer_sequence<int, rows...>) {
+  return {&register_tile_int8<rows + 1>...};
+}
+
+constexpr auto kRegisterTilesInt8 = register_tiles_int8(std::make_integer_sequence<int, kInt8Rows>{});
+
+// C = bias + s s A B of rows that quantise_rows has written.
+inline void multiply_int8(const int32_t* a, const float* row_scales, int64_t k, const Int8Panels& panels,
+                          const float* bias, const MatrixView<float>& c) {
+  constexpr int64_t panel_width = kPanel<float>;
+  const int64_t terms = lanes_of(k);
+  alignas(64) float edge[kInt8Rows * panel_width];
+  alignas(64) float edge_bias[panel_width] = {};
+  for (int64_t column = 0; column < c.cols; column += panel_width) {
+    const int64_t width = std::min(panel_width, c.cols - column);
+    const bool whole = width == panel_width;
+    std::copy_n(bias + column, width, edge_bias);
+    for (int64_t row = 0; row < c.rows; row += kInt8Rows) {
+      const int64_t count = std::min<int64_t>(kInt8Rows, c.rows - row);
+      float* target = c.row(row) + column;
+      kRegisterTilesInt8[count - 1](a + row * terms, row_scales + row, terms, panels.terms + column * terms,
+                                    panels.scales + column, panels.excess + column, edge_bias, whole ? target : edge,
+                                    whole ? c.ld : panel_width);
+      for (int64_t r = 0; !whole && r < count; ++r) {
+        std::copy_n(edge + r * panel_width, width, target + r * c.ld);
+      }
+    }
+  }
+}

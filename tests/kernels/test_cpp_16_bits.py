@@ -1,0 +1,94 @@
+"""Inputs and parameters in 16 bits: widened exactly where the compiled CPU kernels read them, and never whole."""
+
+import pytest
+import torch
+from cpp_runs import CPP_ONLY, run
+from problems import Case, make
+from test_cpp_saved import bytes_allocated
+
+import saml_kernels
+
+pytestmark = CPP_ONLY
+
+SIXTEEN_BITS = [torch.bfloat16, torch.float16]
+# Those whose products of bfloat16 factors lay weights out from floats.
+WIDENS_WHOLE = ("avx512_bf16", "amx")
+
+
+def every_value(dtype, columns):
+    """All finite numbers of the type, rows of them; zeros at the end."""
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    numbers = numbers[numbers.isfinite()]
+    rows = -(-len(numbers) // columns)
+    return torch.cat([numbers, numbers.new_zeros(rows * columns - len(numbers))]).view(rows, columns)
+
+
+@pytest.mark.parametrize("flush", [False, True], ids=["subnormal", "flushed"])
+@pytest.mark.parametrize("rows", [1, 7, 40], ids=lambda rows: f"{rows} rows")
+@pytest.mark.parametrize("columns", [16, 70])
+def test_every_float16_is_read_and_written_exactly(columns, rows, flush, capability):
+    """As an input and as a weight, beside the identity, also where subnormal floats count as 0."""
+    values = every_value(torch.float16, columns)
+    identity, nothing = torch.eye(columns).half(), torch.zeros(1, columns).half()
+    torch.set_flush_denormal(flush)
+    try:
+        for begin in range(0, len(values), 700):
+            x = values[begin : begin + 700]
+            scenario = torch.zeros(len(x), dtype=torch.int64)
+            out = saml_kernels.grouped_mlp(
+                x, scenario, [identity[None]], [nothing], output_activation="identity", backend="cpp"
+            )
+            assert torch.equal(out, x)
+            some = torch.eye(len(x))[:rows].half()
+            out = saml_kernels.grouped_mlp(
+                some, scenario[:rows], [x[None]], [nothing], output_activation="identity", backend="cpp"
+            )
+            assert torch.equal(out, x[:rows])
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("what", [float("nan"), float("inf"), -float("inf"), 70000.0, 65519.0, 65520.0, 2e-8, 3e-8])
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+def test_what_is_rounded(what, dtype, capability):
+    """As torch rounds a float: to the nearest, beyond the range to infinity, and NaN stays one."""
+    values = torch.tensor([[what, -what, 1.0, 1.00048828125]])
+    x, weight = torch.ones(2, 3, dtype=dtype), torch.zeros(1, 3, 4, dtype=dtype)
+    call = (torch.zeros(2, dtype=torch.int64), [weight.requires_grad_()], [torch.zeros(1, 4, dtype=dtype)])
+    out = saml_kernels.grouped_mlp(x, *call, output_activation="identity", backend="cpp")
+    gradient = values.to(dtype).expand(2, 4) * 0.75
+    (found,) = torch.autograd.grad(out, weight, gradient)
+    expected = (2 * gradient[:1].float()).to(dtype).expand(3, 4)
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("B", [5, 40, 1003])
+@pytest.mark.parametrize("options", [{}, {"mutual_layers": ()}, {"per_branch": True}], ids=str)
+def test_float16_gives_what_its_floats_give(B, options, capability):
+    """Outputs and gradients are the float32 ones of the same numbers, rounded once."""
+    case = Case(M=3, B=B, local_dim=33, hidden_dims=(70, 17), aux_dims=(17, 9), **options)
+    problem = make(case).to(torch.float16)
+    out, exact = run(problem), run(problem.to(torch.float32))
+    for name, tensor in out.items():
+        torch.testing.assert_close(tensor, exact[name].to(tensor.dtype), rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+def test_weights_and_inputs_are_never_widened_whole(dtype, capability):
+    if capability in WIDENS_WHOLE:
+        pytest.skip("lays its weights out from floats")
+    rows = 200
+    problem = make(Case(M=4, B=rows, local_dim=1000, hidden_dims=(64, 8), mutual_layers=())).to(dtype).leaves()
+    inputs = [tensor for _, tensor in problem.named()]
+    weights = sum(tensor.numel() * 2 for tensor in problem.params.branch_weights)
+
+    def backward():
+        torch.autograd.grad(out, inputs, cotangents)
+
+    with torch.no_grad():
+        assert bytes_allocated(lambda: problem.run(backend="cpp")) < weights / 2
+    outputs = problem.run(backend="cpp")
+    out, cotangents = (outputs.own, outputs.aux), problem.cotangents
+    # Gradients of parameters and inputs in 16 bits, those of the pre-activations in floats.
+    gradients = sum(tensor.numel() * 2 for tensor in inputs)
+    assert bytes_allocated(backward) < gradients + weights / 2 + 2 * rows * (64 + 8) * 4
