@@ -59,6 +59,7 @@ namespace {
 #include "kernels/gemm_int8.h"
 #include "kernels/gemm_amx.h"
 #include "kernels/linear.h"
+#include "kernels/team.h"
 #include "kernels/mutual.h"
 #include "kernels/trunk_forward.h"
 #include "kernels/trunk_backward.h"

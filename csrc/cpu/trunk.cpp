@@ -28,14 +28,21 @@
 namespace saml_kernels {
 namespace {
 
+constexpr int64_t kMostRows = 96;
+
+// To a multiple, at least one.
+int64_t round_up_rows(int64_t rows, int64_t multiple) {
+  return std::max<int64_t>((rows + multiple - 1) / multiple, 1) * multiple;
+}
+
 // Rows of a tile: many use a weight often while it is in cache, few leave every core its share. How a row is computed
 // depends on neither, so the number of threads may decide.
 int64_t tile_rows(int64_t rows, int64_t multiple) {
-  constexpr int64_t kMostRows = 96, kTilesPerThread = 2;
+  constexpr int64_t kTilesPerThread = 2;
   const int64_t threads = at::get_num_threads();
   // One thread has nobody to wait for: every tile more reads the weights once more.
   const int64_t share = threads == 1 ? rows : rows / (kTilesPerThread * threads);
-  return std::clamp((share + multiple - 1) / multiple * multiple, multiple, kMostRows);
+  return std::min(round_up_rows(share, multiple), kMostRows);
 }
 
 // The environment variable is read at every call, so that one process can test every path.
@@ -84,6 +91,16 @@ void for_each_item(int64_t count, int64_t scratch_bytes, const Function& functio
     const AlignedBlock scratch(scratch_bytes);
     for (int64_t item = next++; item < count; item = next++) {
       function(item, scratch.data);
+    }
+  });
+}
+
+// What Team asks for.
+void run_team(int64_t workers, int64_t count, void (*item)(void* context, int64_t i, int64_t worker), void* context) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min(count, workers), 1, [&](int64_t worker, int64_t) {
+    for (int64_t i = next++; i < count; i = next++) {
+      item(context, i, worker);
     }
   });
 }
@@ -379,6 +396,13 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
     trunk.all_branches = true;
     trunk.num_shared = trunk.num_layers;
   }
+  const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
+  const int64_t threads = at::get_num_threads();
+  if (threads > 1 && trunk.rows <= kMostRows) {
+    // Tiles for every thread would be so small that reading the weights takes their time: one tile, read by all.
+    trunk.tile_rows = round_up_rows(trunk.rows, kernel.row_multiple);
+    trunk.team = {threads, &run_team};
+  }
   const auto callers = arguments.trunk.x_local.options();
   const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
   TrunkForwardResults result;
@@ -403,7 +427,6 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
   result.aux = at::empty({trunk.rows, last.aux_width}, callers);
   const ForwardPass<scalar_t> pass{trunk, saved.data(), mutable_stored<scalar_t>(result.own),
                                    mutable_stored<scalar_t>(result.aux)};
-  const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
   const TrunkSpec& spec = arguments.trunk;
   lay_out_weights(problem, kernel, {.forward = true, .dgrad = false},
                   kept_parameters(arguments.save, {&spec.branch_weights, &spec.aux_weights, &spec.gate_weights}));

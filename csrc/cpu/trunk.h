@@ -122,6 +122,15 @@ struct LayerGradients {
   ParameterGradient gates = {};
 };
 
+// Threads that share the products of one tile out among them, where there are too few rows for tiles of their own. run
+// calls item(context, i, worker) for i in 0 .. count, worker in 0 .. workers being the thread's, and returns when all
+// are done.
+struct Team {
+  int64_t workers = 1;  // 1: a tile is one thread's
+  void (*run)(int64_t workers, int64_t count, void (*item)(void* context, int64_t i, int64_t worker),
+              void* context) = nullptr;
+};
+
 // What both passes read.
 template <typename scalar_t>
 struct Trunk {
@@ -148,6 +157,7 @@ struct Trunk {
   MatrixView<const scalar_t> streams = {};     // (B, M d), rows sorted: the mutual unit alone
   scalar_t gate_scale = 0;                     // γ
   const Layer<scalar_t>* layers = nullptr;
+  Team team = {};  // of the forward's only tile
 
   Rounding own_rounding() const { return own_bfloat16 ? Rounding::kBfloat16 : Rounding::kNone; }
   int64_t num_tiles() const { return (rows + tile_rows - 1) / tile_rows; }

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from cpp_runs import CPP_ONLY, SEVERAL_TILES, assert_identical, run
-from problems import make
+from problems import Case, make
 from torch.utils.data import DataLoader, Dataset
+
+import saml_kernels
 
 pytestmark = CPP_ONLY
 
@@ -26,6 +28,57 @@ def test_results_are_the_same_bits(case, dtype, keep_num_threads):
         torch.set_num_threads(threads)
         for recompute in (False, True):
             assert_identical(run(problem, recompute=recompute), once)
+
+
+# One tile, whose products are large enough for the threads to share them out. Of 3 and 4 threads some take columns of a
+# matrix: 96 of them and what is left.
+SHARED_TILE = [
+    Case(M=5, B=1, local_dim=133, hidden_dims=(301, 205), aux_dims=(217, 301), activation="relu"),
+    Case(M=2, B=13, hidden_dims=(217, 301, 133), aux_dims=(301, 301, 301), mutual_layers=(1, 2), activation="silu"),
+    Case(M=3, B=64, hidden_dims=(301, 133), aux_dims=(133, 217), per_branch=True, foreign_dtype=torch.bfloat16),
+    Case(M=6, B=96, hidden_dims=(301, 133), aux_dims=(133, 217), mutual_layers=(), activation="gelu"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", SHARED_TILE, ids=str)
+def test_results_of_few_rows_are_the_same_bits(case, dtype, keep_num_threads):
+    problem = make(case).to(dtype)
+    torch.set_num_threads(1)
+    once = run(problem)
+    for threads in (2, 3, 4):
+        torch.set_num_threads(threads)
+        assert_identical(run(problem), once)
+
+
+@pytest.mark.parametrize("rows", [1, 13, 64])
+def test_all_branches_and_kept_layouts_of_few_rows_are_the_same_bits(rows, keep_num_threads):
+    """Column blocks of kept panels, and of the layers that every branch runs."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator)
+
+    x, gated, scenario = draw(rows, 301), draw(rows, 301), torch.randint(3, (rows,), generator=generator)
+    weights = [draw(3, 301, 217).requires_grad_(), draw(3, 217, 301).requires_grad_()]
+    biases = [draw(3, 217).requires_grad_(), draw(3, 301).requires_grad_()]
+
+    def outputs():
+        arguments = x, scenario, weights, biases
+        return [
+            saml_kernels.branch_scores(*arguments, backend="cpp"),
+            saml_kernels.grouped_mlp(*arguments, gated=gated, backend="cpp"),
+        ]
+
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        once = outputs()
+        for threads in (2, 3, 4):
+            torch.set_num_threads(threads)
+            with saml_kernels.keep_layouts():
+                kept = outputs()
+            for results in (outputs(), kept):
+                assert all(torch.equal(out, ref) for out, ref in zip(results, once, strict=True))
 
 
 NUM_THREADS = """

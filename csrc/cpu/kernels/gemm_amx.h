@@ -40,7 +40,12 @@ enum class Sums { kFromBias, kAccumulate };
 // Sets up the thread's tile registers, and gives them back: a thread that holds them is slower to switch.
 class TileRegisters {
  public:
-  TileRegisters() {
+  TileRegisters() { set_up(); }
+  ~TileRegisters() { _tile_release(); }
+  TileRegisters(const TileRegisters&) = delete;
+  TileRegisters& operator=(const TileRegisters&) = delete;
+
+  static void set_up() {
     struct {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {};
@@ -52,9 +57,6 @@ class TileRegisters {
     }
     _tile_loadconfig(&shape);
   }
-  ~TileRegisters() { _tile_release(); }
-  TileRegisters(const TileRegisters&) = delete;
-  TileRegisters& operator=(const TileRegisters&) = delete;
 };
 
 // 16 columns of a row, zero outside of the matrix.
@@ -302,6 +304,8 @@ inline void multiply_tiles(const TileFactors& factors, int64_t parts, Range rows
 
 #else
 
-struct TileRegisters {};
+struct TileRegisters {
+  static void set_up() {}
+};
 
 #endif

@@ -3,6 +3,7 @@
 //
 //     prepare_rows     lays rows of [A1 ; A2] out, once for all matrices they meet
 //     linear           Z  = bias + [A1 ; A2] W_i
+//     linear_columns   some columns of it
 //     linear_dgrad     dA = [dA +] dZ W_iᵀ
 //     activate_rows    V  = δ(Z)
 //
@@ -121,6 +122,18 @@ inline void prepare_rows(Range rows, const Concatenated<scalar_t>& a, const Weig
   }
 }
 
+// Columns of these rows of Z = bias + [A1 ; A2] W_i, where neither is rounded: from the beginning of a panel to that of
+// another, or to the end.
+template <typename scalar_t>
+inline void linear_columns(Range rows, Range columns, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
+                           int64_t i, Matrix<scalar_t> z, ProductScratch<scalar_t>& scratch) {
+  const scalar_t* panels = matrix_of(weights.panels, i, panels_size(weights));
+  multiply(a.row_range(rows.begin, rows.end), weights.matrix(i).columns(columns.begin, columns.size()),
+           panels == nullptr ? nullptr : panels + columns.begin * weights.k(),
+           weights.bias + i * weights.n + columns.begin,
+           z.row_range(rows.begin, rows.end).columns(columns.begin, columns.size()), scratch.panel);
+}
+
 // Rows of Z = bias + [A1 ; A2] W_i, of rounded factors if asked. These rows, or more, have been prepared.
 template <typename scalar_t>
 inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
@@ -148,21 +161,21 @@ inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& 
       return;
     }
   }
-  const Concatenated<scalar_t> factor = a.row_range(rows.begin, rows.end);
-  const Matrix<scalar_t> target = z.row_range(rows.begin, rows.end);
-  const scalar_t* panels = matrix_of(weights.panels, i, panels_size(weights));
   if constexpr (std::is_same_v<scalar_t, float>) {
     if (bfloat16) {
+      const Concatenated<scalar_t> factor = a.row_range(rows.begin, rows.end);
+      const Matrix<scalar_t> target = z.row_range(rows.begin, rows.end);
       if constexpr (kHasBfloat16Panels<scalar_t>) {
         const ConstMatrix<scalar_t> matrix = weights.matrix(i).view();
         multiply_bfloat16(factor, matrix, bfloat16_panels, bias, target, scratch.panel, scratch.rounded);
       } else {
+        const scalar_t* panels = matrix_of(weights.panels, i, panels_size(weights));
         multiply_bfloat16(factor, weights.matrix(i), panels, bias, target, scratch.panel, scratch.rounded);
       }
       return;
     }
   }
-  multiply(factor, weights.matrix(i), panels, bias, target, scratch.panel);
+  linear_columns(rows, {0, weights.n}, a, weights, i, z, scratch);
 }
 
 // Rows of dA = [dA +] dZ W_iᵀ, from column `begin` on; what stands before it is nobody's.

@@ -74,11 +74,11 @@ struct MutualScratch {
   scalar_t* mix;    // Σ_j α_j V_j of a row
   double* row;      // a row's cosines and norms
   scalar_t* alpha;  // a foreign row of α
-  ProductScratch<scalar_t>& product;
+  TeamScratch<scalar_t>& team;
 
-  MutualScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest, ProductScratch<scalar_t>& products,
+  MutualScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest, TeamScratch<scalar_t>& products,
                 Scratch<scalar_t>& scratch)
-      : product(products) {
+      : team(products) {
     const int64_t m = trunk.num_scenarios, branches = widest.tables ? m : 1;
     gate = scratch.take(trunk.tile_rows * widest.stream * branches);
     mix = scratch.take(widest.stream);
@@ -87,19 +87,25 @@ struct MutualScratch {
   }
 };
 
-// g of branch k.
+// g of these rows and branches, from the streams of all branches; that of branch k from column k * stride on.
 template <typename scalar_t>
-void gates(Rounding rounding, Range rows, ConstMatrix<scalar_t> v, const Layer<scalar_t>& layer, int64_t k,
-           Matrix<scalar_t> gate, ProductScratch<scalar_t>& scratch) {
-  const Concatenated<scalar_t> input{v};
-  prepare_rows(rows, input, layer.gates, scratch);
-  linear(rounding, rows, input, layer.gates, k, gate, scratch);
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    scalar_t* g = gate.row(r);
-    for (int64_t i = 0; i < layer.gate_width; ++i) {
-      g[i] = sigmoid(g[i]);
+void gates(Rounding rounding, const Tile<scalar_t>& tile, const std::vector<Segment>& of, ConstMatrix<scalar_t> streams,
+           const Layer<scalar_t>& layer, Matrix<scalar_t> gate, int64_t stride, TeamScratch<scalar_t>& scratch) {
+  const int64_t d = layer.width;
+  const SharedProducts<scalar_t> products(scratch, tile.rows(), static_cast<int64_t>(of.size()), layer.gates, rounding);
+  products.run(scratch, [&](int64_t i, Range columns, ProductScratch<scalar_t>& product) {
+    const auto [k, rows] = of[i];
+    const Concatenated<scalar_t> input{streams.columns(k * d, d)};
+    const Matrix<scalar_t> target = gate.columns(k * stride, layer.gate_width);
+    prepare_rows(rows, input, layer.gates, product);
+    linear_of(rounding, rows, columns, input, layer.gates, k, target, product);
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      scalar_t* g = target.row(r);
+      for (int64_t column = columns.begin; column < columns.end; ++column) {
+        g[column] = sigmoid(g[column]);
+      }
     }
-  }
+  });
 }
 
 // The own row t of the table: α_t, g_t and M_t of a tile's rows, from the streams of all branches.
@@ -109,9 +115,9 @@ void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, Co
                     MutualScratch<scalar_t>& scratch) {
   const Trunk<scalar_t>& trunk = tile.trunk();
   const int64_t m = trunk.num_scenarios, d = layer.width;
+  gates(trunk.own_rounding(), tile, tile.segments(), streams, layer, gate, 0, scratch.team);
   tile.for_each_segment([&](Segment s) {
     const ConstMatrix<scalar_t> own = streams.columns(s.scenario * d, d);
-    gates(trunk.own_rounding(), s.rows, own, layer, s.scenario, gate, scratch.product);
     for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
       const scalar_t* v = streams.row(r);
       double* cosine = scratch.row;
@@ -134,10 +140,11 @@ void mutual_table(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, Cons
   const Trunk<scalar_t>& trunk = tile.trunk();
   const int64_t m = trunk.num_scenarios, d = layer.width, width = layer.gate_width;
   const Matrix<scalar_t> gate = tile.in(scratch.gate, m * width);
+  std::vector<Segment> branches;
   for (int64_t k = 0; k < m; ++k) {
-    gates(trunk.foreign_rounding, tile.all(), streams.columns(k * d, d), layer, k, gate.columns(k * width, width),
-          scratch.product);
+    branches.push_back({k, tile.all()});
   }
+  gates(trunk.foreign_rounding, tile, branches, streams, layer, gate, width, scratch.team);
   double* cosine = scratch.row;
   double* norm = cosine + m * m;
   scalar_t* alpha = scratch.alpha;

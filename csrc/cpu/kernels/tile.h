@@ -78,6 +78,12 @@ class Tile {
     }
   }
 
+  std::vector<Segment> segments() const {
+    std::vector<Segment> found;
+    for_each_segment([&](Segment s) { found.push_back(s); });
+    return found;
+  }
+
   // Where row r of the tile stands in the caller's order.
   int64_t callers_row(int64_t r) const { return trunk_.permutation[begin_ + r]; }
 

@@ -7,7 +7,7 @@
 template <typename scalar_t>
 struct ForwardScratch {
   Widest<scalar_t> widest;
-  ProductScratch<scalar_t> product;
+  TeamScratch<scalar_t> team;
   scalar_t* x_local;
   scalar_t* aux[2];
   scalar_t* own[2];
@@ -16,13 +16,13 @@ struct ForwardScratch {
 
   ForwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
       : widest(trunk),
-        product(trunk.tile_rows, widest.factor, false, scratch),
+        team(trunk, widest.factor, scratch),
         x_local(scratch.take(trunk.tile_rows * trunk.x_local.cols)),
         aux{scratch.take(trunk.tile_rows * widest.width), scratch.take(trunk.tile_rows * widest.width)},
         own{scratch.take(trunk.tile_rows * widest.stream), scratch.take(trunk.tile_rows * widest.stream)},
         streams{scratch.take(trunk.tile_rows * trunk.num_scenarios * widest.shared),
                 scratch.take(trunk.tile_rows * trunk.num_scenarios * widest.shared)},
-        mutual(trunk, widest, product, scratch) {}
+        mutual(trunk, widest, team, scratch) {}
 };
 
 // The layers, on one tile. Forward runs all of them; backward with recomputation only those of the streams.
@@ -66,9 +66,12 @@ class TileLayers {
     const View out = tile_.of(saved.aux, scratch_.aux[l % 2], layer.aux_width);
     const View z = saved.aux_preact.data != nullptr ? tile_.of(saved.aux_preact) : out;
     const Concatenated<scalar_t> input{previous};
-    prepare_rows(tile_.all(), input, layer.auxiliary, scratch_.product);
-    linear(trunk_.own_rounding(), tile_.all(), input, layer.auxiliary, 0, z, scratch_.product);
-    activate_rows(layer.activation, z, out);
+    const SharedProducts<scalar_t> products(scratch_.team, tile_.rows(), 1, layer.auxiliary, trunk_.own_rounding());
+    products.run(scratch_.team, [&](int64_t, Range columns, ProductScratch<scalar_t>& product) {
+      prepare_rows(tile_.all(), input, layer.auxiliary, product);
+      linear_of(trunk_.own_rounding(), tile_.all(), columns, input, layer.auxiliary, 0, z, product);
+      activate_part(layer.activation, tile_.all(), columns, z, out);
+    });
     return out;
   }
 
@@ -77,24 +80,26 @@ class TileLayers {
     const Layer<scalar_t>& layer = trunk_.layers[l];
     const int64_t d = layer.width;
     const bool one_input = l == 0 && !trunk_.per_branch_input;
-    for (int64_t k = 0; k < trunk_.num_scenarios; ++k) {
+    const SharedProducts<scalar_t> products(scratch_.team, tile_.rows(), trunk_.num_scenarios, layer.branch,
+                                            std::max(trunk_.own_rounding(), trunk_.foreign_rounding));
+    products.run(scratch_.team, [&](int64_t k, Range columns, ProductScratch<scalar_t>& product) {
       const Concatenated<scalar_t> input{stream_input(l, k, previous), aux};
       const View z = out.columns(k * d, d);
-      if (k == 0 || !one_input) {
-        prepare_rows(tile_.all(), input, layer.branch, scratch_.product);
+      if (products.shared() || k == 0 || !one_input) {
+        prepare_rows(tile_.all(), input, layer.branch, product);
       }
       const auto branch = [&](Rounding rounding, Range rows) {
-        linear(rounding, rows, input, layer.branch, k, z, scratch_.product);
+        linear_of(rounding, rows, columns, input, layer.branch, k, z, product);
       };
       if (trunk_.foreign_rounding == trunk_.own_rounding()) {
         branch(trunk_.own_rounding(), tile_.all());
-        continue;
+        return;
       }
       const Range own = tile_.of_scenario(k);
       branch(trunk_.foreign_rounding, {0, own.begin});
       branch(trunk_.own_rounding(), own);
       branch(trunk_.foreign_rounding, {own.end, tile_.rows()});
-    }
+    });
     if (own_preact.data != nullptr) {
       copy_own(out, own_preact);
     }
@@ -106,12 +111,16 @@ class TileLayers {
     const Layer<scalar_t>& layer = trunk_.layers[l];
     const View out = tile_.of(saved.own, scratch_.own[l % 2], layer.width);
     const View z = saved.own_preact.data != nullptr ? tile_.of(saved.own_preact) : out;
-    tile_.for_each_segment([&](Segment s) {
-      const Concatenated<scalar_t> input{l > 0 ? previous : stream_input(l, s.scenario, previous), aux};
-      prepare_rows(s.rows, input, layer.branch, scratch_.product);
-      linear(trunk_.own_rounding(), s.rows, input, layer.branch, s.scenario, z, scratch_.product);
+    const std::vector<Segment> segments = tile_.segments();
+    const SharedProducts<scalar_t> products(scratch_.team, tile_.rows(), static_cast<int64_t>(segments.size()),
+                                            layer.branch, trunk_.own_rounding());
+    products.run(scratch_.team, [&](int64_t i, Range columns, ProductScratch<scalar_t>& product) {
+      const auto [k, rows] = segments[i];
+      const Concatenated<scalar_t> input{l > 0 ? previous : stream_input(l, k, previous), aux};
+      prepare_rows(rows, input, layer.branch, product);
+      linear_of(trunk_.own_rounding(), rows, columns, input, layer.branch, k, z, product);
+      activate_part(layer.activation, rows, columns, z, out);
     });
-    activate_rows(layer.activation, z, out);
     return out;
   }
 
@@ -152,6 +161,11 @@ class TileLayers {
   }
 
  private:
+  static void activate_part(Activation activation, Range rows, Range columns, ConstView z, View out) {
+    activate_rows<scalar_t>(activation, z.row_range(rows.begin, rows.end).columns(columns.begin, columns.size()),
+                            out.row_range(rows.begin, rows.end).columns(columns.begin, columns.size()));
+  }
+
   // V_k^{l-1}: x_l, or out of the streams of the layer before.
   ConstView stream_input(int64_t l, int64_t k, ConstView previous) const {
     const int64_t width = trunk_.layers[l].in_width;

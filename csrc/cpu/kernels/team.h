@@ -1,0 +1,92 @@
+// The products of one tile, shared out among threads. Included once per capability, after linear.h.
+//
+// Few rows make one tile, and what takes the time is reading the weights. Threads therefore take matrices, and column
+// blocks of them where there are fewer matrices than threads: no sum is cut, so that results are the same bits.
+
+// The scratch of every thread's products.
+template <typename scalar_t>
+class TeamScratch {
+ public:
+  TeamScratch(const Trunk<scalar_t>& trunk, int64_t k, Scratch<scalar_t>& scratch) : team(trunk.team) {
+    for (int64_t worker = 0; worker < team.workers; ++worker) {
+      products.emplace_back(trunk.tile_rows, k, false, scratch);
+    }
+  }
+
+  Team team;
+  std::vector<ProductScratch<scalar_t>> products;
+};
+
+// Products of `rows` rows with each of `matrices` matrices, as items for the threads.
+template <typename scalar_t>
+class SharedProducts {
+ public:
+  SharedProducts(const TeamScratch<scalar_t>& scratch, int64_t rows, int64_t matrices, const Weights<scalar_t>& weights,
+                 Rounding rounding)
+      : n_(weights.n), matrices_(matrices), block_(std::max<int64_t>(weights.n, 1)) {
+    // Waking a thread takes as long as a few dozen thousand products.
+    constexpr int64_t kLeastWork = 1 << 17, kRowsForTheReading = 8, kItemsPerWorker = 4;
+    const int64_t workers = scratch.team.workers;
+    const int64_t work = matrices * weights.k() * weights.n * (kRowsForTheReading + rows) / kRowsForTheReading;
+    shared_ = workers > 1 && work >= kLeastWork;
+    // Products of rounded factors and of parts are not cut: their layouts are not made for it.
+    if (!shared_ || rounding != Rounding::kNone || weights.bfloat16_panels != nullptr) {
+      return;
+    }
+    constexpr int64_t least = kPanelsToStream * kPanel<scalar_t>;
+    for (int64_t blocks = 1; blocks * least <= n_; ++blocks) {
+      block_ = round_up((n_ + blocks - 1) / blocks, kPanel<scalar_t>);
+      const int64_t items = matrices_ * blocks;
+      if (items % workers == 0 || items >= kItemsPerWorker * workers) {
+        break;
+      }
+    }
+  }
+
+  // Whether several threads take part; each then prepares its rows itself.
+  bool shared() const { return shared_; }
+
+  // Calls function(matrix, columns, scratch) for all of them.
+  template <typename Function>
+  void run(TeamScratch<scalar_t>& scratch, const Function& function) const {
+    const int64_t blocks = (n_ + block_ - 1) / block_;
+    const auto item = [&](int64_t i, int64_t worker) {
+      const int64_t begin = i % blocks * block_;
+      function(i / blocks, Range{begin, std::min(begin + block_, n_)}, scratch.products[worker]);
+    };
+    if (!shared_) {
+      for (int64_t i = 0; i < matrices_ * blocks; ++i) {
+        item(i, 0);
+      }
+      return;
+    }
+    using Item = decltype(item);
+    scratch.team.run(
+        scratch.team.workers, matrices_ * blocks,
+        [](void* context, int64_t i, int64_t worker) {
+          [[maybe_unused]] const TileRegisters registers;
+          (*static_cast<Item*>(context))(i, worker);
+        },
+        const_cast<void*>(static_cast<const void*>(&item)));
+    // The items of this thread have given them back.
+    TileRegisters::set_up();
+  }
+
+ private:
+  int64_t n_;
+  int64_t matrices_;
+  int64_t block_;  // columns
+  bool shared_ = false;
+};
+
+// These columns of rows of Z = bias + [A1 ; A2] W_i; all columns where a factor is rounded.
+template <typename scalar_t>
+inline void linear_of(Rounding rounding, Range rows, Range columns, const Concatenated<scalar_t>& a,
+                      const Weights<scalar_t>& weights, int64_t i, Matrix<scalar_t> z,
+                      ProductScratch<scalar_t>& scratch) {
+  if (columns.size() == weights.n) {
+    linear(rounding, rows, a, weights, i, z, scratch);
+  } else {
+    linear_columns(rows, columns, a, weights, i, z, scratch);
+  }
+}
