@@ -22,6 +22,7 @@
 #include "../trunk_spec.h"
 #include "dispatch.h"
 #include "kept_layouts.h"
+#include "shared_tile.h"
 #include "weight_layouts.h"
 #include "work_items.h"
 
@@ -91,16 +92,6 @@ void for_each_item(int64_t count, int64_t scratch_bytes, const Function& functio
     const AlignedBlock scratch(scratch_bytes);
     for (int64_t item = next++; item < count; item = next++) {
       function(item, scratch.data);
-    }
-  });
-}
-
-// What Team asks for.
-void run_team(int64_t workers, int64_t count, void (*item)(void* context, int64_t i, int64_t worker), void* context) {
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min(count, workers), 1, [&](int64_t worker, int64_t) {
-    for (int64_t i = next++; i < count; i = next++) {
-      item(context, i, worker);
     }
   });
 }
@@ -388,6 +379,16 @@ at::DimVector shape_of(const SavedMatrix<element_t>& matrix, int64_t rows) {
   return matrix.branches > 0 ? at::DimVector{rows, matrix.branches, matrix.width} : at::DimVector{rows, matrix.width};
 }
 
+// Of one tile with all rows.
+template <typename scalar_t>
+bool has_products_to_share(const Trunk<scalar_t>& trunk) {
+  return trunk.rows > 0 && std::any_of(trunk.layers, trunk.layers + trunk.num_layers, [&](const auto& layer) {
+           return worth_sharing(trunk.rows, layer.branch.matrices, layer.branch) ||
+                  worth_sharing(trunk.rows, 1, layer.auxiliary) ||
+                  worth_sharing(trunk.rows, layer.gates.matrices, layer.gates);
+         });
+}
+
 template <typename scalar_t>
 TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
   Problem<scalar_t> problem = describe<scalar_t>(arguments.trunk);
@@ -398,10 +399,11 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
   const int64_t threads = at::get_num_threads();
+  // Tiles for every thread would be so small that reading the weights takes their time: one tile, computed by all.
+  SharedTile shared;
   if (threads > 1 && trunk.rows <= kMostRows) {
-    // Tiles for every thread would be so small that reading the weights takes their time: one tile, read by all.
     trunk.tile_rows = round_up_rows(trunk.rows, kernel.row_multiple);
-    trunk.team = {threads, &run_team};
+    trunk.team = has_products_to_share(trunk) ? shared.team(threads) : Team{};
   }
   const auto callers = arguments.trunk.x_local.options();
   const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
@@ -430,7 +432,19 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
   const TrunkSpec& spec = arguments.trunk;
   lay_out_weights(problem, kernel, {.forward = true, .dgrad = false},
                   kept_parameters(arguments.save, {&spec.branch_weights, &spec.aux_weights, &spec.gate_weights}));
-  for_each_item(trunk.num_tiles(), kernel.forward_scratch(trunk),
+  const int64_t scratch_bytes = kernel.forward_scratch(trunk);
+  if (trunk.team.workers > 1) {
+    at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+      if (shared.lead()) {
+        kernel.forward_tile(pass, 0, AlignedBlock(scratch_bytes).data);
+        shared.finish();
+      } else {
+        shared.help();
+      }
+    });
+    return result;
+  }
+  for_each_item(trunk.num_tiles(), scratch_bytes,
                 [&](int64_t tile, void* scratch) { kernel.forward_tile(pass, tile, scratch); });
   return result;
 }

@@ -122,14 +122,24 @@ struct LayerGradients {
   ParameterGradient gates = {};
 };
 
-// Threads that share the products of one tile out among them, where there are too few rows for tiles of their own. run
-// calls item(context, i, worker) for i in 0 .. count, worker in 0 .. workers being the thread's, and returns when all
-// are done.
+// Threads that share the products of one tile out among them, where there are too few rows for tiles of their own.
+// share_out calls item(context, i, worker) for i in 0 .. count, worker in 0 .. workers being the thread's, and returns
+// when all are done.
 struct Team {
+  using Item = void (*)(void* context, int64_t i, int64_t worker);
+
   int64_t workers = 1;  // 1: a tile is one thread's
-  void (*run)(int64_t workers, int64_t count, void (*item)(void* context, int64_t i, int64_t worker),
-              void* context) = nullptr;
+  void* tile = nullptr;
+  void (*share_out)(void* tile, int64_t count, Item item, void* context) = nullptr;
 };
+
+// Whether products of so many rows with each of `matrices` matrices are worth sharing out: calling another thread takes
+// as long as some ten thousand products, and reading a weight as long as a few rows' product with it.
+template <typename scalar_t>
+bool worth_sharing(int64_t rows, int64_t matrices, const Weights<scalar_t>& weights) {
+  constexpr int64_t kLeastWork = 1 << 17, kRowsForTheReading = 8;
+  return matrices * weights.k() * weights.n * (kRowsForTheReading + rows) / kRowsForTheReading >= kLeastWork;
+}
 
 // What both passes read.
 template <typename scalar_t>

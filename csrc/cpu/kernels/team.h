@@ -24,11 +24,9 @@ class SharedProducts {
   SharedProducts(const TeamScratch<scalar_t>& scratch, int64_t rows, int64_t matrices, const Weights<scalar_t>& weights,
                  Rounding rounding)
       : n_(weights.n), matrices_(matrices), block_(std::max<int64_t>(weights.n, 1)) {
-    // Waking a thread takes as long as a few dozen thousand products.
-    constexpr int64_t kLeastWork = 1 << 17, kRowsForTheReading = 8, kItemsPerWorker = 4;
+    constexpr int64_t kItemsPerWorker = 4;
     const int64_t workers = scratch.team.workers;
-    const int64_t work = matrices * weights.k() * weights.n * (kRowsForTheReading + rows) / kRowsForTheReading;
-    shared_ = workers > 1 && work >= kLeastWork;
+    shared_ = workers > 1 && worth_sharing(rows, matrices, weights);
     // Products of rounded factors and of parts are not cut: their layouts are not made for it.
     if (!shared_ || rounding != Rounding::kNone || weights.bfloat16_panels != nullptr) {
       return;
@@ -61,8 +59,8 @@ class SharedProducts {
       return;
     }
     using Item = decltype(item);
-    scratch.team.run(
-        scratch.team.workers, matrices_ * blocks,
+    scratch.team.share_out(
+        scratch.team.tile, matrices_ * blocks,
         [](void* context, int64_t i, int64_t worker) {
           [[maybe_unused]] const TileRegisters registers;
           (*static_cast<Item*>(context))(i, worker);
