@@ -17,13 +17,30 @@ class SharedTile {
   // As kernels see it.
   Team team(int64_t workers) { return {workers, this, &share_out}; }
 
-  // True for the first thread that asks.
-  bool lead() { return !led_.exchange(true); }
+  // Called by every thread: the first one computes the tile by `function`, the others help until it is done.
+  template <typename Function>
+  void compute(const Function& function) {
+    if (led_.exchange(true)) {
+      help();
+      return;
+    }
+    const Finish finish(*this);
+    function();
+  }
 
-  // By the leader, when the tile is done.
-  void finish() { finished_.store(true, std::memory_order_release); }
+ private:
+  // Lets the helpers go, also where the leader fails.
+  class Finish {
+   public:
+    explicit Finish(SharedTile& tile) : tile_(tile) {}
+    ~Finish() { tile_.finished_.store(true, std::memory_order_release); }
+    Finish(const Finish&) = delete;
+    Finish& operator=(const Finish&) = delete;
 
-  // By all others, fewer than there are workers.
+   private:
+    SharedTile& tile_;
+  };
+
   void help() {
     constexpr int kSpins = 256;
     const int64_t worker = helpers_.fetch_add(1) + 1;
@@ -36,7 +53,6 @@ class SharedTile {
     }
   }
 
- private:
   static void share_out(void* tile, int64_t count, Team::Item item, void* context) {
     SharedTile& self = *static_cast<SharedTile*>(tile);
     // Nobody reads these: all items of the products before are done.

@@ -379,14 +379,19 @@ at::DimVector shape_of(const SavedMatrix<element_t>& matrix, int64_t rows) {
   return matrix.branches > 0 ? at::DimVector{rows, matrix.branches, matrix.width} : at::DimVector{rows, matrix.width};
 }
 
-// Of one tile with all rows.
+// Of one tile with all rows; layers of own branches alone read no more matrices than there are rows.
 template <typename scalar_t>
 bool has_products_to_share(const Trunk<scalar_t>& trunk) {
-  return trunk.rows > 0 && std::any_of(trunk.layers, trunk.layers + trunk.num_layers, [&](const auto& layer) {
-           return worth_sharing(trunk.rows, layer.branch.matrices, layer.branch) ||
-                  worth_sharing(trunk.rows, 1, layer.auxiliary) ||
-                  worth_sharing(trunk.rows, layer.gates.matrices, layer.gates);
-         });
+  for (int64_t l = 0; l < trunk.num_layers && trunk.rows > 0; ++l) {
+    const Layer<scalar_t>& layer = trunk.layers[l];
+    const int64_t own = std::min(trunk.rows, trunk.num_scenarios);
+    if (worth_sharing(trunk.rows, l < trunk.num_shared ? trunk.num_scenarios : own, layer.branch) ||
+        worth_sharing(trunk.rows, 1, layer.auxiliary) ||
+        worth_sharing(trunk.rows, l + 1 < trunk.num_shared ? trunk.num_scenarios : own, layer.gates)) {
+      return true;
+    }
+  }
+  return false;
 }
 
 template <typename scalar_t>
@@ -435,12 +440,7 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
   const int64_t scratch_bytes = kernel.forward_scratch(trunk);
   if (trunk.team.workers > 1) {
     at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-      if (shared.lead()) {
-        kernel.forward_tile(pass, 0, AlignedBlock(scratch_bytes).data);
-        shared.finish();
-      } else {
-        shared.help();
-      }
+      shared.compute([&] { kernel.forward_tile(pass, 0, AlignedBlock(scratch_bytes).data); });
     });
     return result;
   }

@@ -12,6 +12,7 @@
 
 #include "cases.h"
 #include "guarded.h"
+#include "shared_tile.h"
 #include "trunk.h"
 #include "work_items.h"
 
@@ -25,16 +26,9 @@ struct Variant {
   bool input_gradients;
 };
 
-// As for_each_item in trunk.cpp, on threads that the sanitizer knows.
+// On threads that the sanitizer knows.
 template <typename Function>
-void for_each_item(int64_t count, int64_t scratch_bytes, int threads, const Function& function) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    const Guarded<char> scratch(scratch_bytes);
-    for (int64_t item = next++; item < count; item = next++) {
-      function(item, scratch.data());
-    }
-  };
+void on_threads(int threads, const Function& work) {
   std::vector<std::thread> others;
   for (int i = 1; i < threads; ++i) {
     others.emplace_back(work);
@@ -43,6 +37,18 @@ void for_each_item(int64_t count, int64_t scratch_bytes, int threads, const Func
   for (std::thread& other : others) {
     other.join();
   }
+}
+
+// As for_each_item in trunk.cpp.
+template <typename Function>
+void for_each_item(int64_t count, int64_t scratch_bytes, int threads, const Function& function) {
+  std::atomic<int64_t> next{0};
+  on_threads(threads, [&] {
+    const Guarded<char> scratch(scratch_bytes);
+    for (int64_t item = next++; item < count; item = next++) {
+      function(item, scratch.data());
+    }
+  });
 }
 
 using Result = std::pair<std::string, std::vector<double>>;
@@ -289,7 +295,22 @@ class Run {
     }
     const LayerShape& last = layers_.back();
     const Matrix own = output("own", rows, last.width);
-    const ForwardPass<scalar_t> pass{trunk_, saved_.data(), own, output("aux", rows, last.aux_width)};
+    const Matrix aux = output("aux", rows, last.aux_width);
+    if (variant_.threads > 1 && rows > 0 && rows <= 96) {
+      SharedTile shared;
+      Trunk<scalar_t> trunk = trunk_;
+      trunk.tile_rows = 96;
+      trunk.team = shared.team(variant_.threads);
+      const ForwardPass<scalar_t> pass{trunk, saved_.data(), own, aux};
+      on_threads(variant_.threads, [&] {
+        shared.compute([&] {
+          const Guarded<char> scratch(kernel_.forward_scratch(trunk));
+          kernel_.forward_tile(pass, 0, scratch.data());
+        });
+      });
+      return;
+    }
+    const ForwardPass<scalar_t> pass{trunk_, saved_.data(), own, aux};
     for_each_item(trunk_.num_tiles(), kernel_.forward_scratch(trunk_), variant_.threads,
                   [&](int64_t tile, void* scratch) { kernel_.forward_tile(pass, tile, scratch); });
   }
