@@ -107,7 +107,8 @@ SUITES: Final = {
         "the paper's widths with foreign streams in every type",
         _grid((1024, 4096), (8, 32), _wide),
         (Contender("grouped"), Contender("grouped", compiled=True), CPP, CPP_FOREIGN, CPP_INT8, REFERENCE_INT8),
-        budget=60,
+        budget=20,
+        memory_cells=(_wide(4096, 8),),
     ),
     "overhead": Suite(
         "one row, two scenarios, one layer of width 8: what a call costs besides arithmetic",
