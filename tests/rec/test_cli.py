@@ -18,6 +18,7 @@ import torch
 from saml_rec import models
 from saml_rec.cli import main
 from saml_rec.data import write_ml100k, write_synthetic
+from saml_rec.evaluation.scoring import load_trained
 from saml_rec.files import write_json
 from saml_rec.models.hyperparameters import HYPERPARAMETERS
 from saml_rec.models.registry import hyperparameters
@@ -150,6 +151,7 @@ def test_options_reach_the_model(train, tmp_path):
         "temperature": 0.5,
         "activation": "tanh",
         "stop_gradient": False,
+        "foreign_type": "full",
         "aux_loss_weight": 0.5,
         "branch_views": "each",
         "branch_init": "shared",
@@ -158,6 +160,17 @@ def test_options_reach_the_model(train, tmp_path):
         "id_dropout": 0.1,
         "backend": "reference",
     }
+
+
+@pytest.mark.parametrize(("given", "expected"), [("full", None), ("bfloat16", torch.bfloat16), ("int8", torch.int8)])
+def test_the_foreign_type_reaches_the_kernels(train, tmp_path, given, expected):
+    assert train(foreign_type=given).exit_code == 0
+    trained = load_trained(tmp_path / "run", device="cpu")
+    assert trained.model.trunk.foreign_dtype == expected
+    refused = train("--overwrite", foreign_type=given, stop_gradient="false")
+    assert (refused.exit_code, "foreign_dtype needs stop_gradient=True" in refused.output) == (
+        (0, False) if expected is None else (2, True)
+    )
 
 
 def test_without_stop_gradient_the_reference_runs_and_metrics_say_so(train, tmp_path):
@@ -634,8 +647,10 @@ def test_nobody_reads_the_output_any_more(small_dataset, tmp_path, in_c_locale, 
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("arguments", [("--help",), ("doctor",)])
-def test_the_output_is_full(in_c_locale, arguments):
+def test_the_output_is_full(in_c_locale, monkeypatch, arguments, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         done = in_c_locale(*arguments, stdout=full)
     assert (done.returncode, done.stderr) == (2, b"error: No space left on device\n")

@@ -53,6 +53,7 @@ def _one_line(work: Callable[[], str]) -> Iterator[None]:
             raise click.exceptions.Exit(CLOSED_PIPE_STATUS) from None
         reason = error.strerror or str(error)
         message = f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, str | bytes) else reason
+        _flush_or_leave_stdout()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -81,6 +82,15 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _flush_or_leave_stdout() -> None:
+    """Where stdout is what failed, Python would try again when it ends, and end with another status for it."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _leave_stdout()
 
 
 def _leave_stdout() -> None:
