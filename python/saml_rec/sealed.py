@@ -276,17 +276,18 @@ def write_sealed_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """The content of :func:`write_sealed_json`, or of an object that was written without a checksum.
+    """The content of :func:`write_sealed_json`.
 
     Raises:
-        InputError: the file is damaged, or holds no object.
+        InputError: the file is damaged, or holds no object with a checksum.
         OSError: it cannot be opened.
     """
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: is damaged or was not written by saml-rec: expected an object")
-    checksum = content.pop(CHECKSUM, None)
-    if checksum is not None and checksum != _checksum(content):
+    if CHECKSUM not in content:
+        raise InputError(f"{path}: is damaged or was not written by saml-rec: it has no {CHECKSUM}")
+    if content.pop(CHECKSUM) != _checksum(content):
         raise InputError(f"{path}: is damaged: its checksum is not that of its content")
     return content
 

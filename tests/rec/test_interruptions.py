@@ -20,6 +20,7 @@ from rich.console import Console
 from saml_rec.comparison.compare import _kept_addition
 from saml_rec.errors import InputError
 from saml_rec.files import write_json
+from saml_rec.sealed import write_sealed_json
 from saml_rec.tuning import search
 
 pytest.importorskip("optuna", reason="the extra saml-kernels[tune] is not installed")
@@ -234,7 +235,7 @@ def flipped(content):
 
 
 def other_types(content):
-    """The object with every value, at any depth, replaced by one of another type; without the checksum of the whole."""
+    """The object with every value, at any depth, replaced by one of another type."""
 
     def variants(value):
         yield from ("text" if not isinstance(value, str) else 7, [value], {"key": value})
@@ -246,8 +247,8 @@ def other_types(content):
             yield from ([variant, *value[1:]] for variant in variants(value[0]))
 
     record = json.loads(content)
-    record.pop("checksum", None)
-    return [json.dumps(variant).encode() for variant in variants(record)]
+    record.pop("checksum")
+    return list(variants(record))
 
 
 DAMAGES = {
@@ -299,16 +300,16 @@ def test_damaged_partial_results_are_made_again_or_refused_by_name(
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("name", "file"), FORMS)
 def test_partial_results_of_another_form(small_dataset, saml_rec, tmp_path, name, file):
-    """Files without a checksum are read, as of earlier versions: what they hold is looked at all the same."""
+    """With the checksum of what they hold: that is looked at all the same."""
     out = tmp_path / "out"
     assert saml_rec(*command(name, small_dataset, out, "saml")).exit_code == 0
     good, kept = (out / file).read_bytes(), contents(out)
     for content in other_types(good):
-        (out / file).write_bytes(content)
+        (write_sealed_json if isinstance(content, dict) else write_json)(out / file, content)
         done = saml_rec(*command(name, small_dataset, out, "saml", size=3 if name == "tune" else 2))
         if name == "compare":
             assert done.exit_code == 0, (content, done.output)
-            assert f"{out / file}: is damaged" in done.stdout or json.loads(content).keys() > {"peak_bytes"}
+            assert f"{out / file}: is damaged" in done.stdout or content.keys() > {"peak_bytes"}
         elif done.exit_code:
             assert_one_line(done, out / file)
         for path, before in kept.items():
@@ -329,9 +330,9 @@ def test_partial_results_of_another_form(small_dataset, saml_rec, tmp_path, name
 def test_what_is_kept_of_a_run_has_its_form(tmp_path, change):
     path, console = tmp_path / "run.json", Console(file=io.StringIO(), width=200)
     good = {"peak_bytes": None, "mutual_weights": {"1": [[0.5, None, 0.5]] * 3}}
-    write_json(path, good)
+    write_sealed_json(path, good)
     assert _kept_addition(path, 3, (1,), console) == good
-    write_json(path, good | change)
+    write_sealed_json(path, good | change)
     assert _kept_addition(path, 3, (1,), console) is None
     assert console.file.getvalue() == f"{path}: is damaged: expected mutual_weights and peak_bytes; making it again\n"
 
@@ -375,9 +376,9 @@ def test_trials_of_a_search_have_their_form(tmp_path, form):
     trials = [{**copy.deepcopy(trial), "number": number} for number in range(2)]
     record = {"seed": 0, "trials": 2, "options": {}, "schema": {}, "data": dict.fromkeys(("train", "valid", "test"))}
     record["models"] = {"saml": {"space": space, "trials": trials, "best": 1}}
-    write_json(path, record)
+    write_sealed_json(path, record)
     assert search.read_tuning(path) == record
     change(trials[1])
-    write_json(path, record)
+    write_sealed_json(path, record)
     with pytest.raises(InputError, match=f"tune.json: is damaged: {message}"):
         search.read_tuning(path)

@@ -1,6 +1,7 @@
 """saml-rec tune: as many trials for each model, what it repeats after an interruption, what it refuses, who uses it."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -15,6 +16,7 @@ from saml_rec.data.schema import load_schema
 from saml_rec.errors import InputError
 from saml_rec.models.construction import check_model, resolve_device
 from saml_rec.models.registry import hyperparameters, is_fitted
+from saml_rec.sealed import write_sealed_json
 from saml_rec.training import TrainOptions, train
 from saml_rec.training.scenario_parameters import of_scenarios
 from saml_rec.tuning import search, space
@@ -247,8 +249,14 @@ def test_a_directory_of_something_else_is_refused(saml_rec, small_dataset, tmp_p
     (tmp_path / "notes.txt").write_text("mine")
     missing = dataclasses.replace(small_dataset, data=tmp_path / "missing.csv")
     assert "holds no tuning" in saml_rec(*command(missing, tmp_path)).output
-    (tmp_path / "tune.json").write_text('{"models": {}}')
+    write_sealed_json(tmp_path / "tune.json", {"models": {}})
     assert "was not written by saml-rec tune" in saml_rec(*command(missing, tmp_path)).output
+
+
+def seal(record):
+    """Gives an altered record the checksum of what it holds now."""
+    record.pop("checksum", None)
+    record["checksum"] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def damage_trial(record):
@@ -256,12 +264,13 @@ def damage_trial(record):
 
 
 def without_loss(record):
-    del record["checksum"], record["models"]["saml"]["trials"][1]["valid_logloss"]
+    del record["models"]["saml"]["trials"][1]["valid_logloss"]
+    seal(record)
 
 
 def best_of_none(record):
-    del record["checksum"]
     record["models"]["saml"]["best"] = 17
+    seal(record)
 
 
 @pytest.mark.parametrize(
@@ -439,7 +448,6 @@ def test_a_comparison_takes_the_best_options(small_dataset, saml_rec, tuned, tmp
 def test_a_comparison_refuses_a_search_of_something_else(small_dataset, saml_rec, tuned, tmp_path, change):
     path, more, names = tmp_path / "tune.json", [], NAMES
     record = read(tuned[0])
-    del record["checksum"]  # as of a version that wrote none
     if change == "another model":
         names, message = ("saml", "star"), "star was not tuned there (models: saml, shared_bottom)"
     elif change == "unfinished":
@@ -450,6 +458,8 @@ def test_a_comparison_refuses_a_search_of_something_else(small_dataset, saml_rec
         record, message = [], "was not written by saml-rec: expected an object"
     else:
         more, message = ["--split-seed", 1], "was tuned on other data or another split: train, valid, test rows differ"
+    if isinstance(record, dict):
+        seal(record)
     path.write_text(json.dumps(record))
     result = saml_rec(*comparing(small_dataset, tmp_path / "out", path, *more, names=names))
     assert result.exit_code == 2
