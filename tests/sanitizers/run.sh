@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the CPU kernels with GCC's sanitizers and runs them.
+# Builds the CPU kernels with GCC's sanitizers and runs those of all instruction sets, AVX-512 and AMX emulated.
 #
 # Address and UndefinedBehavior: a driver that calls every kernel in memory that ends where it should, then the
 # extension in Python, where fresh memory is filled with NaN. Thread: the driver, on threads the sanitizer knows
@@ -15,11 +15,12 @@ trap 'rm -rf "$stage"' EXIT
 
 memory="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -fPIC"
 threads="-fsanitize=thread"
-common="-std=c++20 -O1 -g1 -Wall -Wextra -include sanitizer/asan_interface.h"
+common="-std=c++20 -O1 -g1 -Wall -Wextra -Wno-psabi -include sanitizer/asan_interface.h"
 
-# A copy, whose scratch memory has fences.
+# A copy, whose scratch memory has fences and whose kernels all run here.
 cp -r "$sources" "$stage/csrc"
 cat "$root/tests/sanitizers/fences.h" >>"$stage/csrc/cpu/kernels/tile.h"
+"$root/tests/emulation/prepare.sh" "$stage/csrc"
 kernels=$(cd "$stage/csrc" && echo cpu/capability_*.cpp)
 driver="cpu/dispatch.cpp $root/tests/sanitizers/driver.cpp"
 

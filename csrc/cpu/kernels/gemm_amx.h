@@ -60,31 +60,33 @@ class TileRegisters {
 };
 
 // 16 columns of a row, zero outside of the matrix.
-inline __m512 load_16(const Concatenated<float>& source, int64_t row, int64_t column) {
+template <typename element_t>
+inline __m512 load_16(const Concatenated<element_t>& source, int64_t row, int64_t column) {
   const auto& [left, right] = source;
   if (row >= source.rows()) {
     return _mm512_setzero_ps();
   }
   if (column + 16 <= left.cols) {
-    return _mm512_loadu_ps(left.row(row) + column);
+    return (__m512)load_widened(left.row(row) + column);
   }
   if (column >= left.cols && column + 16 <= source.cols()) {
-    return _mm512_loadu_ps(right.row(row) + column - left.cols);
+    return (__m512)load_widened(right.row(row) + column - left.cols);
   }
   alignas(64) float values[16] = {};
   for (int64_t i = column; i < std::min(column + 16, source.cols()); ++i) {
-    values[i - column] = i < left.cols ? left.row(row)[i] : right.row(row)[i - left.cols];
+    values[i - column] = widened(i < left.cols ? left.row(row)[i] : right.row(row)[i - left.cols]);
   }
   return _mm512_load_ps(values);
 }
 
 // What will be read soon: a column block of 128 rows touches as many pages, which the processor does not foresee.
-inline void prefetch(const Concatenated<float>& source, int64_t row, int64_t column) {
+template <typename element_t>
+inline void prefetch(const Concatenated<element_t>& source, int64_t row, int64_t column) {
   const auto& [left, right] = source;
   if (column >= source.cols()) {
     return;
   }
-  const float* place = column < left.cols ? left.row(row) + column : right.row(row) + column - left.cols;
+  const element_t* place = column < left.cols ? left.row(row) + column : right.row(row) + column - left.cols;
   _mm_prefetch(reinterpret_cast<const char*>(place), _MM_HINT_T0);
 }
 
@@ -94,7 +96,8 @@ inline __m512 widen(__m256bh x) {
 
 // Units of a tile are 32 bits: two neighbours of k in bfloat16. Row r of a tile, part by part, 512 elements apart:
 // columns column .. column + 32 of one row, or two rows by columns column .. column + 16, interleaved.
-inline void store_row_units(const Concatenated<float>& source, int64_t row, int64_t column, int64_t parts,
+template <typename element_t>
+inline void store_row_units(const Concatenated<element_t>& source, int64_t row, int64_t column, int64_t parts,
                             uint16_t* target) {
   __m512 low = load_16(source, row, column), high = load_16(source, row, column + 16);
   for (int64_t part = 0; part < parts; ++part) {
@@ -106,7 +109,8 @@ inline void store_row_units(const Concatenated<float>& source, int64_t row, int6
   }
 }
 
-inline void store_pair_units(const Concatenated<float>& source, int64_t row, int64_t column, int64_t parts,
+template <typename element_t>
+inline void store_pair_units(const Concatenated<element_t>& source, int64_t row, int64_t column, int64_t parts,
                              uint16_t* target) {
   __m512 even = load_16(source, row, column), odd = load_16(source, row + 1, column);
   for (int64_t part = 0; part < parts; ++part) {
@@ -167,8 +171,8 @@ inline void lay_out_left(const Concatenated<float>& source, Range rows, int64_t 
 
 // Columns begin .. begin + count as a right factor, or their transpose as a left one; k runs over the source's rows.
 // Row by row, so that the source is read in order.
-template <bool transposed>
-inline void lay_out_columns(const Concatenated<float>& source, int64_t begin, int64_t count, int64_t parts,
+template <bool transposed, typename element_t>
+inline void lay_out_columns(const Concatenated<element_t>& source, int64_t begin, int64_t count, int64_t parts,
                             uint16_t* tiles) {
   const int64_t depth = tiles_of(source.rows(), kTileDepth), step = parts * kTileElements;
   for (int64_t k = 0; k < depth; ++k) {
@@ -188,7 +192,8 @@ inline void lay_out_columns(const Concatenated<float>& source, int64_t begin, in
 }
 
 // The transpose of the whole source as a right factor, k running over its columns.
-inline void lay_out_right_transposed(const Concatenated<float>& source, int64_t parts, uint16_t* tiles) {
+template <typename element_t>
+inline void lay_out_right_transposed(const Concatenated<element_t>& source, int64_t parts, uint16_t* tiles) {
   const int64_t depth = tiles_of(source.cols(), kTileDepth);
   for (int64_t side = 0; side < tiles_of(source.rows(), kTileSide); ++side) {
     for (int64_t k = 0; k < depth; ++k, tiles += parts * kTileElements) {

@@ -70,18 +70,29 @@ inline void round_rows(const MatrixView<const float>& a, uint16_t* target, int64
   }
 }
 
+// The first count of 16 numbers, none if it is negative, and zeros.
+template <typename element_t>
+inline __m512 load_some(const element_t* p, int64_t count) {
+  if (count >= 16) {
+    return (__m512)load_widened(p);
+  }
+  alignas(64) float values[16] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    values[i] = widened(p[i]);
+  }
+  return _mm512_load_ps(values);
+}
+
 // Up to kPanel columns of B, padded to an even k with zeros.
-inline void pack_pairs(const MatrixView<const float>& b, uint16_t* panel) {
+template <typename element_t>
+inline void pack_pairs(const MatrixView<const element_t>& b, uint16_t* panel) {
   constexpr int64_t panel_width = kPanel<float>;
   for (int64_t i = 0; i < b.rows; i += 2) {
     uint16_t* target = panel + i * panel_width;
-    const float* first = b.row(i);
-    const bool pair = i + 1 < b.rows;
+    const element_t* first = b.row(i);
     for (int64_t v = 0; v < panel_width; v += 16) {
-      const int64_t lanes = std::clamp<int64_t>(b.cols - v, 0, 16);
-      const __mmask16 mask = static_cast<__mmask16>((1u << lanes) - 1u);
-      const __m512 low = _mm512_maskz_loadu_ps(mask, first + v);
-      const __m512 high = pair ? _mm512_maskz_loadu_ps(mask, first + b.ld + v) : _mm512_setzero_ps();
+      const __m512 low = load_some(first + v, b.cols - v);
+      const __m512 high = load_some(first + b.ld + v, i + 1 < b.rows ? b.cols - v : 0);
       // Lane n of the result holds (low[n], high[n]).
       const __m512i low_bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
       const __m512i high_bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high)), 16);
@@ -91,12 +102,14 @@ inline void pack_pairs(const MatrixView<const float>& b, uint16_t* panel) {
 }
 
 // The same of [B1 ; B2], of which B1 has k1 rows; each part is padded.
-inline void pack_pairs(const MatrixView<const float>& b, int64_t k1, uint16_t* panel) {
+template <typename element_t>
+inline void pack_pairs(const MatrixView<const element_t>& b, int64_t k1, uint16_t* panel) {
   pack_pairs(b.row_range(0, k1), panel);
   pack_pairs(b.row_range(k1, b.rows), panel + round_up(k1, 2) * kPanel<float>);
 }
 
-inline void pack_all_pairs(const MatrixView<const float>& b, int64_t k1, uint16_t* panels) {
+template <typename element_t>
+inline void pack_all_pairs(const MatrixView<const element_t>& b, int64_t k1, uint16_t* panels) {
   const int64_t k = round_up(k1, 2) + round_up(b.rows - k1, 2);
   for (int64_t column = 0; column < b.cols; column += kPanel<float>) {
     pack_pairs(b.columns(column, std::min(kPanel<float>, b.cols - column)), k1, panels + column * k);
@@ -105,7 +118,7 @@ inline void pack_all_pairs(const MatrixView<const float>& b, int64_t k1, uint16_
 
 // C = bias + [A1 ; A2] B with rounded factors. a_space holds rows * (a.cols() + 2) bfloat16; panels are the rounded
 // ones of B, or null, and then panel_space holds one.
-inline void multiply_bfloat16(const Concatenated<float>& a, const MatrixView<const float>& b, const uint16_t* panels,
+inline void multiply_bfloat16(const Concatenated<float>& a, const StoredMatrix<const float>& b, const uint16_t* panels,
                               const float* bias, const MatrixView<float>& c, float* panel_space, float* a_space) {
   constexpr int64_t panel_width = kPanel<float>;
   uint16_t* panel = reinterpret_cast<uint16_t*>(panel_space);
@@ -120,7 +133,8 @@ inline void multiply_bfloat16(const Concatenated<float>& a, const MatrixView<con
     const bool whole = width == panel_width;
     const uint16_t* source = panels != nullptr ? panels + column * k : panel;
     if (panels == nullptr) {
-      pack_pairs(b.columns(column, width), a.left.cols, panel);
+      with_elements<float>(b.columns(column, width),
+                           [&](const auto& columns) { pack_pairs(columns, a.left.cols, panel); });
     }
     std::copy_n(bias + column, width, edge_bias);
     for (int64_t row = 0; row < c.rows; row += kRegisterTileRows) {

@@ -1,15 +1,19 @@
 // The same products with both factors rounded to int8 and summed exactly. Included once per capability, after
-// gemm_bfloat16.h.
+// gemm_amx.h.
 //
 //     s_r = max_k |A_rk| / 127, s_n = max_k |B_kn| / 127, 1 where that is 0;  a = round(A / s_r), b = round(B / s_n)
 //     C_rn = bias_n + s_r s_n Σ_k a_rk b_kn
 //
 // As many consecutive k as fill 32 bits stand together in every lane. The dot-product instruction multiplies four
 // unsigned bytes by four signed ones: it reads a + 128 for a, and 128 Σ_k b_kn, which stands with the panels, is taken
-// off the sum. Without it pairs of 16 bits are multiplied: pairs of bytes would overflow their 16-bit sums, and what
+// off the sum. The tile unit reads the same factors: a row's lanes are a row of a left tile, a panel's lanes those of a
+// right one. Without either pairs of 16 bits are multiplied: pairs of bytes would overflow their 16-bit sums, and what
 // keeps them from it costs more than twice the memory.
 
-#if SAML_HAS_INT8_DOT
+#if SAML_HAS_TILES
+using Int8Factor = int8_t;
+constexpr int kInt8Rows = kBlockSide;
+#elif SAML_HAS_INT8_DOT
 using Int8Factor = int8_t;
 constexpr int kInt8Rows = kRegisterTileRows;
 using Lanes = __m512i;
@@ -56,8 +60,15 @@ constexpr int kFactorBits = 8 * sizeof(Int8Factor);
 constexpr int64_t kTermsOfLane = sizeof(int32_t) / sizeof(Int8Factor);
 constexpr int32_t kInt8Offset = kTermsOfLane == 4 ? 128 : 0;
 
+// Tiles are read whole: so many lanes of terms, and so many rows after the last.
+constexpr int64_t kLanesAtOnce = SAML_HAS_TILES != 0 ? kTileSide : 1;
+constexpr int64_t kRowsToSpare = SAML_HAS_TILES != 0 ? kTileSide - 1 : 0;
+
 // Lanes of terms that a sum over k takes.
-inline int64_t lanes_of(int64_t k) { return (k + kTermsOfLane - 1) / kTermsOfLane; }
+inline int64_t lanes_of(int64_t k) { return round_up((k + kTermsOfLane - 1) / kTermsOfLane, kLanesAtOnce); }
+
+// Lanes that quantise_rows and multiply_int8 touch of so many rows.
+inline int64_t int8_rows_size(int64_t rows, int64_t k) { return (rows + kRowsToSpare) * lanes_of(k); }
 
 // The panels of one matrix, its columns' scales and what to take off their sums, one after the other.
 struct Int8Panels {
@@ -154,7 +165,68 @@ void pack_int8_panels(const MatrixView<const element_t>& b, const Int8Panels& pa
   }
 }
 
+// What a sum of products stands for.
+inline vec<float> restored(Int32Lanes sum, float row_scale, const float* scales, const int32_t* excess,
+                           const float* bias) {
+  Int32Lanes off;
+  std::memcpy(&off, excess, sizeof(off));
+  return __builtin_convertvector(sum - off, vec<float>) * row_scale * load(scales) + load(bias);
+}
+
 // C (rows, kPanel) of quantised rows and one packed panel with its scales, excess and bias.
+#if SAML_HAS_TILES
+
+// 16 row_tiles by 32 sums.
+template <int row_tiles>
+inline void add_tiles_int8(const int32_t* a, int64_t terms, const int32_t* panel, int32_t* sums) {
+  constexpr int64_t panel_width = kPanel<float>, panel_bytes = panel_width * static_cast<int64_t>(sizeof(int32_t));
+  static_assert(panel_width == kBlockSide);
+  const int64_t row_bytes = terms * static_cast<int64_t>(sizeof(int32_t));
+  // The tile intrinsics do not tell the compiler that they read memory.
+  asm volatile("" ::: "memory");
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (row_tiles == 2) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t i = 0; i < terms; i += kTileSide) {
+    _tile_loadd(4, a + i, row_bytes);
+    _tile_loadd(6, panel + i * panel_width, panel_bytes);
+    _tile_loadd(7, panel + i * panel_width + kTileSide, panel_bytes);
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 7);
+    if constexpr (row_tiles == 2) {
+      _tile_loadd(5, a + kTileSide * terms + i, row_bytes);
+      _tile_dpbusd(2, 5, 6);
+      _tile_dpbusd(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, panel_bytes);
+  _tile_stored(1, sums + kTileSide, panel_bytes);
+  if constexpr (row_tiles == 2) {
+    _tile_stored(2, sums + kTileSide * panel_width, panel_bytes);
+    _tile_stored(3, sums + kTileSide * panel_width + kTileSide, panel_bytes);
+  }
+  asm volatile("" ::: "memory");
+}
+
+inline void block_int8(int64_t rows, const int32_t* a, const float* row_scales, int64_t terms, const int32_t* panel,
+                       const float* scales, const int32_t* excess, const float* bias, float* c, int64_t ldc) {
+  constexpr int64_t panel_width = kPanel<float>;
+  alignas(64) int32_t sums[kInt8Rows * panel_width];
+  (rows > kTileSide ? &add_tiles_int8<2> : &add_tiles_int8<1>)(a, terms, panel, sums);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t n = 0; n < panel_width; n += kLanes<float>) {
+      Int32Lanes sum;
+      std::memcpy(&sum, sums + r * panel_width + n, sizeof(sum));
+      store(c + r * ldc + n, restored(sum, row_scales[r], scales + n, excess + n, bias + n));
+    }
+  }
+}
+
+#else
+
 template <int rows>
 void register_tile_int8(const int32_t* a, const float* row_scales, int64_t terms, const int32_t* panel,
                         const float* scales, const int32_t* excess, const float* bias, float* c, int64_t ldc) {
@@ -179,10 +251,8 @@ void register_tile_int8(const int32_t* a, const float* row_scales, int64_t terms
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      Int32Lanes off;
-      std::memcpy(&off, excess + v * lanes, sizeof(off));
-      const vec<float> sum = __builtin_convertvector((Int32Lanes)sums[r][v] - off, vec<float>);
-      store(c + r * ldc + v * lanes, sum * row_scales[r] * load(scales + v * lanes) + load(bias + v * lanes));
+      const int n = v * lanes;
+      store(c + r * ldc + n, restored((Int32Lanes)sums[r][v], row_scales[r], scales + n, excess + n, bias + n));
     }
   }
 }
@@ -196,6 +266,13 @@ constexpr std::array<RegisterTileInt8, sizeof...(rows)> register_tiles_int8(std:
 }
 
 constexpr auto kRegisterTilesInt8 = register_tiles_int8(std::make_integer_sequence<int, kInt8Rows>{});
+
+inline void block_int8(int64_t rows, const int32_t* a, const float* row_scales, int64_t terms, const int32_t* panel,
+                       const float* scales, const int32_t* excess, const float* bias, float* c, int64_t ldc) {
+  kRegisterTilesInt8[rows - 1](a, row_scales, terms, panel, scales, excess, bias, c, ldc);
+}
+
+#endif
 
 // C = bias + s s A B of rows that quantise_rows has written.
 inline void multiply_int8(const int32_t* a, const float* row_scales, int64_t k, const Int8Panels& panels,
@@ -211,9 +288,8 @@ inline void multiply_int8(const int32_t* a, const float* row_scales, int64_t k, 
     for (int64_t row = 0; row < c.rows; row += kInt8Rows) {
       const int64_t count = std::min<int64_t>(kInt8Rows, c.rows - row);
       float* target = c.row(row) + column;
-      kRegisterTilesInt8[count - 1](a + row * terms, row_scales + row, terms, panels.terms + column * terms,
-                                    panels.scales + column, panels.excess + column, edge_bias, whole ? target : edge,
-                                    whole ? c.ld : panel_width);
+      block_int8(count, a + row * terms, row_scales + row, terms, panels.terms + column * terms, panels.scales + column,
+                 panels.excess + column, edge_bias, whole ? target : edge, whole ? c.ld : panel_width);
       for (int64_t r = 0; !whole && r < count; ++r) {
         std::copy_n(edge + r * panel_width, width, target + r * c.ld);
       }

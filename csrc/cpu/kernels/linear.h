@@ -35,7 +35,7 @@ struct ProductScratch {
       transposed = scratch.take(k * (round_up(rows, kPanel<scalar_t>) + kRegisterTileRows));
     }
     if constexpr (std::is_same_v<scalar_t, float>) {
-      int8_rows = scratch.template take<int32_t>(rows * lanes_of(k));
+      int8_rows = scratch.template take<int32_t>(int8_rows_size(rows, k));
       row_scales = scratch.take(rows);
     }
     if constexpr (kHasTiles<scalar_t>) {
@@ -94,14 +94,17 @@ void lay_out(const PanelItem<scalar_t>& item) {
     if constexpr (kHasTiles<scalar_t>) {
       uint16_t* transposed =
           matrix_of(weights.transposed_bfloat16_panels, item.matrix, transposed_panels_size(weights));
-      if (panels != nullptr) {
-        lay_out_columns<false>(Concatenated<scalar_t>{matrix.view()}, 0, weights.n, weights.parts, panels);
-      }
-      if (transposed != nullptr) {
-        lay_out_right_transposed(Concatenated<scalar_t>{matrix.view()}, weights.parts, transposed);
-      }
+      with_elements<scalar_t>(matrix, [&]<typename element_t>(const MatrixView<const element_t>& view) {
+        const Concatenated<element_t> source{view};
+        if (panels != nullptr) {
+          lay_out_columns<false>(source, 0, weights.n, weights.parts, panels);
+        }
+        if (transposed != nullptr) {
+          lay_out_right_transposed(source, weights.parts, transposed);
+        }
+      });
     } else if (panels != nullptr) {
-      pack_all_pairs(matrix.view(), weights.k1, panels);
+      with_elements<scalar_t>(matrix, [&](const auto& view) { pack_all_pairs(view, weights.k1, panels); });
     }
   }
 }
@@ -165,12 +168,13 @@ inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& 
     if (bfloat16) {
       const Concatenated<scalar_t> factor = a.row_range(rows.begin, rows.end);
       const Matrix<scalar_t> target = z.row_range(rows.begin, rows.end);
-      if constexpr (kHasBfloat16Panels<scalar_t>) {
-        const ConstMatrix<scalar_t> matrix = weights.matrix(i).view();
-        multiply_bfloat16(factor, matrix, bfloat16_panels, bias, target, scratch.panel, scratch.rounded);
-      } else {
-        const scalar_t* panels = matrix_of(weights.panels, i, panels_size(weights));
+      const auto product = [&](const auto* panels) {
         multiply_bfloat16(factor, weights.matrix(i), panels, bias, target, scratch.panel, scratch.rounded);
+      };
+      if constexpr (kHasBfloat16Panels<scalar_t>) {
+        product(bfloat16_panels);
+      } else {
+        product(static_cast<const scalar_t*>(matrix_of(weights.panels, i, panels_size(weights))));
       }
       return;
     }

@@ -1,0 +1,395 @@
+// AVX-512, its bfloat16 and int8 dot products, and AMX, in plain C++ as Intel's Software Developer's Manual defines
+// them: the kernels for these instruction sets run on any x86-64 machine with AVX2, and a sanitizer sees what they
+// read, also through tiles. Stands for <immintrin.h>. Only what the kernels use is here; another intrinsic stops the
+// build, because the compiler may not use these instruction sets there.
+//
+// Bfloat16 products take denormals as 0 and make none, and an addition rounds to even once. Undefined behaviour ends
+// the process: a tile that is not set up, loads and stores that are not aligned where they should be.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+// Narrower vectors need nothing of this.
+#if SAML_VECTOR_BYTES == 64
+#pragma GCC diagnostic ignored "-Wignored-attributes"
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+
+namespace saml_kernels::emulated {
+
+[[noreturn]] inline void fault(const char* what) {
+  std::fprintf(stderr, "emulated instruction: %s\n", what);
+  std::abort();
+}
+
+// Lanes of a register of as many bytes.
+template <typename lane_t, typename register_t>
+struct Lanes {
+  static constexpr int kCount = sizeof(register_t) / sizeof(lane_t);
+  lane_t lane[kCount];
+
+  Lanes() : lane{} {}
+  explicit Lanes(const register_t& value) { std::memcpy(lane, &value, sizeof(lane)); }
+  register_t value() const {
+    register_t result;
+    std::memcpy(&result, lane, sizeof(result));
+    return result;
+  }
+};
+
+using Floats = Lanes<float, __m512>;
+using Words = Lanes<uint32_t, __m512i>;
+using Quads = Lanes<uint64_t, __m512i>;
+using Halves = Lanes<uint16_t, __m512i>;
+
+inline float as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+inline uint32_t as_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
+inline bool is_denormal(uint32_t bits) { return (bits & 0x7f800000u) == 0; }
+
+inline float flushed(float x) {
+  const uint32_t bits = as_bits(x);
+  return is_denormal(bits) ? as_float(bits & 0x80000000u) : x;
+}
+
+inline float widened(uint16_t bfloat16) { return flushed(as_float(static_cast<uint32_t>(bfloat16) << 16)); }
+
+inline uint16_t to_bfloat16(float x) {
+  const uint32_t bits = as_bits(x);
+  if (x != x) {
+    return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  }
+  if (is_denormal(bits)) {
+    return static_cast<uint16_t>((bits & 0x80000000u) >> 16);
+  }
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+// sum + a b, rounded once.
+inline float fused(float sum, uint16_t a, uint16_t b) {
+  return flushed(__builtin_fmaf(widened(a), widened(b), flushed(sum)));
+}
+
+inline __m512 loadu_ps(const void* p) {
+  __m512 result;
+  std::memcpy(&result, p, sizeof(result));
+  return result;
+}
+
+inline __m512 load_ps(const void* p) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(__m512) != 0) {
+    fault("an aligned load from an address that is not");
+  }
+  return loadu_ps(p);
+}
+
+inline __m512 maskz_loadu_ps(__mmask16 mask, const void* p) {
+  Floats result;
+  for (int i = 0; i < Floats::kCount; ++i) {
+    if (mask >> i & 1) {
+      std::memcpy(&result.lane[i], static_cast<const char*>(p) + i * sizeof(float), sizeof(float));
+    }
+  }
+  return result.value();
+}
+
+inline __m512i loadu_si512(const void* p) {
+  __m512i result;
+  std::memcpy(&result, p, sizeof(result));
+  return result;
+}
+
+inline void storeu_si512(void* p, __m512i value) { std::memcpy(p, &value, sizeof(value)); }
+
+inline __m512 setzero_ps() { return Floats().value(); }
+
+inline __m512i set1_epi32(int value) {
+  Words result;
+  for (uint32_t& lane : result.lane) {
+    lane = static_cast<uint32_t>(value);
+  }
+  return result.value();
+}
+
+inline __m512 castsi512_ps(__m512i value) { return loadu_ps(&value); }
+
+template <typename lanes_t, typename register_t, typename function_t>
+inline register_t each(const register_t& a, const register_t& b, const function_t& function) {
+  const lanes_t left(a), right(b);
+  lanes_t result;
+  for (int i = 0; i < lanes_t::kCount; ++i) {
+    result.lane[i] = function(left.lane[i], right.lane[i]);
+  }
+  return result.value();
+}
+
+inline __m512 sub_ps(__m512 a, __m512 b) {
+  return each<Floats>(a, b, [](float x, float y) { return x - y; });
+}
+
+inline __m512i or_si512(__m512i a, __m512i b) {
+  return each<Words>(a, b, [](uint32_t x, uint32_t y) { return x | y; });
+}
+
+inline __m512i add_epi32(__m512i a, __m512i b) {
+  return each<Words>(a, b, [](uint32_t x, uint32_t y) { return x + y; });
+}
+
+inline __m512i slli_epi32(__m512i a, unsigned count) {
+  return each<Words>(a, a, [count](uint32_t x, uint32_t) { return count < 32 ? x << count : 0; });
+}
+
+inline __m512i cvtepu16_epi32(__m256i a) {
+  const Lanes<uint16_t, __m256i> source(a);
+  Words result;
+  for (int i = 0; i < Words::kCount; ++i) {
+    result.lane[i] = source.lane[i];
+  }
+  return result.value();
+}
+
+// Of every 128 bits of a and b the low, or high, halves, lane by lane.
+template <typename lanes_t>
+inline __m512i interleaved(__m512i a, __m512i b, bool high) {
+  constexpr int kGroup = 16 / sizeof(lanes_t().lane[0]);
+  const lanes_t left(a), right(b);
+  lanes_t result;
+  for (int i = 0; i < lanes_t::kCount; ++i) {
+    const int from = i / kGroup * kGroup + (high ? kGroup / 2 : 0) + i % kGroup / 2;
+    result.lane[i] = i % 2 == 0 ? left.lane[from] : right.lane[from];
+  }
+  return result.value();
+}
+
+inline __m512i unpacklo_epi32(__m512i a, __m512i b) { return interleaved<Words>(a, b, false); }
+inline __m512i unpackhi_epi32(__m512i a, __m512i b) { return interleaved<Words>(a, b, true); }
+inline __m512i unpacklo_epi64(__m512i a, __m512i b) { return interleaved<Quads>(a, b, false); }
+inline __m512i unpackhi_epi64(__m512i a, __m512i b) { return interleaved<Quads>(a, b, true); }
+
+inline __m512i shuffle_i32x4(__m512i a, __m512i b, int order) {
+  const Words left(a), right(b);
+  Words result;
+  for (int group = 0; group < 4; ++group) {
+    const int from = order >> (2 * group) & 3;
+    std::memcpy(result.lane + 4 * group, (group < 2 ? left : right).lane + 4 * from, 16);
+  }
+  return result.value();
+}
+
+inline __m512i madd_epi16(__m512i a, __m512i b) {
+  const Halves left(a), right(b);
+  Words result;
+  for (int i = 0; i < Words::kCount; ++i) {
+    int64_t sum = 0;
+    for (int j = 2 * i; j < 2 * i + 2; ++j) {
+      sum += static_cast<int16_t>(left.lane[j]) * static_cast<int16_t>(right.lane[j]);
+    }
+    result.lane[i] = static_cast<uint32_t>(sum);
+  }
+  return result.value();
+}
+
+// Four unsigned bytes of a by four signed ones of b.
+inline uint32_t byte_products(uint32_t a, uint32_t b) {
+  int32_t sum = 0;
+  for (int shift = 0; shift < 32; shift += 8) {
+    sum += static_cast<uint8_t>(a >> shift) * static_cast<int8_t>(b >> shift);
+  }
+  return static_cast<uint32_t>(sum);
+}
+
+inline __m512i dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
+  return add_epi32(sum, each<Words>(a, b, [](uint32_t x, uint32_t y) { return byte_products(x, y); }));
+}
+
+inline __m512 cvtph_ps(__m256i a) {
+  __m256 parts[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(a)), _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))};
+  return loadu_ps(parts);
+}
+
+inline __m256bh cvtneps_pbh(__m512 a) {
+  const Floats source(a);
+  Lanes<uint16_t, __m256bh> result;
+  for (int i = 0; i < Floats::kCount; ++i) {
+    result.lane[i] = to_bfloat16(source.lane[i]);
+  }
+  return result.value();
+}
+
+inline __m512 dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
+  const Lanes<uint16_t, __m512bh> left(a), right(b);
+  Floats result(sum);
+  for (int i = 0; i < Floats::kCount; ++i) {
+    for (int j = 2 * i + 1; j >= 2 * i; --j) {
+      result.lane[i] = fused(result.lane[i], left.lane[j], right.lane[j]);
+    }
+  }
+  return result.value();
+}
+
+// A thread's tile registers.
+struct Tiles {
+  static constexpr int kCount = 8, kMostRows = 16, kMostBytes = 64;
+  bool is_set_up = false;
+  int rows[kCount] = {}, row_bytes[kCount] = {};
+  alignas(64) unsigned char data[kCount][kMostRows][kMostBytes] = {};
+};
+
+inline thread_local Tiles tiles;
+
+inline void tile_loadconfig(const void* memory) {
+  unsigned char config[64];
+  std::memcpy(config, memory, sizeof(config));
+  if (config[0] != 1) {
+    fault("tiles of another palette than 1");
+  }
+  for (int i = 1; i < 64; ++i) {
+    // Start row, what is reserved, and registers that do not exist.
+    if ((i < 16 || (i >= 32 && i < 48) || i >= 56) && config[i] != 0) {
+      fault("a byte of the tiles' configuration that must be 0");
+    }
+  }
+  tiles = Tiles();
+  tiles.is_set_up = true;
+  for (int i = 0; i < Tiles::kCount; ++i) {
+    tiles.row_bytes[i] = config[16 + 2 * i] | config[17 + 2 * i] << 8;
+    tiles.rows[i] = config[48 + i];
+    if (tiles.rows[i] > Tiles::kMostRows || tiles.row_bytes[i] > Tiles::kMostBytes ||
+        (tiles.rows[i] == 0) != (tiles.row_bytes[i] == 0)) {
+      fault("a tile of another size than a register has");
+    }
+  }
+}
+
+inline void tile_release() { tiles = Tiles(); }
+
+inline void require_tile(int tile) {
+  if (!tiles.is_set_up || tiles.rows[tile] == 0) {
+    fault("a tile that is not set up");
+  }
+}
+
+inline void tile_zero(int tile) {
+  require_tile(tile);
+  std::memset(tiles.data[tile], 0, sizeof(tiles.data[tile]));
+}
+
+inline void tile_loadd(int tile, const void* base, int64_t stride) {
+  tile_zero(tile);
+  for (int r = 0; r < tiles.rows[tile]; ++r) {
+    std::memcpy(tiles.data[tile][r], static_cast<const char*>(base) + r * stride, tiles.row_bytes[tile]);
+  }
+}
+
+inline void tile_stored(int tile, void* base, int64_t stride) {
+  require_tile(tile);
+  for (int r = 0; r < tiles.rows[tile]; ++r) {
+    std::memcpy(static_cast<char*>(base) + r * stride, tiles.data[tile][r], tiles.row_bytes[tile]);
+  }
+}
+
+// The shapes of sums += a b.
+inline void require_product(int sums, int a, int b) {
+  for (int tile : {sums, a, b}) {
+    require_tile(tile);
+  }
+  if (sums == a || sums == b || a == b || tiles.rows[sums] != tiles.rows[a] ||
+      tiles.row_bytes[sums] != tiles.row_bytes[b] || tiles.row_bytes[a] != 4 * tiles.rows[b]) {
+    fault("a product of tiles that do not fit");
+  }
+}
+
+template <typename lane_t>
+inline lane_t* tile_row(int tile, int row) {
+  return reinterpret_cast<lane_t*>(tiles.data[tile][row]);
+}
+
+// Even and odd k sum apart and meet before they are added to what stands there.
+inline void tile_dpbf16ps(int sums, int a, int b) {
+  require_product(sums, a, b);
+  for (int m = 0; m < tiles.rows[sums]; ++m) {
+    const int columns = tiles.row_bytes[sums] / 4;
+    float parts[Tiles::kMostBytes / 4][2] = {};
+    for (int k = 0; k < tiles.rows[b]; ++k) {
+      const uint16_t *left = tile_row<uint16_t>(a, m) + 2 * k, *right = tile_row<uint16_t>(b, k);
+      for (int n = 0; n < columns; ++n) {
+        for (int j = 0; j < 2; ++j) {
+          parts[n][j] = fused(parts[n][j], left[j], right[2 * n + j]);
+        }
+      }
+    }
+    float* row = tile_row<float>(sums, m);
+    for (int n = 0; n < columns; ++n) {
+      row[n] = flushed(flushed(row[n]) + flushed(parts[n][0] + parts[n][1]));
+    }
+  }
+}
+
+inline void tile_dpbusd(int sums, int a, int b) {
+  require_product(sums, a, b);
+  for (int m = 0; m < tiles.rows[sums]; ++m) {
+    uint32_t* row = tile_row<uint32_t>(sums, m);
+    for (int k = 0; k < tiles.rows[b]; ++k) {
+      for (int n = 0; n < tiles.row_bytes[sums] / 4; ++n) {
+        row[n] += byte_products(tile_row<uint32_t>(a, m)[k], tile_row<uint32_t>(b, k)[n]);
+      }
+    }
+  }
+}
+
+}  // namespace saml_kernels::emulated
+
+#pragma GCC pop_options
+
+// The compiler's own are macros or functions of these names.
+#undef _mm512_shuffle_i32x4
+#undef _tile_dpbf16ps
+#undef _tile_dpbusd
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_zero
+#define _mm512_add_epi32 saml_kernels::emulated::add_epi32
+#define _mm512_castsi512_ps saml_kernels::emulated::castsi512_ps
+#define _mm512_cvtepu16_epi32 saml_kernels::emulated::cvtepu16_epi32
+#define _mm512_cvtneps_pbh saml_kernels::emulated::cvtneps_pbh
+#define _mm512_cvtph_ps saml_kernels::emulated::cvtph_ps
+#define _mm512_dpbf16_ps saml_kernels::emulated::dpbf16_ps
+#define _mm512_dpbusd_epi32 saml_kernels::emulated::dpbusd_epi32
+#define _mm512_load_ps saml_kernels::emulated::load_ps
+#define _mm512_loadu_ps saml_kernels::emulated::loadu_ps
+#define _mm512_loadu_si512 saml_kernels::emulated::loadu_si512
+#define _mm512_madd_epi16 saml_kernels::emulated::madd_epi16
+#define _mm512_maskz_loadu_ps saml_kernels::emulated::maskz_loadu_ps
+#define _mm512_or_si512 saml_kernels::emulated::or_si512
+#define _mm512_set1_epi32 saml_kernels::emulated::set1_epi32
+#define _mm512_setzero_ps saml_kernels::emulated::setzero_ps
+#define _mm512_shuffle_i32x4 saml_kernels::emulated::shuffle_i32x4
+#define _mm512_slli_epi32 saml_kernels::emulated::slli_epi32
+#define _mm512_storeu_si512 saml_kernels::emulated::storeu_si512
+#define _mm512_sub_ps saml_kernels::emulated::sub_ps
+#define _mm512_unpackhi_epi32 saml_kernels::emulated::unpackhi_epi32
+#define _mm512_unpackhi_epi64 saml_kernels::emulated::unpackhi_epi64
+#define _mm512_unpacklo_epi32 saml_kernels::emulated::unpacklo_epi32
+#define _mm512_unpacklo_epi64 saml_kernels::emulated::unpacklo_epi64
+#define _tile_dpbf16ps saml_kernels::emulated::tile_dpbf16ps
+#define _tile_dpbusd saml_kernels::emulated::tile_dpbusd
+#define _tile_loadconfig saml_kernels::emulated::tile_loadconfig
+#define _tile_loadd saml_kernels::emulated::tile_loadd
+#define _tile_release saml_kernels::emulated::tile_release
+#define _tile_stored saml_kernels::emulated::tile_stored
+#define _tile_zero saml_kernels::emulated::tile_zero
+#endif
