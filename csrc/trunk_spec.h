@@ -31,6 +31,7 @@ struct TrunkSpec {
   Tensors aux_biases;                   // (a_l,)
   Tensors gate_weights;                 // U (M, d_l, d_l) or (M, d_l, 1), one for every entry of mutual_layers
   Tensors gate_biases;                  // (M, d_l) or (M, 1)
+  Tensors shared_weights;               // (d_{l-1} + a_l, d_l), one a layer, or none; branches' weights are W_k ∘ that
   std::vector<int64_t> mutual_layers;   // counted from 0
   std::vector<Activation> activations;  // one a layer
   Score score;
@@ -42,8 +43,8 @@ struct TrunkSpec {
   double gate_scale;  // γ
 
   SAML_FIELDS(x_local, x_global, permutation, offsets, branch_weights, branch_biases, aux_weights, aux_biases,
-              gate_weights, gate_biases, mutual_layers, activations, score, temperature, own_bfloat16, foreign_rounding,
-              gated, gate_scale)
+              gate_weights, gate_biases, shared_weights, mutual_layers, activations, score, temperature, own_bfloat16,
+              foreign_rounding, gated, gate_scale)
 };
 
 struct TrunkForwardArguments {
@@ -108,8 +109,9 @@ struct TrunkWeightGradientsResults {
   Tensors aux_biases;
   Tensors gate_weights;
   Tensors gate_biases;
+  Tensors shared_weights;
 
-  SAML_FIELDS(branch_weights, branch_biases, aux_weights, aux_biases, gate_weights, gate_biases)
+  SAML_FIELDS(branch_weights, branch_biases, aux_weights, aux_biases, gate_weights, gate_biases, shared_weights)
 };
 
 // The mutual unit alone, on streams (B, M, d) with rows sorted by scenario.

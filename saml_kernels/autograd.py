@@ -31,6 +31,8 @@ class ParameterLists(NamedTuple):
     aux_biases: list[Tensor]
     gate_weights: list[Tensor]
     gate_biases: list[Tensor]
+    shared_weights: list[Tensor]
+    """W_shared, where the branches' weights are W_t ∘ W_shared; else none."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class FusedBackend(ABC):
 
     name: str
 
+    def forms_products(self, dtype: torch.dtype) -> bool:
+        """Whether its kernels form W_t ∘ W_shared where they read it, of weights of this type."""
+        return False
+
     @abstractmethod
     def trunk_forward(
         self,
@@ -93,7 +99,7 @@ class FusedBackend(ABC):
         need_local: bool,
         need_global: bool,
     ) -> tuple[Tensor, Tensor, Tensor, *tuple[list[Tensor], ...]]:
-        """Gradients of x_local, x_global and gated (anything where none is needed), then of the six lists. What it
+        """Gradients of x_local, x_global and gated (anything where none is needed), then of the seven lists. What it
         takes out of ``saved`` is freed, unless somebody keeps the graph."""
 
     @abstractmethod
@@ -172,7 +178,7 @@ class FusedBackend(ABC):
             schedule=None if schedule == "auto" else schedule,
         )
         gates = [params.gate_weights[layer] for layer in mutual], [params.gate_biases[layer] for layer in mutual]
-        lists = (params.branch_weights, params.branch_biases, params.aux_weights, params.aux_biases, *gates)
+        lists = (params.branch_weights, params.branch_biases, params.aux_weights, params.aux_biases, *gates, ())
         own, aux, *alphas = _run(self, x_local, x_global, None, scenario, plan, lists)
         scores: list[Tensor | None] = [None] * len(params.branch_weights)
         for layer, alpha in zip(mutual, alphas, strict=True):
@@ -190,8 +196,11 @@ class FusedBackend(ABC):
         output_activation: str,
         gated: Tensor | None,
         gate_scale: float,
+        shared_weights: Sequence[Tensor],
     ) -> Tensor:
         """See :func:`saml_kernels.grouped_mlp`; the trunk without auxiliary network and mutual unit."""
+        if not self.forms_products(x.dtype):
+            weights, shared_weights = reference.products(weights, shared_weights), ()
         names = [activation] * (len(weights) - 1) + [output_activation]
         plan = Plan(
             activations=tuple(names),
@@ -203,7 +212,8 @@ class FusedBackend(ABC):
             reference_options={"activation": activation, "output_activation": output_activation},
             gate_scale=None if gated is None else gate_scale,
         )
-        own, _ = _run(self, x, x.new_empty(x.shape[0], 0), gated, scenario, plan, (weights, biases, (), (), (), ()))
+        lists = (weights, biases, (), (), (), (), shared_weights)
+        own, _ = _run(self, x, x.new_empty(x.shape[0], 0), gated, scenario, plan, lists)
         return own
 
     def branch_scores(
@@ -233,7 +243,8 @@ class FusedBackend(ABC):
             },
             all_branches=True,
         )
-        scores, _ = _run(self, x, x.new_empty(x.shape[0], 0), None, scenario, plan, (weights, biases, (), (), (), ()))
+        lists = (weights, biases, (), (), (), (), ())
+        scores, _ = _run(self, x, x.new_empty(x.shape[0], 0), None, scenario, plan, lists)
         return scores
 
     def expert_outputs(
@@ -471,7 +482,7 @@ def _halves(flat: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _split(flat: Sequence[Tensor], lengths: Sequence[int]) -> ParameterLists:
-    """The six parameter lists again."""
+    """The parameter lists again."""
     entries = iter(flat)
     return ParameterLists(*([next(entries).contiguous() for _ in range(length)] for length in lengths))
 
@@ -487,14 +498,14 @@ def _reference_outputs(
 ) -> list[Tensor]:
     """own and, with an auxiliary network, aux, computed by the reference."""
     entries = iter(flat)
-    branch_weights, branch_biases, aux_weights, aux_biases, gate_weights, gate_biases = (
+    branch_weights, branch_biases, aux_weights, aux_biases, gate_weights, gate_biases, shared_weights = (
         [next(entries) for _ in range(length)] for length in lengths
     )
     if plan.all_branches:
         return [reference.branch_scores(x_local, scenario, branch_weights, branch_biases, **plan.reference_options)]
     if not aux_weights:
         gate = {} if plan.gate_scale is None else {"gated": gated, "gate_scale": plan.gate_scale}
-        options = plan.reference_options | gate
+        options = plan.reference_options | gate | {"shared_weights": shared_weights}
         return [reference.grouped_mlp(x_local, scenario, branch_weights, branch_biases, **options)]
     gates: list[list[Tensor | None]] = [[None] * len(branch_weights) for _ in range(2)]
     for index, layer in enumerate(plan.mutual_layers):

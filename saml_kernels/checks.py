@@ -263,14 +263,18 @@ def check_towers(
     *,
     per_branch: bool = False,
     gated: Tensor | None = None,
+    shared_weights: Sequence[Tensor] = (),
 ) -> None:
     """Types, dtypes, devices and shapes of everything :func:`saml_kernels.grouped_mlp` reads.
 
     ``per_branch``: x may also be (B, M, d_0), as :func:`saml_kernels.branch_scores` takes it.
     """
-    if not torch.compiler.is_compiling() and _towers_fit(x, scenario, weights, biases, per_branch, gated):
+    if not torch.compiler.is_compiling() and _towers_fit(
+        x, scenario, weights, biases, per_branch, gated, shared_weights
+    ):
         return
     tensors = _layer_tensors(x, weights, biases)
+    tensors |= {("shared_weights", layer): shared for layer, shared in enumerate(shared_weights)}
     if gated is not None:
         tensors["gated"] = gated
     check_same_kind(tensors, scenario)
@@ -281,6 +285,12 @@ def check_towers(
         check_shape("x", x, ("B", "d_0"), " or (B, M, d_0)" if per_branch else "")
     check_shape("scenario", scenario, (x.shape[0],), " as x has B = {} rows", x.shape[0])
     width = _check_layers(x.shape[-1], weights, biases)
+    if len(shared_weights) not in (0, len(weights)):
+        raise ValueError(
+            f"shared_weights must be none or as many as weights: {len(weights)}, got {len(shared_weights)}"
+        )
+    for layer, (shared, weight) in enumerate(zip(shared_weights, weights, strict=False)):
+        check_shape(("shared_weights", layer), shared, tuple(weight.shape[1:]), " as a scenario's weight")
     if gated is not None:
         check_shape("gated", gated, (x.shape[0], width), " as the result of the last layer")
 
@@ -302,12 +312,18 @@ def _towers_fit(
     biases: Sequence[Tensor],
     per_branch: bool,
     gated: Tensor | None,
+    shared_weights: Sequence[Tensor],
 ) -> bool:
     """As :func:`_trunk_fits`, for :func:`check_towers`."""
     width = _fitting_width(x, weights, biases, per_branch)
     if width is None or scenario.shape != (x.shape[0],) or scenario.device != x.device:
         return False
-    return gated is None or _are_like(x, [(gated, (x.shape[0], width))])
+    expected: list[Expected] = [] if gated is None else [(gated, (x.shape[0], width))]
+    if shared_weights:
+        if len(shared_weights) != len(weights):
+            return False
+        expected += [(shared, tuple(weight.shape[1:])) for shared, weight in zip(shared_weights, weights, strict=True)]
+    return _are_like(x, expected)
 
 
 def _fitting_width(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], per_network: bool) -> int | None:

@@ -109,6 +109,7 @@ def _trunk_weight_gradients(call: Any) -> tuple[list[Tensor], ...]:
         call.aux_biases,
         call.gate_weights,
         call.gate_biases,
+        call.shared_weights,
     )
     return tuple([torch.empty_like(entry) for entry in entries] for entries in lists)
 

@@ -114,11 +114,13 @@ def grouped_mlp(
     output_activation: str | None = None,
     gated: Tensor | None = None,
     gate_scale: float = 2.0,
+    shared_weights: Sequence[Tensor] = (),
     backend: str = "auto",
 ) -> Tensor:
     """An MLP per scenario, each row through the one of its scenario: the trunk without mutual unit and auxiliary.
 
-    With ``gated`` the MLP is a gate, PEPNet's Gate NU (KDD 2023, arXiv 2302.01115): γ sigmoid(z_L) ∘ gated.
+    With ``gated`` the MLP is a gate, PEPNet's Gate NU (KDD 2023, arXiv 2302.01115): γ sigmoid(z_L) ∘ gated. With
+    ``shared_weights`` scenario t's weights are W_t ∘ W_shared, the star topology (STAR, arXiv 2101.11427).
 
     Args:
         x: (B, d_0), float32, float64, bfloat16 or float16, as the weights.
@@ -130,6 +132,8 @@ def grouped_mlp(
         gated: None, or (B, d_L), what the gate scales, of the type of ``x``; ``output_activation`` is then None or
             "identity", as the sigmoid stands in its place.
         gate_scale: γ > 0 of the gate.
+        shared_weights: per layer (d_{l-1}, d_l), or none. "cpp" forms the products of float32 and float64 where it
+            reads them, and never as a whole; elsewhere PyTorch forms them.
         backend: "auto", "reference", "cpp" or "triton".
 
     Returns:
@@ -154,9 +158,11 @@ def grouped_mlp(
     device_type = autocast.device_type(x)
     if autocast.is_on(device_type):
         x, gated = autocast.cast(x, device_type), autocast.cast(gated, device_type)
-        weights, biases = ([autocast.cast(entry, device_type) for entry in entries] for entries in (weights, biases))
+        weights, biases, shared_weights = (
+            [autocast.cast(entry, device_type) for entry in entries] for entries in (weights, biases, shared_weights)
+        )
     scenario = checks.scenario_ids(scenario)
-    checks.check_towers(x, scenario, weights, biases, gated=gated)
+    checks.check_towers(x, scenario, weights, biases, gated=gated, shared_weights=shared_weights)
     chosen = choose_backend(backend, "grouped_mlp", x, gated=gated is not None)
     with autocast.off(device_type):
         return chosen.grouped_mlp(
@@ -168,6 +174,7 @@ def grouped_mlp(
             output_activation=output_activation,
             gated=gated,
             gate_scale=float(gate_scale),
+            shared_weights=shared_weights,
         )
 
 

@@ -166,6 +166,13 @@ def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def products(weights: Sequence[Tensor], shared_weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    """W_t ∘ W_shared (STAR, arXiv 2101.11427), layer by layer; without shared weights the weights."""
+    if not shared_weights:
+        return weights
+    return [own * shared for own, shared in zip(weights, shared_weights, strict=True)]
+
+
 def grouped_mlp(
     x: Tensor,
     scenario: Tensor,
@@ -176,8 +183,10 @@ def grouped_mlp(
     output_activation: str,
     gated: Tensor | None = None,
     gate_scale: float = 2.0,
+    shared_weights: Sequence[Tensor] = (),
 ) -> Tensor:
     """See :func:`saml_kernels.grouped_mlp`: δ(z_L), or with ``gated`` γ sigmoid(z_L) ∘ gated."""
+    weights = products(weights, shared_weights)
     rows = arrange(scenario, weights[0].shape[0])
     names = [activation] * (len(weights) - 1) + [output_activation]
     x = x[rows.permutation]

@@ -211,6 +211,10 @@ Problem<scalar_t> describe(const TrunkSpec& spec, bool read_weights = true) {
     layer.activation = spec.activations[l];
     layer.branch =
         weights_of<scalar_t>(spec.branch_weights[l], spec.branch_biases[l], layer.in_width, problem, read_weights);
+    if (!spec.shared_weights.empty()) {
+      layer.branch.storage = Storage::kProduct;
+      layer.branch.shared = matrix<scalar_t>(spec.shared_weights[l]).data;
+    }
     if (auxiliary) {
       layer.auxiliary =
           weights_of<scalar_t>(spec.aux_weights[l], spec.aux_biases[l], layer.aux_in, problem, read_weights);
@@ -298,7 +302,10 @@ class LayoutMemory {
                  [](const at::Tensor& weight) { return KeptLayouts::instance().wants(weight); });
   }
 
-  bool keeps(const Weights<scalar_t>& weights) const { return parameter(weights) != nullptr; }
+  // Of a product there are two tensors to watch: its layouts are not kept.
+  bool keeps(const Weights<scalar_t>& weights) const {
+    return weights.storage != Storage::kProduct && parameter(weights) != nullptr;
+  }
 
   template <typename element_t>
   bool find(const Weights<scalar_t>& weights, int64_t kind, int64_t count, element_t*& panels) {
@@ -524,6 +531,32 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
   return result;
 }
 
+// From G = d(W_t ∘ S), in its place dW_t = G ∘ S, and dS = Σ_t G ∘ W_t.
+template <typename scalar_t>
+void split_gradient(const at::Tensor& gradient, const at::Tensor& weight, const at::Tensor& shared,
+                    const at::Tensor& shared_gradient) {
+  constexpr int64_t kElements = 2048;
+  const int64_t scenarios = weight.size(0), size = shared.numel();
+  const scalar_t *own = weight.const_data_ptr<scalar_t>(), *factor = shared.const_data_ptr<scalar_t>();
+  scalar_t *product = gradient.mutable_data_ptr<scalar_t>(), *sum = shared_gradient.mutable_data_ptr<scalar_t>();
+  at::parallel_for(0, (size + kElements - 1) / kElements, 1, [&](int64_t first, int64_t last) {
+    for (int64_t begin = first * kElements; begin < std::min(last * kElements, size); begin += kElements) {
+      const int64_t count = std::min(kElements, size - begin);
+      scalar_t sums[kElements] = {}, factors[kElements];
+      std::copy_n(factor + begin, count, factors);
+      for (int64_t t = 0; t < scenarios; ++t) {
+        const scalar_t* w = own + t * size + begin;
+        scalar_t* g = product + t * size + begin;
+        for (int64_t i = 0; i < count; ++i) {
+          sums[i] += g[i] * w[i];
+          g[i] *= factors[i];
+        }
+      }
+      std::copy_n(sums, count, sum + begin);
+    }
+  });
+}
+
 template <typename scalar_t>
 TrunkWeightGradientsResults trunk_weight_gradients(const TrunkWeightGradientsArguments& arguments) {
   const TrunkSpec& spec = arguments.trunk;
@@ -558,6 +591,11 @@ TrunkWeightGradientsResults trunk_weight_gradients(const TrunkWeightGradientsArg
   }
   const BackwardPass<scalar_t> pass{.trunk = trunk, .saved = saved.data(), .gradients = gradients.data()};
   run_gradient_items(pass, kernels<scalar_t>(), false);
+  for (size_t l = 0; l < spec.shared_weights.size(); ++l) {
+    const at::Tensor& shared = spec.shared_weights[l];
+    result.shared_weights.push_back(at::empty(shared.sizes(), shared.options()));
+    split_gradient<scalar_t>(result.branch_weights[l], spec.branch_weights[l], shared, result.shared_weights.back());
+  }
   return result;
 }
 
@@ -691,6 +729,16 @@ TrunkForwardResults trunk_forward_cpu(const TrunkForwardArguments& arguments) {
   TORCH_CHECK_VALUE(!arguments.all_branches || arguments.trunk.mutual_layers.empty(),
                     "all_branches excludes mutual layers");
   const TrunkSpec& trunk = arguments.trunk;
+  TORCH_CHECK_VALUE(trunk.shared_weights.empty() || trunk.shared_weights.size() == trunk.branch_weights.size(),
+                    "shared_weights must be none or one a layer: ", trunk.branch_weights.size(), ", got ",
+                    trunk.shared_weights.size());
+  for (size_t l = 0; l < trunk.shared_weights.size(); ++l) {
+    const at::Tensor &shared = trunk.shared_weights[l], &own = trunk.branch_weights[l];
+    TORCH_CHECK_VALUE(shared.scalar_type() == own.scalar_type() && storage_of<float>(own) == Storage::kComputed &&
+                          shared.sizes() == own.sizes().slice(1),
+                      "shared_weights must be float32 or float64 as the branches' and of their shape without the "
+                      "first dimension");
+  }
   TORCH_CHECK_VALUE(!trunk.gated.has_value() || (!arguments.all_branches && trunk.mutual_layers.empty() &&
                                                  trunk.activations.back() == Activation::kIdentity),
                     "gated needs an identity after the last layer and excludes all_branches and mutual layers");

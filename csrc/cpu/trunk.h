@@ -23,6 +23,7 @@ struct Weights {
   int64_t n = 0;
   const void* data = nullptr;  // as `storage` says
   Storage storage = Storage::kComputed;
+  const scalar_t* shared = nullptr;                // of products the second factor, (k1 + k2, n), for all matrices
   const scalar_t* bias = nullptr;                  // (matrices, n)
   scalar_t* panels = nullptr;                      // null: not laid out
   scalar_t* transposed_panels = nullptr;           // of the transpose, which backward reads; null: not laid out
@@ -33,7 +34,8 @@ struct Weights {
 
   int64_t k() const { return k1 + k2; }
   StoredMatrix<const scalar_t> matrix(int64_t i) const {
-    return StoredMatrix<const scalar_t>(data, k(), n, n, storage).row_range(i * k(), (i + 1) * k());
+    const StoredMatrix<const scalar_t> first(data, k(), n, n, storage);
+    return {first.at(i * k(), 0), k(), n, n, storage, shared};
   }
 };
 

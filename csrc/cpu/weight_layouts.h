@@ -51,7 +51,7 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
     const auto for_each_layout = [&](const auto& function) {
       // A panel that is widened from 16 bits for every tile costs next to nothing, panels of floats twice the weights'
       // memory.
-      const bool pays = floats >= enough && weights.storage == Storage::kComputed;
+      const bool pays = floats >= enough && !in_16_bits(weights.storage);
       function(0, weights.panels, kernel.panels_size, readers.forward && !in_parts && (pays || (kept && reads_floats)));
       function(1, weights.bfloat16_panels, kernel.bfloat16_panels_size,
                readers.forward &&

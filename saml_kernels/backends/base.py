@@ -54,8 +54,9 @@ class Backend(Protocol):
         output_activation: str,
         gated: Tensor | None,
         gate_scale: float,
+        shared_weights: Sequence[Tensor],
     ) -> Tensor:
-        """See :func:`saml_kernels.grouped_mlp`."""
+        """See :func:`saml_kernels.grouped_mlp`; without shared weights their list is empty."""
 
     def branch_scores(
         self,

@@ -42,6 +42,10 @@ class CppBackend(FusedBackend):
             return "foreign_dtype is not available for float64 here"
         return tracing.transform_reason()
 
+    def forms_products(self, dtype: torch.dtype) -> bool:
+        """Of what is computed as it stands. In 16 bits PyTorch rounds the product, so that PyTorch forms it."""
+        return dtype in (torch.float32, torch.float64)
+
     def group_by_scenario(self, scenario: Tensor, num_scenarios: int) -> Grouping:
         """See :func:`saml_kernels.group_by_scenario`."""
         return Grouping(*torch.ops.saml_kernels.group_by_scenario(scenario, num_scenarios))

@@ -86,14 +86,14 @@ class STARMLP(Layer):
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """x (B, d_0), scenario (B,) → (B, d_L)."""
-        own_weights, own_biases = entries(self.weights), entries(self.biases)
-        weights = [own * shared for own, shared in zip(own_weights, entries(self.shared_weights), strict=True)]
+        own_biases = entries(self.biases)
         biases = [own + shared for own, shared in zip(own_biases, entries(self.shared_biases), strict=True)]
         return functional.grouped_mlp(
             x,
             scenario,
-            weights,
+            entries(self.weights),
             biases,
+            shared_weights=entries(self.shared_weights),
             activation=self.activation,
             output_activation=self.output_activation,
             backend=self.backend,

@@ -214,14 +214,16 @@ def grouped_mlp(
     output_activation: str | None = None,
     gated: Tensor | None = None,
     gate_scale: float = 2.0,
+    shared_weights: Sequence[Tensor] = (),
 ) -> Tensor:
     """Each sample through the MLP of its own scenario: (B, d_L); a gate where something is ``gated``."""
     names = [activation] * (len(weights) - 1) + [output_activation or activation]
     outputs = []
     for n, own in enumerate(scenario.tolist()):
         row = x[n]
-        for W, b, name in zip(weights, biases, names, strict=True):
-            row = row @ W[own] + b[own]
+        for layer, (W, b, name) in enumerate(zip(weights, biases, names, strict=True)):
+            weight = W[own] * shared_weights[layer] if shared_weights else W[own]
+            row = row @ weight + b[own]
             if gated is None or W is not weights[-1]:
                 row = ACTIVATIONS[name](row)
         outputs.append(row if gated is None else gate_scale * torch.sigmoid(row) * gated[n])

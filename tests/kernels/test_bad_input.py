@@ -238,6 +238,21 @@ GROUPED_MLP = {
     "weight as None": ({"weights": [zeros(3, 4, 6), None]}, TypeError, "weights[1]", "NoneType"),
     "unknown activation": ({"activation": "sillu"}, ValueError, "sillu", "silu"),
     "unknown output activation": ({"output_activation": "linear"}, ValueError, "output_activation", "linear"),
+    "fewer shared weights": ({"shared_weights": [zeros(4, 6)]}, ValueError, "shared_weights", 2, 1),
+    "a shared weight that does not fit": (
+        {"shared_weights": [zeros(4, 6), zeros(6, 3)]},
+        ValueError,
+        "shared_weights[1]",
+        2,
+        3,
+    ),
+    "a shared weight of another dtype": (
+        {"shared_weights": [zeros(4, 6), zeros(6, 2).double()]},
+        TypeError,
+        "shared_weights[1]",
+        "float64",
+    ),
+    "a shared weight as None": ({"shared_weights": [None, zeros(6, 2)]}, TypeError, "shared_weights[0]", "NoneType"),
     "unknown backend": ({"backend": "refrence"}, ValueError, "refrence", "reference"),
 }
 

@@ -111,15 +111,16 @@ def test_an_unsupported_type_is_not_let_through():
 
 
 def towers(per_branch=False):
-    """x, scenario, gated, then the weights and biases of two layers: three towers, of widths 4, 6 and 2."""
+    """x, scenario, gated, then weights, biases and shared weights of two layers: three towers, of widths 4, 6 and 2."""
     x = torch.zeros((7, 3, 4) if per_branch else (7, 4))
     layers = [torch.zeros(3, 4, 6), torch.zeros(3, 6, 2), torch.zeros(3, 6), torch.zeros(3, 2)]
-    return [x, torch.zeros(7, dtype=torch.int64), torch.zeros(7, 2), *layers]
+    return [x, torch.zeros(7, dtype=torch.int64), torch.zeros(7, 2), *layers, torch.zeros(4, 6), torch.zeros(6, 2)]
 
 
 def check_towers(flat, per_branch):
     x, scenario, gated, *layers = flat
-    checks.check_towers(x, scenario, layers[:2], layers[2:], per_branch=per_branch, gated=gated)
+    options = {"per_branch": per_branch, "gated": gated, "shared_weights": layers[4:]}
+    checks.check_towers(x, scenario, layers[:2], layers[2:4], **options)
 
 
 @pytest.mark.usefixtures("in_one_pass")
@@ -128,8 +129,8 @@ def test_good_towers_are_let_through():
         check_towers(towers(), per_branch)
     check_towers(towers(per_branch=True), True)
     x, scenario, _, *layers = towers()
-    checks.check_towers(x, scenario, layers[:2], layers[2:])
-    checks.check_experts(x, layers[:2], layers[2:])
+    checks.check_towers(x, scenario, layers[:2], layers[2:4])
+    checks.check_experts(x, layers[:2], layers[2:4])
 
 
 @every_wrong
@@ -142,20 +143,23 @@ def test_towers_are_let_through_where_the_checks_with_messages_accept_them(per_b
         except IndexError:
             continue
         x, scenario, gated, *layers = [*flat[:place], changed, *flat[place + 1 :]]
-        arguments = x, scenario, layers[:2], layers[2:]
-        fit = checks._towers_fit(*arguments, per_branch, gated)
+        arguments = x, scenario, layers[:2], layers[2:4]
+        fit = checks._towers_fit(*arguments, per_branch, gated, layers[4:])
         width = checks._fitting_width(x, *arguments[2:], False)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checks, "_fitting_width", lambda *arguments: None)
-            assert accepts(checks.check_towers, arguments, per_branch=per_branch, gated=gated) == fit, place
+            options = {"per_branch": per_branch, "gated": gated, "shared_weights": layers[4:]}
+            assert accepts(checks.check_towers, arguments, **options) == fit, place
             assert accepts(checks.check_experts, (x, *arguments[2:])) == (width is not None), place
 
 
 def test_towers_whose_ids_or_layers_do_not_fit_are_not_let_through():
     x, scenario, _, *layers = towers()
+    weights, biases, shared = layers[:2], layers[2:4], layers[4:]
     for ids in (scenario[1:], scenario.to("meta")):
-        assert not checks._towers_fit(x, ids, layers[:2], layers[2:], False, None)
-    for weights, biases in (([], []), (layers[:1], layers[2:]), ([layers[0][:0]], [layers[2][:0]])):
-        assert checks._fitting_width(x, weights, biases, False) is None
-    assert checks._fitting_width(torch.zeros(7, 2, 4), layers[:2], layers[2:], True) is None
-    assert checks._fitting_width(x.int(), [entry.int() for entry in layers[:2]], layers[2:], False) is None
+        assert not checks._towers_fit(x, ids, weights, biases, False, None, [])
+    assert not checks._towers_fit(x, scenario, weights, biases, False, None, shared[:1])
+    for some, others in (([], []), (weights[:1], biases), ([weights[0][:0]], [biases[0][:0]])):
+        assert checks._fitting_width(x, some, others, False) is None
+    assert checks._fitting_width(torch.zeros(7, 2, 4), weights, biases, True) is None
+    assert checks._fitting_width(x.int(), [entry.int() for entry in weights], biases, False) is None

@@ -84,22 +84,25 @@ def test_parity_of_the_mutual_unit(M, d, score, gate, capability):
         assert_close(gradients("cpp", dtype), exact, tolerance)
 
 
-@pytest.mark.parametrize("rows", [203, 1400])  # From 1152 rows on the weights of three scenarios are laid out.
-@pytest.mark.parametrize("widths", [(17, 33, 1), (47, 100, 130)], ids=str)
-def test_parity_of_the_grouped_mlp(widths, rows, capability):
+# Below 25 rows a weight is read where it stands, from 1152 on those of three scenarios are laid out.
+@pytest.mark.parametrize("rows", [1, 8, 203, 1400])
+@pytest.mark.parametrize("widths", [(17, 33, 1), (47, 100, 130), (9, 200, 33)], ids=str)
+@pytest.mark.parametrize("with_shared", [False, True], ids=["weights", "products"])
+def test_parity_of_the_grouped_mlp(with_shared, widths, rows, capability):
     case = Case(M=3, B=rows, local_dim=widths[0], hidden_dims=widths[1:], aux_dims=(1, 1), mutual_layers=())
     problem = make(case)
     weights = [w[:, :-1].contiguous() for w in problem.params.branch_weights]
+    generator = torch.Generator().manual_seed(2)
+    shared = [1 + torch.randn(w.shape[1:], generator=generator).to(w.dtype) for w in weights] if with_shared else []
 
     def gradients(backend, dtype):
-        leaves = [t.detach().to(dtype).requires_grad_() for t in (problem.x_local, *weights)]
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (problem.x_local, *weights, *shared)]
         biases = [b.to(dtype) for b in problem.params.branch_biases]
-        out = saml_kernels.grouped_mlp(
-            leaves[0], problem.scenario, leaves[1:], biases, output_activation="identity", backend=backend
-        )
+        options = {"output_activation": "identity", "shared_weights": leaves[3:], "backend": backend}
+        out = saml_kernels.grouped_mlp(leaves[0], problem.scenario, leaves[1:3], biases, **options)
         cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
         results = (out, *torch.autograd.grad(out, leaves, cotangent))
-        return dict(zip(("out", "dx", "dw1", "dw2"), results, strict=True))
+        return dict(zip(("out", "dx", "dw1", "dw2", "ds1", "ds2"), results, strict=False))
 
     exact = gradients("reference", torch.float64)
     for dtype, tolerance in TOLERANCE.items():

@@ -7,6 +7,8 @@ import torch
 from cpp_runs import CPP_ONLY, SEVERAL_TILES
 from problems import Case, make
 
+import saml_kernels
+
 pytestmark = CPP_ONLY
 
 
@@ -41,6 +43,25 @@ def test_streams_of_all_branches_make_room_for_the_gradients_of_weights(capabili
 
     step(True)
     assert peak_bytes(lambda: step(True)) - peak_bytes(lambda: step(False)) > 0.8 * min(streams, weights)
+
+
+def test_products_with_shared_weights_never_stand_in_memory_as_a_whole():
+    M, d, width, rows = 4, 100, 64, 200
+    x, scenario = torch.randn(rows, d), torch.randint(M, (rows,))
+    own, shared, bias = torch.randn(M, d, width), torch.randn(d, width), torch.randn(M, width)
+
+    def forward():
+        return saml_kernels.grouped_mlp(x, scenario, [own], [bias], shared_weights=[shared], backend="cpp")
+
+    with torch.no_grad():
+        outputs = rows * width * 4
+        assert bytes_allocated(forward) < outputs + own.numel() * 4 / 2
+    for tensor in (own, shared):
+        tensor.requires_grad_()
+    out = forward()
+    gradients, preact = (own.numel() + shared.numel() + bias.numel()) * 4, rows * width * 4
+    # The cotangent of a sum is one number, which backward widens.
+    assert bytes_allocated(out.sum().backward) < gradients + 2 * preact + own.numel() * 4 / 2
 
 
 def test_streams_of_all_branches_are_kept_for_backward_only():

@@ -30,7 +30,7 @@ def test_where_the_derivative_needs_the_preactivation():
 @pytest.mark.parametrize("number", [-1, 6])
 def test_a_number_without_an_activation(number):
     x, permutation, offsets = torch.randn(2, 3), torch.arange(2), torch.tensor([0, 2])
-    lists = [torch.randn(1, 3, 4)], [torch.randn(1, 4)], [], [], [], []
+    lists = [torch.randn(1, 3, 4)], [torch.randn(1, 4)], [], [], [], [], []
     options = [], [number], 0, 1.0, False, False, None, 1.0, False, False, False
     with pytest.raises(ValueError, match=rf"activations must lie in \[0, 6\), got {number}"):
         torch.ops.saml_kernels.trunk_forward(x, x[:, :0], permutation, offsets, *lists, *options)
@@ -45,13 +45,13 @@ def test_a_number_without_a_score(number):
 
 
 def test_both_passes_take_the_same_trunk():
-    """The eighteen arguments that describe it stand in a row in both schemas."""
+    """The nineteen arguments that describe it stand in a row in both schemas."""
     forward, backward, weights = (
         [argument.name for argument in getattr(torch.ops.saml_kernels, name).default._schema.arguments]
         for name in ("trunk_forward", "trunk_backward", "trunk_weight_gradients")
     )
     trunk = forward[: forward.index("gate_scale") + 1]
-    assert len(trunk) == 18
+    assert len(trunk) == 19
     saved = ["scores", "factors", "saved"]
     assert backward == ["grad_own", "grad_aux", *saved, *trunk, "recompute", "need_local", "need_global"]
     assert weights == ["preact_gradients", "factors", *trunk]

@@ -27,21 +27,27 @@ def make(M=4, B=13, widths=(5, 6, 3), dtype=torch.float64, seed=0, gate=False):
     return (*inputs, normal(B, widths[-1])) if gate else inputs
 
 
-def with_gradients(function, x, scenario, weights, biases, gated=None, **options):
+def with_gradients(function, x, scenario, weights, biases, gated=None, shared_weights=None, **options):
     x, *parameters = leaves = [t.detach().requires_grad_() for t in (x, *weights, *biases)]
     L = len(weights)
+    if shared_weights is not None:
+        options["shared_weights"] = [tensor.detach().requires_grad_() for tensor in shared_weights]
+        leaves += options["shared_weights"]
     if gated is not None:
         options["gated"] = gated.detach().requires_grad_()
         leaves.append(options["gated"])
     out = function(x, scenario, parameters[:L], parameters[L:], **options)
     cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.device, out.dtype)
     gradients = torch.autograd.grad(out, leaves, cotangent)
-    names = ["out", "∂x", *(f"∂{kind}[{i}]" for kind in ("weights", "biases") for i in range(L)), "∂gated"]
+    names = ["out", "∂x", *(f"∂{kind}[{i}]" for kind in ("weights", "biases") for i in range(L))]
+    names += [f"∂shared_weights[{i}]" for i in range(L)] if shared_weights is not None else ["∂gated"]
     return dict(zip(names, [t.detach().cpu() for t in (out, *gradients)], strict=False))
 
 
-def kernel(x, scenario, weights, biases, gated=None, *, backend, **options):
+def kernel(x, scenario, weights, biases, gated=None, shared_weights=None, *, backend, **options):
     device = problems.device_of(backend)
+    if shared_weights is not None:
+        options["shared_weights"] = [tensor.to(device) for tensor in shared_weights]
     with skip_unavailable(backend):
         return with_gradients(
             saml_kernels.grouped_mlp,
@@ -120,6 +126,78 @@ def test_gradcheck(second, backend):
 
     check = torch.autograd.gradgradcheck if second else torch.autograd.gradcheck
     assert check(function, inputs, fast_mode=second)
+
+
+# --- products of shared weights ---------------------------------------------------------------------------------------
+
+
+def with_shared(x, scenario, weights, biases):
+    generator = torch.Generator().manual_seed(3)
+    shared = [1 + torch.randn(w.shape[1:], generator=generator).to(w.dtype) for w in weights]
+    return x, scenario, weights, biases, shared
+
+
+@on_every_backend
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("widths", [(5, 6, 3), (4, 1), (3, 17, 33), (0, 4)], ids=str)
+def test_parity_of_products(widths, activation, backend):
+    *inputs, shared = with_shared(*make(widths=widths))
+    options = {"activation": activation, "output_activation": "identity"}
+    ref = with_gradients(naive.grouped_mlp, *inputs, shared_weights=shared, **options)
+    assert f"∂shared_weights[{len(widths) - 2}]" in ref
+    found = kernel(*inputs, shared_weights=shared, backend=backend, **options)
+    problems.assert_close(found, ref, FLOAT64_TOLERANCE)
+    x, scenario, *lists = with_shared(*make(widths=widths))
+    weights, biases, shared = ([tensor.float() for tensor in tensors] for tensors in lists)
+    narrow = kernel(x.float(), scenario, weights, biases, shared_weights=shared, backend=backend, **options)
+    problems.assert_close(narrow, ref, FLOAT32_TOLERANCE)
+
+
+@on_every_backend
+@pytest.mark.parametrize("M", [1, 2, 50])
+@pytest.mark.parametrize("B", [1, 2, 63])
+def test_sizes_of_products(M, B, backend):
+    *inputs, shared = with_shared(*make(M=M, B=B))
+    ref = with_gradients(naive.grouped_mlp, *inputs, shared_weights=shared)
+    problems.assert_close(kernel(*inputs, shared_weights=shared, backend=backend), ref, FLOAT64_TOLERANCE)
+
+
+@on_every_backend
+def test_products_of_absent_scenarios_and_empty_batches(backend):
+    x, _, weights, biases, shared = with_shared(*make(M=4))
+    results = kernel(x, torch.full((13,), 2), weights, biases, shared_weights=shared, backend=backend)
+    for name in ("∂weights[0]", "∂weights[1]"):
+        assert not results[name][[0, 1, 3]].any()
+        assert results[name][2].any()
+    nobody = torch.zeros(0, dtype=torch.int64)
+    empty = kernel(x[:0], nobody, weights, biases, shared_weights=shared, backend=backend)
+    assert not any(gradient.any() for gradient in empty.values())
+
+
+@on_every_backend
+@pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
+def test_gradcheck_of_products(second, backend):
+    x, scenario, weights, biases, shared = with_shared(*make(M=3, B=4, widths=(2, 3, 2)))
+    inputs = [t.requires_grad_() for t in (x, *weights, *biases, *shared)]
+
+    def function(x, *parameters):
+        weights, biases, shared = (list(parameters[i : i + 2]) for i in (0, 2, 4))
+        with skip_unavailable(backend):
+            return saml_kernels.grouped_mlp(
+                x, scenario, weights, biases, shared_weights=shared, activation="gelu", backend=backend
+            )
+
+    check = torch.autograd.gradgradcheck if second else torch.autograd.gradcheck
+    assert check(function, inputs, fast_mode=second)
+
+
+@on_every_backend
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_in_16_bits_are_those_of_pytorch(dtype, backend):
+    x, scenario, weights, biases, shared = with_shared(*make(dtype=dtype))
+    found = kernel(x, scenario, weights, biases, shared_weights=shared, backend=backend)
+    formed = [own * factor for own, factor in zip(weights, shared, strict=True)]
+    assert torch.equal(found["out"], kernel(x, scenario, formed, biases, backend=backend)["out"])
 
 
 # --- with a gate ------------------------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ def trunk_arguments(case, dtype):
         grouping.permutation,
         grouping.offsets,
         *params,
+        [],
         [layer - 1 for layer in case.mutual_layers],
         [ACTIVATION_NUMBERS[case.activation]] * len(case.hidden_dims),
         SCORE_NUMBERS[case.score],
@@ -74,9 +75,18 @@ def trunk_arguments(case, dtype):
 
 def without_auxiliary(case, arguments):
     """The grouped MLP: the same operators with empty auxiliary lists."""
-    local, glob, permutation, offsets, weights, biases, _, _, gates, gate_biases, *options = arguments
+    local, glob, permutation, offsets, weights, biases, _, _, gates, gate_biases, shared, *options = arguments
     weights = [w[:, :-a].contiguous() for w, a in zip(weights, case.aux_dims, strict=True)]
-    return local, glob[:, :0].contiguous(), permutation, offsets, weights, biases, [], [], gates, gate_biases, *options
+    inputs = local, glob[:, :0].contiguous(), permutation, offsets
+    return *inputs, weights, biases, [], [], gates, gate_biases, shared, *options
+
+
+def with_shared_weights(arguments):
+    """The grouped MLP of products."""
+    position = 10
+    assert arguments[position] == []
+    shared = [torch.randn(weight.shape[1:], dtype=weight.dtype) for weight in arguments[4]]
+    return *arguments[:position], shared, *arguments[position + 1 :]
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -140,6 +150,30 @@ def test_trunk_that_gates(B, dtype):
     opcheck("trunk_forward", *arguments, True, False, False)
     own, aux, scores, factors, kept = operator("trunk_forward")(*arguments, True, False, False)
     opcheck("trunk_backward", own, aux, scores, factors, kept, *arguments, False, True, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("B", [0, 9])
+def test_trunk_of_products(B, dtype):
+    case = Case(M=3, B=B, mutual_layers=())
+    arguments = with_shared_weights(without_auxiliary(case, trunk_arguments(case, dtype)))
+    opcheck("trunk_forward", *arguments, True, False, False)
+    own, aux, scores, factors, kept = operator("trunk_forward")(*arguments, True, False, False)
+    call = own, aux, scores, factors, kept, *arguments, False, True, False
+    opcheck("trunk_backward", *call)
+    opcheck("trunk_weight_gradients", operator("trunk_backward")(*call)[-1], factors, *arguments)
+
+
+@pytest.mark.parametrize("change", [lambda shared: shared.double(), lambda shared: shared[1:]], ids=["type", "shape"])
+def test_shared_weights_that_do_not_fit(change):
+    case = Case(M=3, mutual_layers=())
+    arguments = list(with_shared_weights(without_auxiliary(case, trunk_arguments(case, torch.float32))))
+    arguments[10] = [*arguments[10][:-1], change(arguments[10][-1])]
+    with pytest.raises(ValueError, match="shared_weights must be float32 or float64 as the branches'"):
+        operator("trunk_forward")(*arguments, False, False, False)
+    arguments[10] = arguments[10][:1]
+    with pytest.raises(ValueError, match="shared_weights must be none or one a layer: 2, got 1"):
+        operator("trunk_forward")(*arguments, False, False, False)
 
 
 def test_a_gate_needs_an_identity_below():

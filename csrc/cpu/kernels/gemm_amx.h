@@ -70,13 +70,23 @@ inline __m512 load_16(const Concatenated<element_t>& source, int64_t row, int64_
     return (__m512)load_widened(left.row(row) + column);
   }
   if (column >= left.cols && column + 16 <= source.cols()) {
-    return (__m512)load_widened(right.row(row) + column - left.cols);
+    return (__m512)load_widened(right.row(row) + (column - left.cols));
   }
   alignas(64) float values[16] = {};
   for (int64_t i = column; i < std::min(column + 16, source.cols()); ++i) {
     values[i - column] = widened(i < left.cols ? left.row(row)[i] : right.row(row)[i - left.cols]);
   }
   return _mm512_load_ps(values);
+}
+
+template <typename element_t>
+inline const element_t* address(const element_t* p) {
+  return p;
+}
+
+template <typename scalar_t>
+inline const scalar_t* address(ProductPointer<scalar_t> p) {
+  return p.own;
 }
 
 // What will be read soon: a column block of 128 rows touches as many pages, which the processor does not foresee.
@@ -86,8 +96,8 @@ inline void prefetch(const Concatenated<element_t>& source, int64_t row, int64_t
   if (column >= source.cols()) {
     return;
   }
-  const element_t* place = column < left.cols ? left.row(row) + column : right.row(row) + column - left.cols;
-  _mm_prefetch(reinterpret_cast<const char*>(place), _MM_HINT_T0);
+  const auto place = column < left.cols ? left.row(row) + column : right.row(row) + (column - left.cols);
+  _mm_prefetch(reinterpret_cast<const char*>(address(place)), _MM_HINT_T0);
 }
 
 inline __m512 widen(__m256bh x) {

@@ -71,8 +71,8 @@ inline void round_rows(const MatrixView<const float>& a, uint16_t* target, int64
 }
 
 // The first count of 16 numbers, none if it is negative, and zeros.
-template <typename element_t>
-inline __m512 load_some(const element_t* p, int64_t count) {
+template <typename pointer_t>
+inline __m512 load_some(pointer_t p, int64_t count) {
   if (count >= 16) {
     return (__m512)load_widened(p);
   }
@@ -89,7 +89,7 @@ inline void pack_pairs(const MatrixView<const element_t>& b, uint16_t* panel) {
   constexpr int64_t panel_width = kPanel<float>;
   for (int64_t i = 0; i < b.rows; i += 2) {
     uint16_t* target = panel + i * panel_width;
-    const element_t* first = b.row(i);
+    const auto first = b.row(i);
     for (int64_t v = 0; v < panel_width; v += 16) {
       const __m512 low = load_some(first + v, b.cols - v);
       const __m512 high = load_some(first + b.ld + v, i + 1 < b.rows ? b.cols - v : 0);
@@ -133,8 +133,8 @@ inline void multiply_bfloat16(const Concatenated<float>& a, const StoredMatrix<c
     const bool whole = width == panel_width;
     const uint16_t* source = panels != nullptr ? panels + column * k : panel;
     if (panels == nullptr) {
-      with_elements<float>(b.columns(column, width),
-                           [&](const auto& columns) { pack_pairs(columns, a.left.cols, panel); });
+      with_stored_elements<float>(b.columns(column, width),
+                                  [&](const auto& columns) { pack_pairs(columns, a.left.cols, panel); });
     }
     std::copy_n(bias + column, width, edge_bias);
     for (int64_t row = 0; row < c.rows; row += kRegisterTileRows) {

@@ -164,7 +164,7 @@ void pack_panels(ConstStored<scalar_t> b, scalar_t* panels) {
   }
 }
 
-// All panels of Bᵀ.
+// All panels of Bᵀ, of an expert's.
 template <typename element_t, typename scalar_t>
 void pack_transposed_elements(const MatrixView<const element_t>& b, scalar_t* panels) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
@@ -182,12 +182,12 @@ void pack_transposed_elements(const MatrixView<const element_t>& b, scalar_t* pa
 
 template <typename scalar_t>
 void pack_transposed_panels(ConstStored<scalar_t> b, scalar_t* panels) {
-  with_elements<scalar_t>(b, [&](const auto& view) { pack_transposed_elements(view, panels); });
+  with_stored_elements<scalar_t>(b, [&](const auto& view) { pack_transposed_elements(view, panels); });
 }
 
 // c += Σ a_i b_i over `terms` rows b_i of B, known to the compiler: one row of C, n elements.
-template <int terms, typename scalar_t, typename element_t>
-inline void add_terms(const scalar_t* a, const element_t* b, int64_t ldb, scalar_t* c, int64_t n) {
+template <int terms, typename scalar_t, typename pointer_t>
+inline void add_terms(const scalar_t* a, pointer_t b, int64_t ldb, scalar_t* c, int64_t n) {
   constexpr int lanes = kLanes<scalar_t>;
   scalar_t factor[terms];
 #pragma GCC unroll 4
@@ -306,7 +306,8 @@ void multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const sc
 }
 
 // dA = [dA +] dC Wᵀ for W (k, n): computed as (W dCᵀ)ᵀ, so that W is read once, in order, and only the few rows of dC
-// are transposed. A weight in 16 bits is widened as many rows at a time as the register tile reads. panel holds
+// are transposed. A weight in 16 bits, or a product, is first made floats, as many rows at a time as the register tile
+// reads. panel holds
 // n * (round_up(rows, kPanel) + kRegisterTileRows) elements.
 template <typename scalar_t>
 void multiply_transposed(ConstMatrix<scalar_t> dc, ConstStored<scalar_t> w, Matrix<scalar_t> da, bool accumulate,

@@ -85,7 +85,7 @@ void lay_out(const PanelItem<scalar_t>& item) {
   if constexpr (std::is_same_v<scalar_t, float>) {
     if (weights.int8_panels != nullptr) {
       int8_t* block = weights.int8_panels + item.matrix * int8_panels_size(weights);
-      with_elements<float>(
+      with_stored_elements<float>(
           matrix, [&](const auto& view) { pack_int8_panels(view, Int8Panels(block, weights.k(), weights.n)); });
     }
   }
@@ -104,7 +104,7 @@ void lay_out(const PanelItem<scalar_t>& item) {
         }
       });
     } else if (panels != nullptr) {
-      with_elements<scalar_t>(matrix, [&](const auto& view) { pack_all_pairs(view, weights.k1, panels); });
+      with_stored_elements<scalar_t>(matrix, [&](const auto& view) { pack_all_pairs(view, weights.k1, panels); });
     }
   }
 }

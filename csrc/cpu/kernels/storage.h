@@ -78,6 +78,11 @@ inline vec<scalar_t> load_widened(const scalar_t* p) {
   return load(p);
 }
 
+template <typename scalar_t>
+inline vec<scalar_t> load_widened(ProductPointer<scalar_t> p) {
+  return load(p.own) * load(p.shared);
+}
+
 // To the nearest, of two as near ones to the even one.
 inline Bfloat16 round_to(float x, Bfloat16) {
   const uint32_t bits = bits_of(x);
@@ -98,9 +103,9 @@ inline Float16 round_to(float x, Float16) {
                                                                     : small))};
 }
 
-// function(view), the view's elements being what they are stored as.
+// function(view), the view's elements being what they are stored as. Not of products, where there can be none.
 template <typename scalar_t, typename Function>
-inline void with_elements(const StoredMatrix<const scalar_t>& matrix, const Function& function) {
+inline void with_stored_elements(const StoredMatrix<const scalar_t>& matrix, const Function& function) {
   if constexpr (std::is_same_v<scalar_t, float>) {
     const auto call = [&]<typename element_t>(element_t) {
       function(
@@ -118,9 +123,21 @@ inline void with_elements(const StoredMatrix<const scalar_t>& matrix, const Func
   function(matrix.view());
 }
 
-template <typename element_t, typename scalar_t>
-inline void widen_values(const element_t* source, int64_t count, scalar_t* target) {
-  if constexpr (std::is_same_v<element_t, scalar_t>) {
+// Of products too.
+template <typename scalar_t, typename Function>
+inline void with_elements(const StoredMatrix<const scalar_t>& matrix, const Function& function) {
+  if (matrix.storage == Storage::kProduct) {
+    const ProductPointer<scalar_t> first(matrix.view().data, matrix.shared);
+    function(MatrixView<const Product<scalar_t>>{first, matrix.rows, matrix.cols, matrix.ld});
+    return;
+  }
+  with_stored_elements<scalar_t>(matrix, function);
+}
+
+// source: a pointer to the values as they are stored.
+template <typename pointer_t, typename scalar_t>
+inline void widen_values(pointer_t source, int64_t count, scalar_t* target) {
+  if constexpr (std::is_same_v<pointer_t, const scalar_t*>) {
     std::copy_n(source, count, target);
   } else {
     int64_t i = 0;

@@ -31,8 +31,8 @@ from saml_kernels.backends.triton.trunk import (
 )
 from saml_kernels.reference import SCALED_DTYPES
 
-PARAMETERS = "branch_weight", "branch_bias", "aux_weight", "aux_bias", "gate_weight", "gate_bias"
-"""A parameter of one layer, by the lists of ParameterLists."""
+PARAMETERS = "branch_weight", "branch_bias", "aux_weight", "aux_bias", "gate_weight", "gate_bias", "shared_weight"
+"""A parameter of one layer, by the lists of ParameterLists; no kernel here reads a shared weight."""
 
 
 def trunk_forward(
@@ -90,7 +90,7 @@ def trunk_backward(
     need_local: bool,
     need_global: bool,
 ) -> tuple[Tensor, Tensor, Tensor, *tuple[list[Tensor], ...]]:
-    """Gradients of x_local, x_global, gated (empty where not needed or absent) and of the six parameter lists."""
+    """Gradients of x_local, x_global, gated (empty where not needed or absent) and of the parameter lists."""
     shape = trunk_shape(x_local, x_global, lists, plan)
     rows, like = x_local.shape[0], x_local
     choice = _trunk_choice(shape, rows, x_local)
@@ -262,7 +262,7 @@ def _experts_inputs(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tenso
 
 def trunk_shape(x_local: Tensor, x_global: Tensor, lists: ParameterLists, plan: Plan) -> TrunkShape:
     """The shape of a call."""
-    branch_weights, _, aux_weights, _, gate_weights, _ = lists
+    branch_weights, aux_weights, gate_weights = lists.branch_weights, lists.aux_weights, lists.gate_weights
     gates = [0] * len(branch_weights)
     for layer, weight in zip(plan.mutual_layers, gate_weights, strict=True):
         gates[layer] = weight.shape[2]
