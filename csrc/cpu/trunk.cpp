@@ -538,7 +538,7 @@ void split_gradient(const at::Tensor& gradient, const at::Tensor& weight, const 
   constexpr int64_t kElements = 2048;
   const int64_t scenarios = weight.size(0), size = shared.numel();
   const scalar_t *own = weight.const_data_ptr<scalar_t>(), *factor = shared.const_data_ptr<scalar_t>();
-  scalar_t *product = gradient.mutable_data_ptr<scalar_t>(), *sum = shared_gradient.mutable_data_ptr<scalar_t>();
+  scalar_t *gradients = gradient.mutable_data_ptr<scalar_t>(), *sum = shared_gradient.mutable_data_ptr<scalar_t>();
   at::parallel_for(0, (size + kElements - 1) / kElements, 1, [&](int64_t first, int64_t last) {
     for (int64_t begin = first * kElements; begin < std::min(last * kElements, size); begin += kElements) {
       const int64_t count = std::min(kElements, size - begin);
@@ -546,7 +546,7 @@ void split_gradient(const at::Tensor& gradient, const at::Tensor& weight, const 
       std::copy_n(factor + begin, count, factors);
       for (int64_t t = 0; t < scenarios; ++t) {
         const scalar_t* w = own + t * size + begin;
-        scalar_t* g = product + t * size + begin;
+        scalar_t* g = gradients + t * size + begin;
         for (int64_t i = 0; i < count; ++i) {
           sums[i] += g[i] * w[i];
           g[i] *= factors[i];

@@ -15,7 +15,7 @@ trap 'rm -rf "$stage"' EXIT
 
 memory="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -fPIC"
 threads="-fsanitize=thread"
-common="-std=c++20 -O1 -g1 -Wall -Wextra -Wno-psabi -include sanitizer/asan_interface.h"
+common="-std=c++20 -O2 -g1 -Wall -Wextra -Wno-psabi -include sanitizer/asan_interface.h"
 
 # A copy, whose scratch memory has fences and whose kernels all run here.
 cp -r "$sources" "$stage/csrc"
@@ -58,21 +58,27 @@ mkdir python && mv package python/saml_kernels
 $cxx -shared $memory -fopenmp memory/ops.o memory/trunk.o memory/grouping.o memory/dispatch.o memory/capability_*.o \
   -L"$library_path" -lc10 -ltorch_cpu -ltorch -o python/saml_kernels/_ops.torch$release.so
 
+# One process an instruction set, as many at a time as there are cores.
+names=$(cd "$root/csrc/cpu" && printf '%s\n' capability_*.cpp | sed 's/capability_//; s/\.cpp//')
+drive() { # what to run for each name
+  printf '%s\n' $names | xargs -P "$(nproc)" -I{} "$@"
+}
+
 echo "== address, undefined behaviour: driver"
-ASAN_OPTIONS=detect_leaks=0 memory/driver
+ASAN_OPTIONS=detect_leaks=0 drive memory/driver all {}
 
 echo "== thread: driver"
 # ThreadSanitizer cannot place its shadow where the kernel randomises addresses too widely.
 fixed=()
 setarch -R true 2>/dev/null && fixed=(setarch -R)
-TSAN_OPTIONS=halt_on_error=1 "${fixed[@]}" threads/driver threads
+TSAN_OPTIONS=halt_on_error=1 drive "${fixed[@]}" threads/driver threads {}
 
 echo "== address, undefined behaviour: extension"
 cd "$root"
-# -P: this checkout's own package must not come first.
+# PYTHONSAFEPATH: this checkout's own package must not come first.
 preload="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libubsan.so)"
-env LD_PRELOAD="$preload" PYTHONPATH="$stage/python" OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
+env LD_PRELOAD="$preload" PYTHONPATH="$stage/python" PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
   ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
-  "$python" -P -m pytest -q -p no:cacheprovider -k "not compile" \
+  "$python" -m pytest -q -n "$(nproc)" -p no:cacheprovider -k "not compile" \
   tests/kernels/test_cpp_*.py tests/kernels/test_backend_choice.py tests/kernels/test_extension.py \
   tests/kernels/test_operators.py tests/kernels/test_grouping.py

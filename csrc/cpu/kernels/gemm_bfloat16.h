@@ -71,8 +71,8 @@ inline void round_rows(const MatrixView<const float>& a, uint16_t* target, int64
 }
 
 // The first count of 16 numbers, none if it is negative, and zeros.
-template <typename pointer_t>
-inline __m512 load_some(pointer_t p, int64_t count) {
+template <typename element_t>
+inline __m512 load_some(const element_t* p, int64_t count) {
   if (count >= 16) {
     return (__m512)load_widened(p);
   }
@@ -89,7 +89,7 @@ inline void pack_pairs(const MatrixView<const element_t>& b, uint16_t* panel) {
   constexpr int64_t panel_width = kPanel<float>;
   for (int64_t i = 0; i < b.rows; i += 2) {
     uint16_t* target = panel + i * panel_width;
-    const auto first = b.row(i);
+    const element_t* first = b.row(i);
     for (int64_t v = 0; v < panel_width; v += 16) {
       const __m512 low = load_some(first + v, b.cols - v);
       const __m512 high = load_some(first + b.ld + v, i + 1 < b.rows ? b.cols - v : 0);

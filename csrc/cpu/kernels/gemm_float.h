@@ -164,7 +164,7 @@ void pack_panels(ConstStored<scalar_t> b, scalar_t* panels) {
   }
 }
 
-// All panels of Bᵀ, of an expert's.
+// All panels of Bᵀ. So are the weights of experts laid out, which are no products.
 template <typename element_t, typename scalar_t>
 void pack_transposed_elements(const MatrixView<const element_t>& b, scalar_t* panels) {
   constexpr int64_t panel_width = kPanel<scalar_t>;

@@ -154,7 +154,7 @@ void pack_int8_panels(const MatrixView<const element_t>& b, const Int8Panels& pa
       std::fill_n(packed, panel_width, 0);
       const int64_t begin = lane * kTermsOfLane;
       for (int64_t j = 0; j < std::min(kTermsOfLane, b.rows - begin); ++j) {
-        const auto row = b.row(begin + j) + column;
+        const element_t* row = b.row(begin + j) + column;
         for (int64_t n = 0; n < width; ++n) {
           const int32_t value = round_to_int8(widened(row[n]), panels.scales[column + n]);
           packed[n] |= static_cast<int32_t>((static_cast<uint32_t>(value) & mask) << (kFactorBits * j));
