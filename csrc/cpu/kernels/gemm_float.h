@@ -204,6 +204,7 @@ inline void add_terms(const scalar_t* a, pointer_t b, int64_t ldb, scalar_t* c, 
     store(c + column, sum);
   }
   for (; column < n; ++column) {
+    stay_scalar();
     for (int i = 0; i < terms; ++i) {
       c[column] += factor[i] * widened(b[i * ldb + column]);
     }

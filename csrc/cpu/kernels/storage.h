@@ -145,6 +145,7 @@ inline void widen_values(pointer_t source, int64_t count, scalar_t* target) {
       store(target + i, load_widened(source + i));
     }
     for (; i < count; ++i) {
+      stay_scalar();
       target[i] = widened(source[i]);
     }
   }

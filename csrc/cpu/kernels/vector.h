@@ -49,6 +49,9 @@ inline vec<double> load_double(const float* p) {
   return v;
 }
 
+// In a loop over what is left after the last whole vector: vectorised, it would only make the library larger.
+inline void stay_scalar() { asm volatile(""); }
+
 // <a, b> over n elements, always in the same order, in double: the ratio c_ij / Σ c_ij divides by a sum that may be
 // close to 0, and magnifies the rounding of what it is made of.
 template <typename scalar_t>
