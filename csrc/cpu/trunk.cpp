@@ -523,9 +523,7 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
     pass.grad_x_global = read ? mutable_stored<scalar_t>(result.x_global) : StoredMatrix<scalar_t>();
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
-  if (arguments.recompute || kernel.layouts.transposed) {
-    lay_out_weights(problem, kernel, {.forward = arguments.recompute, .dgrad = true});
-  }
+  lay_out_weights(problem, kernel, {.forward = arguments.recompute, .dgrad = true});
   for_each_item(trunk.num_tiles(), kernel.backward_scratch(pass),
                 [&](int64_t tile, void* scratch) { kernel.backward_tile(pass, tile, scratch); });
   return result;
@@ -702,9 +700,7 @@ ExpertsBackwardResults experts_backward(const ExpertsBackwardArguments& argument
     pass.grad_x_local = mutable_matrix<scalar_t>(result.x);
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
-  if (kernel.layouts.transposed) {
-    lay_out_weights(problem, kernel, {.forward = false, .dgrad = true});
-  }
+  lay_out_weights(problem, kernel, {.forward = false, .dgrad = true});
   for_each_item(trunk.num_tiles(), kernel.experts_backward_scratch(trunk),
                 [&](int64_t tile, void* scratch) { kernel.experts_backward_tile(pass, tile, scratch); });
   problem.panels.clear();

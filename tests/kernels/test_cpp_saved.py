@@ -64,6 +64,18 @@ def test_products_with_shared_weights_never_stand_in_memory_as_a_whole():
     assert bytes_allocated(out.sum().backward) < gradients + 2 * preact + own.numel() * 4 / 2
 
 
+@pytest.mark.parametrize(("rows", "laid_out"), [(10, False), (200, True)])
+def test_backward_of_experts_lays_the_transposes_out_where_enough_rows_read_them(rows, laid_out, capability):
+    K, d, width = 3, 100, 64
+    x, weight, bias = torch.randn(rows, d), torch.randn(K, d, width), torch.randn(K, width)
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    out = saml_kernels.expert_outputs(x, [weight], [bias], backend="cpp")
+    cotangent = torch.randn_like(out)
+    allocated = bytes_allocated(lambda: torch.autograd.grad(out, inputs, cotangent))
+    needed = sum(tensor.numel() for tensor in (*inputs, out)) * 4
+    assert (allocated - needed > weight.numel() * 4 * 0.9) == laid_out, (allocated, needed)
+
+
 def test_streams_of_all_branches_are_kept_for_backward_only():
     B, M, d = 500, 16, 64
     case = Case(M=M, B=B, hidden_dims=(d, 4), aux_dims=(4, 4))
