@@ -9,6 +9,7 @@
 
 #include <immintrin.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -33,13 +34,10 @@ struct Lanes {
   static constexpr int kCount = sizeof(register_t) / sizeof(lane_t);
   lane_t lane[kCount];
 
+  // Without addresses: ThreadSanitizer watches all that has one.
   Lanes() : lane{} {}
-  explicit Lanes(const register_t& value) { std::memcpy(lane, &value, sizeof(lane)); }
-  register_t value() const {
-    register_t result;
-    std::memcpy(&result, lane, sizeof(result));
-    return result;
-  }
+  explicit Lanes(const register_t& value) { *this = std::bit_cast<Lanes>(value); }
+  register_t value() const { return std::bit_cast<register_t>(*this); }
 };
 
 using Floats = Lanes<float, __m512>;
@@ -47,17 +45,9 @@ using Words = Lanes<uint32_t, __m512i>;
 using Quads = Lanes<uint64_t, __m512i>;
 using Halves = Lanes<uint16_t, __m512i>;
 
-inline float as_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof(x));
-  return x;
-}
+inline float as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 
-inline uint32_t as_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  return bits;
-}
+inline uint32_t as_bits(float x) { return std::bit_cast<uint32_t>(x); }
 
 inline bool is_denormal(uint32_t bits) { return (bits & 0x7f800000u) == 0; }
 
@@ -241,12 +231,17 @@ inline __m512 dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
   return result.value();
 }
 
+struct Tile {
+  static constexpr int kMostRows = 16, kMostBytes = 64;
+  uint32_t unit[kMostRows][kMostBytes / 4] = {};
+};
+
 // A thread's tile registers.
 struct Tiles {
-  static constexpr int kCount = 8, kMostRows = 16, kMostBytes = 64;
+  static constexpr int kCount = 8;
   bool is_set_up = false;
   int rows[kCount] = {}, row_bytes[kCount] = {};
-  alignas(64) unsigned char data[kCount][kMostRows][kMostBytes] = {};
+  Tile tile[kCount] = {};
 };
 
 inline thread_local Tiles tiles;
@@ -268,7 +263,7 @@ inline void tile_loadconfig(const void* memory) {
   for (int i = 0; i < Tiles::kCount; ++i) {
     tiles.row_bytes[i] = config[16 + 2 * i] | config[17 + 2 * i] << 8;
     tiles.rows[i] = config[48 + i];
-    if (tiles.rows[i] > Tiles::kMostRows || tiles.row_bytes[i] > Tiles::kMostBytes ||
+    if (tiles.rows[i] > Tile::kMostRows || tiles.row_bytes[i] > Tile::kMostBytes || tiles.row_bytes[i] % 4 != 0 ||
         (tiles.rows[i] == 0) != (tiles.row_bytes[i] == 0)) {
       fault("a tile of another size than a register has");
     }
@@ -285,20 +280,20 @@ inline void require_tile(int tile) {
 
 inline void tile_zero(int tile) {
   require_tile(tile);
-  std::memset(tiles.data[tile], 0, sizeof(tiles.data[tile]));
+  tiles.tile[tile] = Tile();
 }
 
 inline void tile_loadd(int tile, const void* base, int64_t stride) {
   tile_zero(tile);
   for (int r = 0; r < tiles.rows[tile]; ++r) {
-    std::memcpy(tiles.data[tile][r], static_cast<const char*>(base) + r * stride, tiles.row_bytes[tile]);
+    std::memcpy(tiles.tile[tile].unit[r], static_cast<const char*>(base) + r * stride, tiles.row_bytes[tile]);
   }
 }
 
 inline void tile_stored(int tile, void* base, int64_t stride) {
   require_tile(tile);
   for (int r = 0; r < tiles.rows[tile]; ++r) {
-    std::memcpy(static_cast<char*>(base) + r * stride, tiles.data[tile][r], tiles.row_bytes[tile]);
+    std::memcpy(static_cast<char*>(base) + r * stride, tiles.tile[tile].unit[r], tiles.row_bytes[tile]);
   }
 }
 
@@ -313,42 +308,42 @@ inline void require_product(int sums, int a, int b) {
   }
 }
 
-template <typename lane_t>
-inline lane_t* tile_row(int tile, int row) {
-  return reinterpret_cast<lane_t*>(tiles.data[tile][row]);
-}
-
 // Even and odd k sum apart and meet before they are added to what stands there.
 inline void tile_dpbf16ps(int sums, int a, int b) {
   require_product(sums, a, b);
-  for (int m = 0; m < tiles.rows[sums]; ++m) {
-    const int columns = tiles.row_bytes[sums] / 4;
-    float parts[Tiles::kMostBytes / 4][2] = {};
-    for (int k = 0; k < tiles.rows[b]; ++k) {
-      const uint16_t *left = tile_row<uint16_t>(a, m) + 2 * k, *right = tile_row<uint16_t>(b, k);
+  const Tile left = tiles.tile[a], right = tiles.tile[b];
+  Tile out = tiles.tile[sums];
+  const int rows = tiles.rows[sums], depth = tiles.rows[b], columns = tiles.row_bytes[sums] / 4;
+  for (int m = 0; m < rows; ++m) {
+    float even[Tile::kMostBytes / 4] = {}, odd[Tile::kMostBytes / 4] = {};
+    for (int k = 0; k < depth; ++k) {
+      const uint32_t x = left.unit[m][k];
       for (int n = 0; n < columns; ++n) {
-        for (int j = 0; j < 2; ++j) {
-          parts[n][j] = fused(parts[n][j], left[j], right[2 * n + j]);
-        }
+        const uint32_t y = right.unit[k][n];
+        even[n] = fused(even[n], static_cast<uint16_t>(x), static_cast<uint16_t>(y));
+        odd[n] = fused(odd[n], static_cast<uint16_t>(x >> 16), static_cast<uint16_t>(y >> 16));
       }
     }
-    float* row = tile_row<float>(sums, m);
     for (int n = 0; n < columns; ++n) {
-      row[n] = flushed(flushed(row[n]) + flushed(parts[n][0] + parts[n][1]));
+      out.unit[m][n] = as_bits(flushed(flushed(as_float(out.unit[m][n])) + flushed(even[n] + odd[n])));
     }
   }
+  tiles.tile[sums] = out;
 }
 
 inline void tile_dpbusd(int sums, int a, int b) {
   require_product(sums, a, b);
-  for (int m = 0; m < tiles.rows[sums]; ++m) {
-    uint32_t* row = tile_row<uint32_t>(sums, m);
-    for (int k = 0; k < tiles.rows[b]; ++k) {
-      for (int n = 0; n < tiles.row_bytes[sums] / 4; ++n) {
-        row[n] += byte_products(tile_row<uint32_t>(a, m)[k], tile_row<uint32_t>(b, k)[n]);
+  const Tile left = tiles.tile[a], right = tiles.tile[b];
+  Tile out = tiles.tile[sums];
+  const int rows = tiles.rows[sums], depth = tiles.rows[b], columns = tiles.row_bytes[sums] / 4;
+  for (int m = 0; m < rows; ++m) {
+    for (int k = 0; k < depth; ++k) {
+      for (int n = 0; n < columns; ++n) {
+        out.unit[m][n] += byte_products(left.unit[m][k], right.unit[k][n]);
       }
     }
   }
+  tiles.tile[sums] = out;
 }
 
 }  // namespace saml_kernels::emulated
