@@ -124,6 +124,14 @@ def test_max_jobs_is_honoured(setup_py):
     assert os.environ["MAX_JOBS"] == "1"
 
 
+def test_what_is_emulated_is_what_the_kernels_use():
+    """Of AVX-512 and AMX; a compiler's intrinsic that is not emulated would stop `make sanitize`."""
+    name = r"(?:_mm512|_tile)_\w+"
+    kernels = "".join(path.read_text() for path in (ROOT / "csrc/cpu/kernels").glob("*.h"))
+    emulated = (ROOT / "tests/emulation/intrinsics.h").read_text()
+    assert set(re.findall(rf"\b{name}", kernels)) == set(re.findall(rf"^#define ({name})", emulated, re.MULTILINE))
+
+
 def test_every_folder_of_modules_is_packaged():
     # setup.py finds packages by their __init__.py: a folder without one would be left out of the wheel.
     folders = {module.parent for name in ("saml_kernels", "python/saml_rec") for module in (ROOT / name).rglob("*.py")}

@@ -87,16 +87,6 @@ inline __m512 load_ps(const void* p) {
   return loadu_ps(p);
 }
 
-inline __m512 maskz_loadu_ps(__mmask16 mask, const void* p) {
-  Floats result;
-  for (int i = 0; i < Floats::kCount; ++i) {
-    if (mask >> i & 1) {
-      std::memcpy(&result.lane[i], static_cast<const char*>(p) + i * sizeof(float), sizeof(float));
-    }
-  }
-  return result.value();
-}
-
 inline __m512i loadu_si512(const void* p) {
   __m512i result;
   std::memcpy(&result, p, sizeof(result));
@@ -365,10 +355,8 @@ inline void tile_dpbusd(int sums, int a, int b) {
 #define _mm512_dpbf16_ps saml_kernels::emulated::dpbf16_ps
 #define _mm512_dpbusd_epi32 saml_kernels::emulated::dpbusd_epi32
 #define _mm512_load_ps saml_kernels::emulated::load_ps
-#define _mm512_loadu_ps saml_kernels::emulated::loadu_ps
 #define _mm512_loadu_si512 saml_kernels::emulated::loadu_si512
 #define _mm512_madd_epi16 saml_kernels::emulated::madd_epi16
-#define _mm512_maskz_loadu_ps saml_kernels::emulated::maskz_loadu_ps
 #define _mm512_or_si512 saml_kernels::emulated::or_si512
 #define _mm512_set1_epi32 saml_kernels::emulated::set1_epi32
 #define _mm512_setzero_ps saml_kernels::emulated::setzero_ps
