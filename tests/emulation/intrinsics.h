@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 // Narrower vectors need nothing of this.
 #if SAML_VECTOR_BYTES == 64
@@ -298,43 +299,18 @@ inline void require_product(int sums, int a, int b) {
   }
 }
 
-// Even and odd k sum apart and meet before they are added to what stands there.
-inline void tile_dpbf16ps(int sums, int a, int b) {
+// Of what the registers hold, in products.cpp: no sanitizer watches these.
+void multiply_bfloat16(const Tile& left, const Tile& right, int rows, int depth, int columns, Tile& out);
+void multiply_bytes(const Tile& left, const Tile& right, int rows, int depth, int columns, Tile& out);
+
+template <typename function_t>
+inline void tile_product(int sums, int a, int b, const function_t& multiply) {
   require_product(sums, a, b);
-  const Tile left = tiles.tile[a], right = tiles.tile[b];
-  Tile out = tiles.tile[sums];
-  const int rows = tiles.rows[sums], depth = tiles.rows[b], columns = tiles.row_bytes[sums] / 4;
-  for (int m = 0; m < rows; ++m) {
-    float even[Tile::kMostBytes / 4] = {}, odd[Tile::kMostBytes / 4] = {};
-    for (int k = 0; k < depth; ++k) {
-      const uint32_t x = left.unit[m][k];
-      for (int n = 0; n < columns; ++n) {
-        const uint32_t y = right.unit[k][n];
-        even[n] = fused(even[n], static_cast<uint16_t>(x), static_cast<uint16_t>(y));
-        odd[n] = fused(odd[n], static_cast<uint16_t>(x >> 16), static_cast<uint16_t>(y >> 16));
-      }
-    }
-    for (int n = 0; n < columns; ++n) {
-      out.unit[m][n] = as_bits(flushed(flushed(as_float(out.unit[m][n])) + flushed(even[n] + odd[n])));
-    }
-  }
-  tiles.tile[sums] = out;
+  multiply(tiles.tile[a], tiles.tile[b], tiles.rows[sums], tiles.rows[b], tiles.row_bytes[sums] / 4, tiles.tile[sums]);
 }
 
-inline void tile_dpbusd(int sums, int a, int b) {
-  require_product(sums, a, b);
-  const Tile left = tiles.tile[a], right = tiles.tile[b];
-  Tile out = tiles.tile[sums];
-  const int rows = tiles.rows[sums], depth = tiles.rows[b], columns = tiles.row_bytes[sums] / 4;
-  for (int m = 0; m < rows; ++m) {
-    for (int k = 0; k < depth; ++k) {
-      for (int n = 0; n < columns; ++n) {
-        out.unit[m][n] += byte_products(left.unit[m][k], right.unit[k][n]);
-      }
-    }
-  }
-  tiles.tile[sums] = out;
-}
+inline void tile_dpbf16ps(int sums, int a, int b) { tile_product(sums, a, b, multiply_bfloat16); }
+inline void tile_dpbusd(int sums, int a, int b) { tile_product(sums, a, b, multiply_bytes); }
 
 }  // namespace saml_kernels::emulated
 

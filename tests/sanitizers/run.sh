@@ -13,9 +13,9 @@ cxx=${CXX:-g++}
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 
-memory="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -fPIC"
-threads="-fsanitize=thread"
-common="-std=c++20 -O2 -g1 -Wall -Wextra -Wno-psabi -include sanitizer/asan_interface.h"
+memory="-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -fPIC"
+threads="-O2 -fsanitize=thread"
+common="-std=c++20 -g1 -Wall -Wextra -Wno-psabi -include sanitizer/asan_interface.h"
 
 # A copy, whose scratch memory has fences and whose kernels all run here.
 cp -r "$sources" "$stage/csrc"
@@ -36,7 +36,7 @@ release=$("$python" -c 'import torch; print(".".join(torch.__version__.split("."
 library_path=$("$python" -c 'from torch.utils import cpp_extension; print(cpp_extension.library_paths()[0])')
 
 # One command a line, as many at a time as there are cores.
-mkdir "$stage/memory" "$stage/threads"
+mkdir "$stage/memory" "$stage/threads" "$stage/plain"
 compile() { # folder, flags, files
   local folder=$1 flags=$2 file
   shift 2
@@ -48,14 +48,15 @@ compile() { # folder, flags, files
   compile memory "$memory $torch" ops.cpp cpu/trunk.cpp cpu/grouping.cpp
   compile memory "$memory -Icpu" $kernels $driver
   compile threads "$threads -Icpu" $kernels $driver
+  compile plain "-fPIC -O3 -mavx2 -mfma -mf16c" cpu/products.cpp
 } | tr '\n' '\0' | xargs -0 -P "$(nproc)" -I{} bash -c '{}'
 
 cd "$stage"
-$cxx $memory memory/capability_*.o memory/dispatch.o memory/driver.o -o memory/driver -pthread
-$cxx $threads threads/capability_*.o threads/dispatch.o threads/driver.o -o threads/driver -pthread
+$cxx $memory memory/capability_*.o memory/dispatch.o memory/driver.o plain/products.o -o memory/driver -pthread
+$cxx $threads threads/capability_*.o threads/dispatch.o threads/driver.o plain/products.o -o threads/driver -pthread
 cp -r "$root/saml_kernels" package && rm -f package/*.so
 mkdir python && mv package python/saml_kernels
-$cxx -shared $memory -fopenmp memory/ops.o memory/trunk.o memory/grouping.o memory/dispatch.o memory/capability_*.o \
+$cxx -shared $memory -fopenmp memory/ops.o memory/trunk.o memory/grouping.o memory/dispatch.o memory/capability_*.o plain/products.o \
   -L"$library_path" -lc10 -ltorch_cpu -ltorch -o python/saml_kernels/_ops.torch$release.so
 
 # One process an instruction set, as many at a time as there are cores.
