@@ -22,7 +22,7 @@ from assembly import PRODUCT, Code, count
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saml_kernels.autograd import Plan
+from saml_kernels.autograd import ParameterLists, Plan
 from saml_kernels.backends.triton import configs, engine
 from saml_kernels.backends.triton import launch as launching
 from saml_kernels.backends.triton.configs import Choice, Config
@@ -212,13 +212,14 @@ def recorded(
 
     auxiliary = not (trunk.all_branches or trunk.gated or trunk.experts)
     gates = [(dims[layer], dims[layer] if trunk.gate == "vector" else 1) for layer in trunk.mutual_layers]
-    lists = (
+    lists = ParameterLists(
         [empty(m, i + (o if auxiliary else 0), o) for i, o in zip(widths, dims, strict=False)],
         [empty(m, o) for o in dims],
         [empty(i, o) for i, o in zip(aux_widths, dims, strict=False)] if auxiliary else [],
         [empty(o) for o in dims] if auxiliary else [],
         [empty(m, d, width) for d, width in gates],
         [empty(m, width) for _, width in gates],
+        [],
     )
     plan = Plan(
         activations=(trunk.activation,) * (len(dims) - trunk.gated) + ("identity",) * trunk.gated,
