@@ -246,9 +246,7 @@ def main(
         ]
         records.measure_cells(out, record, wanted, kept, lambda cell: measure(cell, protocol, wait))
     record = json.loads(out.read_text(encoding="utf-8"))
-    click.echo(table(record))
-    if out == RESULTS:
-        PAGE.write_text(render(record, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    pages.publish(record, table, render, PAGE if out == RESULTS else None)
 
 
 if __name__ == "__main__":

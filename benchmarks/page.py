@@ -1,11 +1,12 @@
 """Tables in Markdown, their places on the documentation's pages, and figures that come out the same every time."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -33,6 +34,18 @@ def fill(page: str, texts: Mapping[str, str]) -> str:
         place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
         page = place.sub(lambda match, text=text: f"{match[1]}{text}{match[2]}", page)  # type: ignore[misc]
     return page
+
+
+def publish(
+    record: dict[str, Any],
+    table: Callable[[dict[str, Any]], str],
+    render: Callable[[dict[str, Any], str], str],
+    page: Path | None,
+) -> None:
+    """Prints the record's table and, unless there is none, puts it onto its page."""
+    click.echo(table(record))
+    if page is not None:
+        page.write_text(render(record, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 @contextmanager

@@ -126,9 +126,7 @@ def main(rows: tuple[int, ...], budget: float, out: Path, only_render: bool) -> 
         record: Record = {**records.head(), "protocol": asdict(protocol), "cells": []}
         records.measure_cells(out, record, [Cell(count) for count in rows], [], lambda cell: measure(cell, protocol))
     record = json.loads(out.read_text(encoding="utf-8"))
-    click.echo(table(record))
-    if out == RESULTS:
-        PAGE.write_text(render(record, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    pages.publish(record, table, render, PAGE if out == RESULTS else None)
 
 
 if __name__ == "__main__":

@@ -540,6 +540,7 @@ void split_gradient(const at::Tensor& gradient, const at::Tensor& weight, const 
   at::parallel_for(0, (size + kElements - 1) / kElements, 1, [&](int64_t first, int64_t last) {
     for (int64_t begin = first * kElements; begin < std::min(last * kElements, size); begin += kElements) {
       const int64_t count = std::min(kElements, size - begin);
+      // The factors' copy cannot overlap what is written, so that the loop below vectorises.
       scalar_t sums[kElements] = {}, factors[kElements];
       std::copy_n(factor + begin, count, factors);
       for (int64_t t = 0; t < scenarios; ++t) {

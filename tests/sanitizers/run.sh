@@ -56,8 +56,8 @@ $cxx $memory memory/capability_*.o memory/dispatch.o memory/driver.o plain/produ
 $cxx $threads threads/capability_*.o threads/dispatch.o threads/driver.o plain/products.o -o threads/driver -pthread
 cp -r "$root/saml_kernels" package && rm -f package/*.so
 mkdir python && mv package python/saml_kernels
-$cxx -shared $memory -fopenmp memory/ops.o memory/trunk.o memory/grouping.o memory/dispatch.o memory/capability_*.o plain/products.o \
-  -L"$library_path" -lc10 -ltorch_cpu -ltorch -o python/saml_kernels/_ops.torch$release.so
+$cxx -shared $memory -fopenmp memory/ops.o memory/trunk.o memory/grouping.o memory/dispatch.o memory/capability_*.o \
+  plain/products.o -L"$library_path" -lc10 -ltorch_cpu -ltorch -o python/saml_kernels/_ops.torch$release.so
 
 # One process an instruction set, as many at a time as there are cores.
 names=$(cd "$root/csrc/cpu" && printf '%s\n' capability_*.cpp | sed 's/capability_//; s/\.cpp//')
