@@ -54,6 +54,7 @@ namespace {
 #include "kernels/vector.h"
 #include "kernels/storage.h"
 #include "kernels/tile.h"
+#include "kernels/units.h"
 #include "kernels/gemm_float.h"
 #include "kernels/gemm_bfloat16.h"
 #include "kernels/gemm_amx.h"
@@ -69,9 +70,7 @@ namespace {
 
 template <typename scalar_t>
 constexpr TrunkKernels<scalar_t> kTrunkKernels = {
-    .layouts = {.bfloat16 = kHasBfloat16Panels<scalar_t>,
-                .float_parts = kHasTiles<scalar_t>,
-                .transposed = kHasTiles<scalar_t>},
+    .layouts = {.bfloat16 = kHasBfloat16Panels<scalar_t>, .float_parts = kHasTiles<scalar_t>},
     .row_multiple = kHasTiles<scalar_t> ? 32 : 12,
     .gradient_item_rows = kGradientItemRows<scalar_t>,
     .least_gradient_item_rows = kLeastGradientItemRows<scalar_t>,

@@ -216,9 +216,8 @@ struct PanelItem {
 
 // Which layouts of weights a capability's products read.
 struct Layouts {
-  bool bfloat16;     // products of bfloat16 factors read bfloat16 panels
+  bool bfloat16;     // products of bfloat16 factors read bfloat16 panels, the input gradients of transposes
   bool float_parts;  // so do products of float factors, in three parts
-  bool transposed;   // the input gradients read transposed ones
 };
 
 // What one instruction set provides. Scratch is a block of the bytes that the function before it asks for, aligned to

@@ -56,11 +56,13 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
       function(1, weights.bfloat16_panels, kernel.bfloat16_panels_size,
                readers.forward &&
                    (in_parts || (has.bfloat16 && (rounded >= kUses || (kept && reads_rounded && !has.float_parts)))));
+      // The tile unit multiplies nothing else; vectors, where few tiles read a transposed panel, transpose it for each.
+      const bool rounds = has.bfloat16 && trunk.own_bfloat16;
       function(2, weights.transposed_bfloat16_panels, kernel.transposed_panels_size,
-               readers.dgrad && has.transposed && (own >= kUses || trunk.own_bfloat16));
+               readers.dgrad && (has.float_parts ? rounds || own >= kUses : rounds && own >= enough));
       // Every tile reads the transposes of all experts; of a scenario's own, few do.
       function(3, weights.transposed_panels, kernel.transposed_float_panels_size,
-               readers.dgrad && trunk.experts && !has.transposed && own >= kUses);
+               readers.dgrad && trunk.experts && !has.float_parts && !rounds && own >= kUses);
       // There is no product that rounds to int8 on the way.
       function(4, weights.int8_panels, kernel.int8_panels_size, readers.forward && int8);
     };

@@ -90,3 +90,25 @@ def test_weights_and_inputs_are_never_widened_whole(dtype, capability):
     # Gradients of parameters and inputs in 16 bits, those of the pre-activations in floats.
     gradients = sum(tensor.numel() * 2 for tensor in inputs)
     assert bytes_allocated(backward) < gradients + tiles + weights / 2 + 2 * rows * (64 + 8) * 4
+
+
+def test_backward_rounds_factors_of_bfloat16_where_an_instruction_multiplies_them(capability):
+    """Elsewhere a pre-activation's gradient, here (1 + 2^-10, 1) and (-1, -1), is the float that it is."""
+    first = torch.tensor([[[1.0, -1.0]]]).bfloat16().requires_grad_()
+    second = torch.tensor([[[1.0, 1.0], [1.0, 0.0]]]).bfloat16()
+    biases = [torch.zeros(1, 2).bfloat16() for _ in range(2)]
+    x = torch.ones(2, 1).bfloat16().requires_grad_()
+    out = saml_kernels.grouped_mlp(
+        x,
+        torch.zeros(2, dtype=torch.int64),
+        [first, second],
+        biases,
+        activation="identity",
+        output_activation="identity",
+        backend="cpp",
+    )
+    cotangent = torch.tensor([[1.0, 2**-10], [-1.0, 0.0]]).bfloat16()
+    dx, dw = torch.autograd.grad(out, [x, first], cotangent)
+    left = 0.0 if capability in ("avx512_bf16", "amx") else 2**-10
+    assert dx.flatten().tolist() == [left, 0.0]
+    assert dw.flatten().tolist() == [left, 0.0]

@@ -261,13 +261,14 @@ class Run {
       if (!layouts.float_parts) {
         weights.panels = unset(weights.matrices, kernel_.panels_size(weights)).data;
       }
-      if (trunk_.experts && !layouts.transposed) {
+      const bool transposed_units = layouts.float_parts || (layouts.bfloat16 && trunk_.own_bfloat16);
+      if (trunk_.experts && !transposed_units) {
         weights.transposed_panels = unset(weights.matrices, kernel_.transposed_float_panels_size(weights)).data;
       }
       if (layouts.bfloat16) {
         weights.bfloat16_panels = bfloat16(kernel_.bfloat16_panels_size(weights));
       }
-      if (layouts.transposed) {
+      if (transposed_units) {
         weights.transposed_bfloat16_panels = bfloat16(kernel_.transposed_panels_size(weights));
       }
     };

@@ -109,10 +109,11 @@ void experts_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, v
       activate_rows_backward(layer.activation, v, of_expert(tile, k, saved.own_preact), d_v, dz);
       if (l > 0) {
         const Matrix<scalar_t> d_in = tile.in(scratch.rows, layer.in_width);
-        linear_dgrad(tile.all(), dz, layer.branch, k, 0, d_in, false, scratch.product);
+        linear_dgrad(trunk.own_rounding(), tile.all(), dz, layer.branch, k, 0, d_in, false, scratch.product);
         d_v = d_in;
       } else if (pass.grad_x_local.data != nullptr) {
-        linear_dgrad(tile.all(), dz, layer.branch, k, 0, tile.of(pass.grad_x_local.view()), k > 0, scratch.product);
+        linear_dgrad(trunk.own_rounding(), tile.all(), dz, layer.branch, k, 0, tile.of(pass.grad_x_local.view()), k > 0,
+                     scratch.product);
       }
     }
   }

@@ -9,10 +9,6 @@
 
 constexpr int64_t kFloatParts = 3;
 
-// A tile is 16 rows of 16 pairs of bfloat16, 1 KiB.
-constexpr int64_t kTileSide = 16;
-constexpr int64_t kTileDepth = 32;
-constexpr int64_t kTileElements = kTileSide * kTileDepth;
 // A product's register block: two by two tiles of sums, the other four hold its factors.
 constexpr int64_t kBlockSide = 2 * kTileSide;
 
@@ -59,26 +55,6 @@ class TileRegisters {
   }
 };
 
-// 16 columns of a row, zero outside of the matrix.
-template <typename element_t>
-inline __m512 load_16(const Concatenated<element_t>& source, int64_t row, int64_t column) {
-  const auto& [left, right] = source;
-  if (row >= source.rows()) {
-    return _mm512_setzero_ps();
-  }
-  if (column + 16 <= left.cols) {
-    return (__m512)load_widened(left.row(row) + column);
-  }
-  if (column >= left.cols && column + 16 <= source.cols()) {
-    return (__m512)load_widened(right.row(row) + (column - left.cols));
-  }
-  alignas(64) float values[16] = {};
-  for (int64_t i = column; i < std::min(column + 16, source.cols()); ++i) {
-    values[i - column] = widened(i < left.cols ? left.row(row)[i] : right.row(row)[i - left.cols]);
-  }
-  return _mm512_load_ps(values);
-}
-
 template <typename element_t>
 inline const element_t* address(const element_t* p) {
   return p;
@@ -98,72 +74,6 @@ inline void prefetch(const Concatenated<element_t>& source, int64_t row, int64_t
   }
   const auto place = column < left.cols ? left.row(row) + column : right.row(row) + (column - left.cols);
   _mm_prefetch(reinterpret_cast<const char*>(address(place)), _MM_HINT_T0);
-}
-
-inline __m512 widen(__m256bh x) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16));
-}
-
-// Units of a tile are 32 bits: two neighbours of k in bfloat16. Row r of a tile, part by part, 512 elements apart:
-// columns column .. column + 32 of one row, or two rows by columns column .. column + 16, interleaved.
-template <typename element_t>
-inline void store_row_units(const Concatenated<element_t>& source, int64_t row, int64_t column, int64_t parts,
-                            uint16_t* target) {
-  __m512 low = load_16(source, row, column), high = load_16(source, row, column + 16);
-  for (int64_t part = 0; part < parts; ++part) {
-    const __m256bh low_part = _mm512_cvtneps_pbh(low), high_part = _mm512_cvtneps_pbh(high);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + part * kTileElements), (__m256i)low_part);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + part * kTileElements + 16), (__m256i)high_part);
-    low = _mm512_sub_ps(low, widen(low_part));
-    high = _mm512_sub_ps(high, widen(high_part));
-  }
-}
-
-template <typename element_t>
-inline void store_pair_units(const Concatenated<element_t>& source, int64_t row, int64_t column, int64_t parts,
-                             uint16_t* target) {
-  __m512 even = load_16(source, row, column), odd = load_16(source, row + 1, column);
-  for (int64_t part = 0; part < parts; ++part) {
-    const __m256bh even_part = _mm512_cvtneps_pbh(even), odd_part = _mm512_cvtneps_pbh(odd);
-    const __m512i odd_bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)odd_part), 16);
-    const __m512i units = _mm512_or_si512(_mm512_cvtepu16_epi32((__m256i)even_part), odd_bits);
-    _mm512_storeu_si512(target + part * kTileElements, units);
-    even = _mm512_sub_ps(even, widen(even_part));
-    odd = _mm512_sub_ps(odd, _mm512_castsi512_ps(odd_bits));
-  }
-}
-
-// The tile as 16 by 16 units, transposed in place.
-inline void transpose_units(uint16_t* tile) {
-  __m512i a[16], b[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) {
-    a[i] = _mm512_loadu_si512(tile + i * kTileDepth);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-  }
-  // a[4 g + c] holds, in 128-bit lane q, column 4 q + c of rows 4 g .. 4 g + 3.
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    const __m512i low01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x44);
-    const __m512i high01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xee);
-    const __m512i low23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x44);
-    const __m512i high23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xee);
-    _mm512_storeu_si512(tile + c * kTileDepth, _mm512_shuffle_i32x4(low01, low23, 0x88));
-    _mm512_storeu_si512(tile + (4 + c) * kTileDepth, _mm512_shuffle_i32x4(low01, low23, 0xdd));
-    _mm512_storeu_si512(tile + (8 + c) * kTileDepth, _mm512_shuffle_i32x4(high01, high23, 0x88));
-    _mm512_storeu_si512(tile + (12 + c) * kTileDepth, _mm512_shuffle_i32x4(high01, high23, 0xdd));
-  }
 }
 
 // Layout of a factor: by 16 rows (left factor) or columns (right factor), then by 32 of k, then by part.
@@ -195,7 +105,7 @@ inline void lay_out_columns(const Concatenated<element_t>& source, int64_t begin
         store_pair_units(source, row, column, parts, target + r * kTileDepth);
       }
       for (int64_t part = 0; transposed && part < parts; ++part) {
-        transpose_units(target + part * kTileElements);
+        transpose_units(target + part * kTileElements, kTileDepth);
       }
     }
   }
@@ -211,7 +121,7 @@ inline void lay_out_right_transposed(const Concatenated<element_t>& source, int6
         store_row_units(source, side * kTileSide + r, k * kTileDepth, parts, tiles + r * kTileDepth);
       }
       for (int64_t part = 0; part < parts; ++part) {
-        transpose_units(tiles + part * kTileElements);
+        transpose_units(tiles + part * kTileElements, kTileDepth);
       }
     }
   }

@@ -28,8 +28,9 @@ struct ProductScratch {
   ProductScratch() = default;
   // For up to that many rows, and products over at most k terms.
   ProductScratch(int64_t rows, int64_t k, bool backward, Scratch<scalar_t>& scratch) {
-    // Twice, as the kernel without a bfloat16 instruction packs a panel before it is packed again.
-    panel = scratch.take(2 * (k + 2) * kPanel<scalar_t>);
+    // Twice, as the kernel without a bfloat16 instruction packs a panel before it is packed again; at least the tiles
+    // of units of a panel.
+    panel = scratch.take(std::max(2 * (k + 2), kTileSide) * kPanel<scalar_t>);
     rounded = scratch.take(rows * (k + 2));
     if (backward) {
       transposed = scratch.take(k * (round_up(rows, kPanel<scalar_t>) + kRegisterTileRows));
@@ -64,7 +65,10 @@ int64_t bfloat16_panels_size(const Weights<scalar_t>& weights) {
 
 template <typename scalar_t>
 int64_t transposed_panels_size(const Weights<scalar_t>& weights) {
-  return tiles_size(weights.k(), weights.n, weights.parts);
+  if constexpr (kHasTiles<scalar_t>) {
+    return tiles_size(weights.k(), weights.n, weights.parts);
+  }
+  return round_up(weights.n, kTileDepth) * round_up(weights.k(), kPanel<scalar_t>);
 }
 
 template <typename element_t>
@@ -91,9 +95,8 @@ void lay_out(const PanelItem<scalar_t>& item) {
   }
   if constexpr (kHasBfloat16Panels<scalar_t>) {
     uint16_t* panels = matrix_of(weights.bfloat16_panels, item.matrix, bfloat16_panels_size(weights));
+    uint16_t* transposed = matrix_of(weights.transposed_bfloat16_panels, item.matrix, transposed_panels_size(weights));
     if constexpr (kHasTiles<scalar_t>) {
-      uint16_t* transposed =
-          matrix_of(weights.transposed_bfloat16_panels, item.matrix, transposed_panels_size(weights));
       with_elements<scalar_t>(matrix, [&]<typename element_t>(const MatrixView<const element_t>& view) {
         const Concatenated<element_t> source{view};
         if (panels != nullptr) {
@@ -103,8 +106,15 @@ void lay_out(const PanelItem<scalar_t>& item) {
           lay_out_right_transposed(source, weights.parts, transposed);
         }
       });
-    } else if (panels != nullptr) {
-      with_stored_elements<scalar_t>(matrix, [&](const auto& view) { pack_all_pairs(view, weights.k1, panels); });
+    } else {
+      with_stored_elements<scalar_t>(matrix, [&](const auto& view) {
+        if (panels != nullptr) {
+          pack_all_units(view, weights.k1, panels);
+        }
+        if (transposed != nullptr) {
+          pack_all_transposed_units(view, transposed);
+        }
+      });
     }
   }
 }
@@ -182,10 +192,12 @@ inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& 
   linear_columns(rows, {0, weights.n}, a, weights, i, z, scratch);
 }
 
-// Rows of dA = [dA +] dZ W_iᵀ, from column `begin` on; what stands before it is nobody's.
+// Rows of dA = [dA +] dZ W_iᵀ, of rounded factors if asked where there is an instruction for them, from column `begin`
+// on; what stands before it is nobody's.
 template <typename scalar_t>
-inline void linear_dgrad(Range rows, ConstMatrix<scalar_t> dz, const Weights<scalar_t>& weights, int64_t i,
-                         int64_t begin, Matrix<scalar_t> da, bool accumulate, ProductScratch<scalar_t>& scratch) {
+inline void linear_dgrad([[maybe_unused]] Rounding rounding, Range rows, ConstMatrix<scalar_t> dz,
+                         const Weights<scalar_t>& weights, int64_t i, int64_t begin, Matrix<scalar_t> da,
+                         bool accumulate, ProductScratch<scalar_t>& scratch) {
   if (rows.size() == 0) {
     return;
   }
@@ -199,6 +211,18 @@ inline void linear_dgrad(Range rows, ConstMatrix<scalar_t> dz, const Weights<sca
       factors.right += start / kTileSide * factors.side_stride();
       multiply_tiles(factors, weights.parts, rows, accumulate ? Sums::kAccumulate : Sums::kFromBias, nullptr,
                      da.columns(start, weights.k() - start));
+      return;
+    }
+  }
+  if constexpr (kHasBfloat16Panels<scalar_t>) {
+    if (rounding == Rounding::kBfloat16) {
+      const uint16_t* panels = matrix_of(weights.transposed_bfloat16_panels, i, transposed_panels_size(weights));
+      // From the beginning of a panel.
+      const int64_t start = panels == nullptr ? begin : begin / kPanel<scalar_t> * kPanel<scalar_t>;
+      multiply_transposed_bfloat16(dz.row_range(rows.begin, rows.end), weights.matrix(i).row_range(start, weights.k()),
+                                   panels == nullptr ? nullptr : panels + start * transposed_terms(weights.n),
+                                   da.row_range(rows.begin, rows.end).columns(start, weights.k() - start), accumulate,
+                                   scratch.panel, scratch.rounded);
       return;
     }
   }

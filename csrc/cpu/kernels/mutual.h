@@ -288,6 +288,7 @@ void mutual_backward(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, c
       mutual_backward_row(tile.trunk(), layer, s.scenario,
                           {streams.row(r), alpha.row(r), gate.row(r), d_own.row(r), dz_gate.row(r)}, scratch);
     }
-    linear_dgrad(s.rows, dz_gate, layer.gates, s.scenario, 0, d_own, true, scratch.product);
+    linear_dgrad(tile.trunk().own_rounding(), s.rows, dz_gate, layer.gates, s.scenario, 0, d_own, true,
+                 scratch.product);
   });
 }

@@ -152,8 +152,9 @@ void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* blo
     // At the first layer x_l may not want its part.
     const int64_t first = l == 0 && pass.grad_x_local.data == nullptr ? in : 0;
     const Matrix<scalar_t> d_in = tile.in(scratch.inputs[turn], in + a);
-    tile.for_each_segment(
-        [&](Segment s) { linear_dgrad(s.rows, dz, layer.branch, s.scenario, first, d_in, false, scratch.product); });
+    tile.for_each_segment([&](Segment s) {
+      linear_dgrad(trunk.own_rounding(), s.rows, dz, layer.branch, s.scenario, first, d_in, false, scratch.product);
+    });
     d_own = d_in.columns(0, in);
     if (a == 0) {
       continue;
@@ -168,7 +169,7 @@ void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* blo
     activate_rows_backward(layer.activation, tile.of(saved.aux), tile.of(saved.aux_preact), d_aux, dz_aux);
     if (l > 0 || pass.grad_x_global.data != nullptr) {
       d_aux = tile.in(scratch.aux[turn], layer.aux_in);
-      linear_dgrad(tile.all(), dz_aux, layer.auxiliary, 0, 0, d_aux, false, scratch.product);
+      linear_dgrad(trunk.own_rounding(), tile.all(), dz_aux, layer.auxiliary, 0, 0, d_aux, false, scratch.product);
     }
   }
 

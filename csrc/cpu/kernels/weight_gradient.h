@@ -25,8 +25,8 @@ struct GradientScratch {
   scalar_t* panel;
   scalar_t* rounded;   // an item's sums where they are then rounded to 16 bits
   scalar_t* gathered;  // (kGradientChunk, kGradientItemRows) of an input that stands in another order or in 16 bits
-  uint16_t* left;
-  uint16_t* right;
+  uint16_t* left;      // of bfloat16 products, in tiles or in blocks as input's, of units
+  uint16_t* right;     // in tiles
 
   GradientScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch) {
     input = scratch.take(kGradientChunk * round_up(kGradientItemRows<scalar_t>, kRegisterTileRows));
@@ -37,6 +37,9 @@ struct GradientScratch {
       width = std::max({width, layer.width, layer.aux_width, layer.gate_width});
     }
     rounded = scratch.take(kGradientItemRows<scalar_t> * width);
+    if constexpr (kHasBfloat16Panels<scalar_t> && !kHasTiles<scalar_t>) {
+      left = scratch.template take<uint16_t>(kGradientChunk * kGradientItemRows<scalar_t>);
+    }
     if constexpr (kHasTiles<scalar_t>) {
       gathered = scratch.take(kGradientChunk * kGradientItemRows<scalar_t>);
       left = scratch.template take<uint16_t>(tiles_size(kGradientItemRows<scalar_t>, kGradientChunk, kFloatParts));
@@ -108,37 +111,95 @@ void sum_outer_products_in_tiles(const WeightGradient<scalar_t>& of, int64_t beg
   }
 }
 
-// The same in the register tile.
+// The factors of a sum in the register tile: rows of the input column by column, in blocks of its height, and panels of
+// dZ. Of floats, every row is a term of the sum.
 template <typename scalar_t>
+struct FloatTerms {
+  static constexpr int64_t kRowsOfTerm = 1;
+
+  GradientScratch<scalar_t>& scratch;
+  alignas(64) scalar_t slice[kGradientItemRows<scalar_t> + kRegisterTileRows];
+
+  explicit FloatTerms(GradientScratch<scalar_t>& space) : scratch(space) {}
+
+  // Columns begin .. end of the input's row, as the left factor's term.
+  void set_left(const GradientInput<scalar_t>& input, Range rows, int64_t begin, int64_t end, int64_t term) {
+    input.copy(rows.begin, begin, end, slice);
+    for (int64_t i = 0; i < end - begin; i += kRegisterTileRows) {
+      std::copy_n(slice + i, kRegisterTileRows, scratch.input + i * kGradientChunk + term * kRegisterTileRows);
+    }
+  }
+
+  void set_right(ConstMatrix<scalar_t> dz) { pack_panel(StoredMatrix<const scalar_t>(dz), scratch.panel); }
+
+  // out += the product of so many terms; its rows are from `row` on.
+  void multiply(int64_t row, int64_t terms, Matrix<scalar_t> out) const {
+    const Operand<scalar_t> a{scratch.input + row * kGradientChunk, 1, kRegisterTileRows, terms};
+    const Operand<scalar_t> nothing{a.data, 0, 0, 0};
+    multiply_tile<scalar_t>(a, nothing, scratch.panel, kPanel<scalar_t>, nullptr, out, true);
+  }
+};
+
+#if SAML_HAS_BFLOAT16_DOT
+
+// Of bfloat16, two rows are.
+struct UnitTerms {
+  static constexpr int64_t kRowsOfTerm = 2;
+  static constexpr int64_t kTerms = kGradientChunk / kRowsOfTerm;
+
+  GradientScratch<float>& scratch;
+  alignas(64) float slices[2][kGradientItemRows<float>];
+  alignas(64) uint16_t units[2 * (kGradientItemRows<float> + kTileSide)];
+
+  explicit UnitTerms(GradientScratch<float>& space) : scratch(space) {}
+
+  void set_left(const GradientInput<float>& input, Range rows, int64_t begin, int64_t end, int64_t term) {
+    for (int64_t r = 0; r < rows.size(); ++r) {
+      input.copy(rows.begin + r, begin, end, slices[r]);
+    }
+    const Concatenated<float> source{{slices[0], rows.size(), end - begin, kGradientItemRows<float>}};
+    for (int64_t i = 0; i < end - begin; i += kTileSide) {
+      store_pair_units(source, 0, i, 1, units + 2 * i);
+    }
+    for (int64_t i = 0; i < end - begin; i += kRegisterTileRows) {
+      std::copy_n(units + 2 * i, 2 * kRegisterTileRows, scratch.left + 2 * (i * kTerms + term * kRegisterTileRows));
+    }
+  }
+
+  void set_right(const MatrixView<const float>& dz) { pack_units(dz, reinterpret_cast<uint16_t*>(scratch.panel)); }
+
+  void multiply(int64_t row, int64_t terms, const MatrixView<float>& out) const {
+    const UnitOperand a{scratch.left + 2 * row * kTerms, 2, 2 * kRegisterTileRows, terms};
+    multiply_tile_units(a, reinterpret_cast<const uint16_t*>(scratch.panel), nullptr, out, true);
+  }
+};
+
+#endif
+
+// The same in the register tile.
+template <typename Terms, typename scalar_t>
 void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64_t end, Matrix<scalar_t> out,
                         GradientScratch<scalar_t>& scratch) {
-  constexpr int64_t panel_width = kPanel<scalar_t>;
-  alignas(64) scalar_t slice[kGradientItemRows<scalar_t> + kRegisterTileRows];
+  constexpr int64_t panel_width = kPanel<scalar_t>, step = Terms::kRowsOfTerm;
+  Terms terms(scratch);
   std::fill_n(out.data, out.rows * out.cols, scalar_t(0));
   for (int64_t start = 0; start < of.dz.rows; start += kGradientChunk) {
-    const int64_t stop = std::min(start + kGradientChunk, of.dz.rows);
-    for (int64_t r = 0; r < stop - start; ++r) {
+    const int64_t stop = std::min(start + kGradientChunk, of.dz.rows), count = (stop - start + step - 1) / step;
+    for (int64_t r = start; r < stop; r += step) {
       // Slices of rows are too far apart for the processor to guess the next one.
-      if (const int64_t ahead = start + r + kRowsAhead; ahead < of.dz.rows) {
+      for (int64_t ahead = r + kRowsAhead; ahead < std::min(r + kRowsAhead + step, of.dz.rows); ++ahead) {
         prefetch_columns(of.input.left, of.input.row_of_left(ahead), begin, std::min(end, of.input.left.cols));
       }
-      of.input.copy(start + r, begin, end, slice);
-      for (int64_t i = 0; i < out.rows; i += kRegisterTileRows) {
-        std::copy_n(slice + i, kRegisterTileRows, scratch.input + (i * kGradientChunk) + r * kRegisterTileRows);
-      }
+      terms.set_left(of.input, {r, std::min(r + step, stop)}, begin, end, (r - start) / step);
     }
     for (int64_t column = 0; column < out.cols; column += panel_width) {
       const int64_t width = std::min(panel_width, out.cols - column);
-      pack_panel(of.dz.row_range(start, stop).columns(column, width), scratch.panel);
+      terms.set_right(of.dz.row_range(start, stop).columns(column, width));
       for (int64_t r = start; r < stop && column + width < out.cols; ++r) {
         prefetch_columns(StoredMatrix<const scalar_t>(of.dz), r, column + width, column + width + 1);
       }
       for (int64_t i = 0; i < out.rows; i += kRegisterTileRows) {
-        const Operand<scalar_t> a{scratch.input + i * kGradientChunk, 1, kRegisterTileRows, stop - start};
-        const Operand<scalar_t> nothing{a.data, 0, 0, 0};
-        multiply_tile<scalar_t>(a, nothing, scratch.panel, panel_width, nullptr,
-                                out.row_range(i, std::min(i + kRegisterTileRows, out.rows)).columns(column, width),
-                                true);
+        terms.multiply(i, count, out.row_range(i, std::min(i + kRegisterTileRows, out.rows)).columns(column, width));
       }
     }
   }
@@ -204,6 +265,27 @@ WeightGradient<scalar_t> weight_gradient(const BackwardPass<scalar_t>& pass, con
 }
 
 template <typename scalar_t>
+void sum_products(const WeightGradient<scalar_t>& of, const GradientItem& item, [[maybe_unused]] bool own_bfloat16,
+                  Matrix<scalar_t> out, GradientScratch<scalar_t>& scratch) {
+  if constexpr (kHasTiles<scalar_t>) {
+    // Below a tile in any direction most of it would be zeros.
+    if (std::min({of.dz.rows, item.end - item.begin, of.dz.cols}) >= kTileSide) {
+      sum_outer_products_in_tiles(of, item.begin, item.end, own_bfloat16 ? 1 : kFloatParts, out, scratch);
+      return;
+    }
+  }
+#if SAML_HAS_BFLOAT16_DOT
+  if constexpr (kHasBfloat16Panels<scalar_t>) {
+    if (own_bfloat16) {
+      sum_outer_products<UnitTerms>(of, item.begin, item.end, out, scratch);
+      return;
+    }
+  }
+#endif
+  sum_outer_products<FloatTerms<scalar_t>>(of, item.begin, item.end, out, scratch);
+}
+
+template <typename scalar_t>
 void gradient_item(const BackwardPass<scalar_t>& pass, const GradientItem& item, void* block) {
   [[maybe_unused]] const TileRegisters registers;
   Scratch<scalar_t> pieces(block);
@@ -213,17 +295,7 @@ void gradient_item(const BackwardPass<scalar_t>& pass, const GradientItem& item,
   const int64_t height = item.end - item.begin, n = of.dz.cols;
   const Matrix<scalar_t> out =
       rounds ? Matrix<scalar_t>{scratch.rounded, height, n, n} : of.weight.view().row_range(item.begin, item.end);
-  bool in_tiles = false;
-  if constexpr (kHasTiles<scalar_t>) {
-    // Below a tile in any direction most of it would be zeros.
-    in_tiles = std::min({of.dz.rows, item.end - item.begin, of.dz.cols}) >= kTileSide;
-    if (in_tiles) {
-      sum_outer_products_in_tiles(of, item.begin, item.end, pass.trunk.own_bfloat16 ? 1 : kFloatParts, out, scratch);
-    }
-  }
-  if (!in_tiles) {
-    sum_outer_products(of, item.begin, item.end, out, scratch);
-  }
+  sum_products(of, item, pass.trunk.own_bfloat16, out, scratch);
   for (int64_t r = 0; rounds && r < height; ++r) {
     write_row(out.row(r), n, of.weight, item.begin + r, 0);
   }
