@@ -155,7 +155,7 @@ struct MutualBackwardResults {
   SAML_FIELDS(streams, gate_weight, gate_bias)
 };
 
-// K experts, each an MLP on every row. Tensors are float or double and contiguous.
+// K experts, each an MLP on every row. Tensors are of one type, and contiguous.
 struct ExpertsSpec {
   at::Tensor x;                         // (B, d_0)
   Tensors weights;                      // (K, d_{l-1}, d_l), one a layer

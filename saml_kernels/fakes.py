@@ -128,12 +128,12 @@ def _mutual_backward(call: Any) -> tuple[Tensor, ...]:
 
 @_fake("experts_forward")
 def _experts_forward(call: Any) -> tuple[Tensor, list[Tensor]]:
-    rows, experts = call.x.shape[0], call.weights[0].shape[0]
+    rows, experts, computed = call.x.shape[0], call.weights[0].shape[0], _computed(call.x)
     saved: list[Tensor] = []
     for layer, weight in enumerate(call.weights):
         # In the order of saved_of_experts in csrc/cpu/trunk.h.
         wanted = layer < len(call.weights) - 1, _NEEDS_PREACT[call.activations[layer]]
-        saved += [call.x.new_empty(experts * rows, weight.shape[2]) for each in wanted if call.save and each]
+        saved += [computed.new_empty(experts * rows, weight.shape[2]) for each in wanted if call.save and each]
     return call.x.new_empty(rows, experts, call.weights[-1].shape[2]), saved
 
 

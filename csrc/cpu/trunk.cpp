@@ -289,7 +289,7 @@ Problem<scalar_t> describe(const ExpertsSpec& spec, std::vector<int64_t>& offset
   trunk.all_branches = trunk.experts = true;
   trunk.own_bfloat16 = spec.bfloat16;
   trunk.foreign_rounding = trunk.own_rounding();
-  trunk.x_local = matrix<scalar_t>(spec.x);
+  trunk.x_local = stored<scalar_t>(spec.x);
   return problem;
 }
 
@@ -625,14 +625,16 @@ MutualBackwardResults mutual_backward(const MutualBackwardArguments& arguments) 
   const auto options = unit.streams.options();
   const at::Tensor gate_preact = at::empty({trunk.rows, problem.layers[0].gate_width}, options);
   // Foreign streams receive nothing.
-  MutualBackwardResults result{at::zeros(unit.streams.sizes(), options), at::empty(unit.gate_weight.sizes(), options),
-                               at::empty(unit.gate_bias.sizes(), options)};
+  MutualBackwardResults result{at::zeros(unit.streams.sizes(), options),
+                               at::empty(unit.gate_weight.sizes(), unit.gate_weight.options()),
+                               at::empty(unit.gate_bias.sizes(), unit.gate_bias.options())};
   const Saved<const scalar_t> saved{.own = matrix<scalar_t>(arguments.own),
                                     .gate = matrix<scalar_t>(arguments.gate),
                                     .alpha = matrix<scalar_t>(arguments.scores)};
   const LayerGradients<scalar_t> gradients{
       .dz_gate = mutable_matrix<scalar_t>(gate_preact),
-      .gates = {mutable_matrix<scalar_t>(result.gate_weight).data, mutable_matrix<scalar_t>(result.gate_bias).data}};
+      .gates = {mutable_stored<scalar_t>(result.gate_weight).data, mutable_stored<scalar_t>(result.gate_bias).data,
+                storage_of<scalar_t>(unit.gate_weight)}};
   const BackwardPass<scalar_t> pass{.trunk = trunk,
                                     .saved = &saved,
                                     .gradients = &gradients,
@@ -650,8 +652,9 @@ ExpertsForwardResults experts_forward(const ExpertsForwardArguments& arguments) 
   std::vector<int64_t> offsets;
   Problem<scalar_t> problem = describe<scalar_t>(arguments.experts, offsets);
   const Trunk<scalar_t>& trunk = problem.trunk;
-  const auto options = arguments.experts.x.options();
-  ExpertsForwardResults result{at::empty({trunk.rows, trunk.num_scenarios, problem.layers.back().width}, options), {}};
+  const auto callers = arguments.experts.x.options();
+  const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
+  ExpertsForwardResults result{at::empty({trunk.rows, trunk.num_scenarios, problem.layers.back().width}, callers), {}};
   std::vector<Saved<scalar_t>> saved(problem.layers.size());
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     for (const auto& matrix : saved_of_experts(saved[l], problem.layers[l], l + 1 == problem.layers.size())) {
@@ -661,7 +664,7 @@ ExpertsForwardResults experts_forward(const ExpertsForwardArguments& arguments) 
       }
     }
   }
-  const ForwardPass<scalar_t> pass{.trunk = trunk, .saved = saved.data(), .own = mutable_matrix<scalar_t>(result.out)};
+  const ForwardPass<scalar_t> pass{.trunk = trunk, .saved = saved.data(), .own = mutable_stored<scalar_t>(result.out)};
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
   lay_out_weights(problem, kernel, {.forward = true, .dgrad = false},
                   kept_parameters(arguments.save, {&arguments.experts.weights}));
@@ -676,7 +679,8 @@ ExpertsBackwardResults experts_backward(const ExpertsBackwardArguments& argument
   std::vector<int64_t> offsets;
   Problem<scalar_t> problem = describe<scalar_t>(spec, offsets);
   const Trunk<scalar_t>& trunk = problem.trunk;
-  const auto options = spec.x.options();
+  const auto callers = spec.x.options();
+  const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
   Tensors preact_gradients;
   std::vector<Saved<const scalar_t>> saved(problem.layers.size());
   std::vector<LayerGradients<scalar_t>> gradients(problem.layers.size());
@@ -690,15 +694,15 @@ ExpertsBackwardResults experts_backward(const ExpertsBackwardArguments& argument
     preact_gradients.push_back(at::empty({offsets.back(), problem.layers[l].width}, options));
     gradients[l].dz = mutable_matrix<scalar_t>(preact_gradients.back());
   }
-  saved.back().own = matrix<scalar_t>(arguments.out);
-  ExpertsBackwardResults result{at::empty({0}, options), {}, {}};
+  ExpertsBackwardResults result{at::empty({0}, callers), {}, {}};
   BackwardPass<scalar_t> pass{.trunk = trunk,
                               .saved = saved.data(),
                               .gradients = gradients.data(),
-                              .grad_own = matrix<scalar_t>(arguments.gradient)};
+                              .grad_own = stored<scalar_t>(arguments.gradient),
+                              .out = stored<scalar_t>(arguments.out)};
   if (arguments.need_input) {
-    result.x = at::empty(spec.x.sizes(), options);
-    pass.grad_x_local = mutable_matrix<scalar_t>(result.x);
+    result.x = at::empty(spec.x.sizes(), callers);
+    pass.grad_x_local = mutable_stored<scalar_t>(result.x);
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
   lay_out_weights(problem, kernel, {.forward = false, .dgrad = true});

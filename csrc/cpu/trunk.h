@@ -175,16 +175,16 @@ struct Trunk {
   int64_t num_tiles() const { return (rows + tile_rows - 1) / tile_rows; }
 };
 
-// Results stand in the caller's order of rows; experts' are stored as they are computed.
+// Results stand in the caller's order of rows.
 template <typename scalar_t>
 struct ForwardPass {
   const Trunk<scalar_t>& trunk;
   const Saved<scalar_t>* saved;     // of every layer
-  StoredMatrix<scalar_t> own = {};  // (B, d_L), or (B, M d_L) of all branches
+  StoredMatrix<scalar_t> own = {};  // (B, d_L), or (B, M d_L) of all branches, (B, K d_L) of experts
   StoredMatrix<scalar_t> aux = {};  // (B, a_L)
 };
 
-// Cotangents and input gradients stand in the caller's order of rows; experts' are stored as they are computed.
+// Cotangents and input gradients stand in the caller's order of rows.
 template <typename scalar_t>
 struct BackwardPass {
   const Trunk<scalar_t>& trunk;
@@ -195,6 +195,7 @@ struct BackwardPass {
   StoredMatrix<scalar_t> grad_x_local = {};  // without data if not needed
   StoredMatrix<scalar_t> grad_x_global = {};
   StoredMatrix<scalar_t> grad_gated = {};  // with data where something is gated
+  StoredMatrix<const scalar_t> out = {};   // of experts forward's result
 };
 
 // A slice of the weight gradients that one thread computes: no two items write the same place.

@@ -128,11 +128,10 @@ class CppBackend(FusedBackend):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The operator mutual_forward on sorted rows."""
         permutation, inverse, offsets = self.group_by_scenario(scenario, v.shape[1])
-        dtype = _computing_dtype(v)
-        streams = v.index_select(0, permutation).to(dtype)
-        gate = gate_weight.to(dtype), gate_bias.to(dtype)
+        streams = v.index_select(0, permutation).to(_computing_dtype(v))
+        options = SCORE_NUMBERS[score], temperature, v.dtype == torch.bfloat16
         own, scores, *saved = torch.ops.saml_kernels.mutual_forward(
-            streams, permutation, offsets, *gate, SCORE_NUMBERS[score], temperature, v.dtype == torch.bfloat16
+            streams, permutation, offsets, gate_weight, gate_bias, *options
         )
         names = {"permutation": permutation, "offsets": offsets, "streams": streams, "scores": scores}
         names |= {f"saved{number}": tensor for number, tensor in enumerate(saved)}
@@ -150,14 +149,13 @@ class CppBackend(FusedBackend):
         temperature: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The operator mutual_backward."""
-        dtype = _computing_dtype(v)
         gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.saml_kernels.mutual_backward(
-            gradient.to(dtype),
+            gradient.to(_computing_dtype(v)),
             saved["scores"],
             *_numbered("saved", saved),
             *(saved[name] for name in ("streams", "permutation", "offsets")),
-            gate_weight.to(dtype),
-            gate_bias.to(dtype),
+            gate_weight,
+            gate_bias,
             SCORE_NUMBERS[score],
             temperature,
             v.dtype == torch.bfloat16,
@@ -168,8 +166,8 @@ class CppBackend(FusedBackend):
         self, x: Tensor, weights: list[Tensor], biases: list[Tensor], activations: tuple[str, ...], save: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The operator experts_forward."""
-        out, saved = torch.ops.saml_kernels.experts_forward(*_experts(x, weights, biases, activations), save)
-        return out.to(x.dtype), {f"saved{number}": tensor for number, tensor in enumerate(saved)}
+        out, saved = torch.ops.saml_kernels.experts_forward(x, weights, biases, *_options(x, activations), save)
+        return out, {f"saved{number}": tensor for number, tensor in enumerate(saved)}
 
     def experts_backward(
         self,
@@ -183,22 +181,15 @@ class CppBackend(FusedBackend):
         need_input: bool,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The operator experts_backward."""
-        dtype = _computing_dtype(x)
         gradients: tuple[Tensor, list[Tensor], list[Tensor]] = torch.ops.saml_kernels.experts_backward(
-            gradient.to(dtype),
-            out.to(dtype),
-            _numbered("saved", saved),
-            *_experts(x, weights, biases, activations),
-            need_input,
+            gradient, out, _numbered("saved", saved), x, weights, biases, *_options(x, activations), need_input
         )
         return gradients
 
 
-def _experts(x: Tensor, weights: list[Tensor], biases: list[Tensor], activations: tuple[str, ...]) -> tuple[Any, ...]:
-    """As both operators take them."""
-    dtype = _computing_dtype(x)
-    layers = ([tensor.to(dtype) for tensor in tensors] for tensors in (weights, biases))
-    return x.to(dtype), *layers, [ACTIVATION_NUMBERS[name] for name in activations], x.dtype == torch.bfloat16
+def _options(x: Tensor, activations: tuple[str, ...]) -> tuple[list[int], bool]:
+    """Of experts, as both operators take them."""
+    return [ACTIVATION_NUMBERS[name] for name in activations], x.dtype == torch.bfloat16
 
 
 def _devices(operation: str) -> frozenset[str]:

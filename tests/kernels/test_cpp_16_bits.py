@@ -1,5 +1,7 @@
 """Inputs and parameters in 16 bits: widened exactly where the compiled CPU kernels read them, and never whole."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from cpp_runs import CPP_ONLY, run
@@ -112,3 +114,53 @@ def test_backward_rounds_factors_of_bfloat16_where_an_instruction_multiplies_the
     left = 0.0 if capability in ("avx512_bf16", "amx") else 2**-10
     assert dx.flatten().tolist() == [left, 0.0]
     assert dw.flatten().tolist() == [left, 0.0]
+
+
+@pytest.mark.parametrize("B", [1, 5, 200])
+@pytest.mark.parametrize("activation", ["relu", "silu", "identity"])
+def test_float16_experts_give_what_their_floats_give(B, activation, capability):
+    """tanh apart, whose derivative is of the result, which is rounded."""
+    widths, K = (37, 70, 17), 3
+    generator = torch.Generator().manual_seed(1)
+
+    def numbers(*shape):
+        return torch.randn(*shape, generator=generator).div(shape[-1] ** 0.5).half()
+
+    x, cotangent = numbers(B, widths[0]), numbers(B, K, widths[-1])
+    weights = [numbers(K, *pair) for pair in pairwise(widths)]
+    biases = [numbers(K, width) for width in widths[1:]]
+
+    def gradients(dtype):
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in (x, *weights, *biases)]
+        layers = leaves[1 : 1 + len(weights)], leaves[1 + len(weights) :]
+        out = saml_kernels.expert_outputs(leaves[0], *layers, activation=activation, backend="cpp")
+        return out, *torch.autograd.grad(out, leaves, cotangent.to(dtype))
+
+    for found, exact in zip(gradients(torch.float16), gradients(torch.float32), strict=True):
+        assert found.dtype == torch.float16
+        torch.testing.assert_close(found, exact.half(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+def test_experts_and_their_input_are_never_widened_whole(dtype, capability):
+    rows, K, widths = 200, 4, (2000, 64, 8)
+    x = torch.zeros(rows, widths[0], dtype=dtype, requires_grad=True)
+    weights = [torch.zeros(K, *pair, dtype=dtype, requires_grad=True) for pair in pairwise(widths)]
+    biases = [torch.zeros(K, width, dtype=dtype) for width in widths[1:]]
+    parameters = sum(weight.numel() * 2 for weight in weights)
+    # Every tile reads all experts: where an instruction multiplies bfloat16, panels of it are laid out, tiles of AMX in
+    # three parts for float16; elsewhere, for backward alone, transposes as floats.
+    multiplied = dtype == torch.bfloat16 and capability in ("avx512_bf16", "amx")
+    forward_bytes, backward_bytes = (2, 2) if multiplied else (6, 6) if capability == "amx" else (0, 4)
+    forward_layouts, backward_layouts = (1.1 * parameters / 2 * each for each in (forward_bytes, backward_bytes))
+    results = rows * K * (widths[1] * 4 + widths[2] * 2)
+
+    def forward():
+        return saml_kernels.expert_outputs(x, weights, biases, backend="cpp")
+
+    with torch.no_grad():
+        assert bytes_allocated(forward) < forward_layouts + results
+    out = forward()
+    gradients = x.numel() * 2 + parameters + 2 * results
+    allocated = bytes_allocated(lambda: torch.autograd.grad(out, [x, *weights], torch.zeros_like(out)))
+    assert allocated < backward_layouts + gradients

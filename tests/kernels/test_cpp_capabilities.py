@@ -109,6 +109,27 @@ def test_parity_of_the_grouped_mlp(with_shared, widths, rows, capability):
         assert_close(gradients("cpp", dtype), exact, tolerance)
 
 
+@pytest.mark.parametrize("score", ["ratio", "softmax"])
+def test_cosines_of_one_feature_have_no_slope(score, capability):
+    """They are 1 or -1 whatever the streams are: terms a thousand times the gradient cancel, and leave nothing."""
+    generator = torch.Generator().manual_seed(3)
+    B, M = 40, 5
+    v = 1 + torch.rand(B, M, 1, generator=generator)
+    scenario = torch.randint(M, (B,), generator=generator)
+    v[torch.arange(B), scenario] *= 1e-3
+    weight, bias = torch.randn(M, 1, 1, generator=generator), torch.randn(M, 1, generator=generator)
+
+    def gradient(dtype, backend):
+        leaf = v.to(dtype).requires_grad_()
+        gate = weight.to(dtype), bias.to(dtype)
+        out = saml_kernels.mutual_unit(leaf, scenario, *gate, score=score, temperature=0.1, backend=backend)
+        return torch.autograd.grad(out.sum(), leaf)
+
+    assert_close(
+        dict(enumerate(gradient(torch.float32, "cpp"))), dict(enumerate(gradient(torch.float64, "reference"))), 1e-6
+    )
+
+
 LOW_PRECISION = [
     Case(M=4, B=140, local_dim=33, global_dim=17, hidden_dims=(33, 47), aux_dims=(17, 33)),
     Case(M=3, B=140, hidden_dims=(17, 33, 16), aux_dims=(33, 1, 7), mutual_layers=(1, 2), per_branch=True),

@@ -375,6 +375,7 @@ class Run {
     }
     BackwardPass<scalar_t> pass{trunk_, read_.data(), gradients_.data()};
     pass.grad_own = normal(rows, m * layers_.back().width, 1);
+    pass.out = read_.back().own;
     if (variant_.input_gradients) {
       pass.grad_x_local = output("grad x", rows, case_.local);
     }

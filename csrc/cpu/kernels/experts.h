@@ -1,5 +1,5 @@
-// Experts, forward and backward, a tile of rows at a time through all of them: every row trains every expert, and x is
-// read where it stands. Included once per capability, after trunk_backward.h.
+// Experts, forward and backward, a tile of rows at a time through all of them: every row trains every expert, and rows
+// stand in the caller's order. Included once per capability, after trunk_backward.h.
 //
 //     V_k^l  = δ(V_k^{l−1} W_k^l + b_k^l)        V_k^0 = x for every expert k
 //     dZ_k^l = dV_k^l ∘ δ'(Z_k^l)                dV_k^{l−1} = dZ_k^l W_k^lᵀ        dx = Σ_k dV_k^0
@@ -10,6 +10,7 @@ template <typename scalar_t>
 struct ExpertsForwardScratch {
   ProductScratch<scalar_t> first;  // of x, which is prepared once for all experts
   ProductScratch<scalar_t> others;
+  scalar_t* x;  // in 16 bits
   scalar_t* rows[2];
 
   ExpertsForwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
@@ -17,6 +18,7 @@ struct ExpertsForwardScratch {
   ExpertsForwardScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest, Scratch<scalar_t>& scratch)
       : first(trunk.tile_rows, trunk.x_local.cols, false, scratch),
         others(trunk.tile_rows, widest.factor, false, scratch),
+        x(scratch.take(in_16_bits(trunk.x_local.storage) ? trunk.tile_rows * trunk.x_local.cols : 0)),
         rows{scratch.take(trunk.tile_rows * widest.stream), scratch.take(trunk.tile_rows * widest.stream)} {}
 };
 
@@ -36,7 +38,7 @@ MatrixView<element_t> of_expert(const Tile<scalar_t>& tile, int64_t k, const Mat
 
 // A tile's rows of expert k, of a matrix (B, K width).
 template <typename element_t, typename scalar_t>
-MatrixView<element_t> entry_of_expert(const Tile<scalar_t>& tile, int64_t k, const MatrixView<element_t>& matrix) {
+StoredMatrix<element_t> entry_of_expert(const Tile<scalar_t>& tile, int64_t k, const StoredMatrix<element_t>& matrix) {
   const int64_t width = matrix.cols / tile.trunk().num_scenarios;
   return tile.of(matrix).columns(k * width, width);
 }
@@ -48,7 +50,7 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
   const Tile<scalar_t> tile(trunk, number);
   Scratch<scalar_t> pieces(block);
   ExpertsForwardScratch<scalar_t> scratch(trunk, pieces);
-  const ConstMatrix<scalar_t> x = tile.of(trunk.x_local.view());
+  const ConstMatrix<scalar_t> x = rows_of(tile.of(trunk.x_local), scratch.x);
   prepare_rows(tile.all(), Concatenated<scalar_t>{x}, trunk.layers[0].branch, scratch.first);
   for (int64_t k = 0; k < trunk.num_scenarios; ++k) {
     ConstMatrix<scalar_t> previous = x;
@@ -59,9 +61,9 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
       const Matrix<scalar_t> kept = of_expert(tile, k, saved.own), preact = of_expert(tile, k, saved.own_preact);
       // Products write rows close together; those of the result are far apart.
       const bool last = l + 1 == trunk.num_layers;
-      const Matrix<scalar_t> out = last                   ? entry_of_expert(tile, k, pass.own.view())
-                                   : kept.data != nullptr ? kept
-                                                          : buffer;
+      const StoredMatrix<scalar_t> result = last ? entry_of_expert(tile, k, pass.own) : StoredMatrix<scalar_t>(kept);
+      const bool in_place = result.data != nullptr && result.storage == Storage::kComputed;
+      const Matrix<scalar_t> out = in_place ? result.view() : buffer;
       const Matrix<scalar_t> z = preact.data != nullptr ? preact : last ? buffer : out;
       const Concatenated<scalar_t> input{previous};
       if (l > 0) {
@@ -69,6 +71,9 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
       }
       linear(trunk.own_rounding(), tile.all(), input, layer.branch, k, z, l > 0 ? scratch.others : scratch.first);
       activate_rows(layer.activation, z, out);
+      for (int64_t r = 0; last && !in_place && r < tile.rows(); ++r) {
+        write_row(out.row(r), out.cols, result, r, 0);
+      }
       previous = out;
     }
   }
@@ -78,10 +83,17 @@ template <typename scalar_t>
 struct ExpertsBackwardScratch {
   ProductScratch<scalar_t> product;
   scalar_t* rows;
+  // In 16 bits: the result, the gradient of x.
+  scalar_t* out;
+  scalar_t* grad_x;
 
   ExpertsBackwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
       : product(trunk.tile_rows, Widest<scalar_t>(trunk).factor, true, scratch),
-        rows(scratch.take(trunk.tile_rows * Widest<scalar_t>(trunk).stream)) {}
+        rows(scratch.take(trunk.tile_rows * Widest<scalar_t>(trunk).stream)) {
+    const bool converts = in_16_bits(trunk.x_local.storage);
+    out = scratch.take(converts ? trunk.tile_rows * trunk.layers[trunk.num_layers - 1].width : 0);
+    grad_x = scratch.take(converts ? trunk.tile_rows * trunk.x_local.cols : 0);
+  }
 };
 
 template <typename scalar_t>
@@ -99,12 +111,16 @@ void experts_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, v
   Scratch<scalar_t> pieces(block);
   ExpertsBackwardScratch<scalar_t> scratch(trunk, pieces);
   const int64_t last = trunk.num_layers - 1;
+  const StoredMatrix<scalar_t> result = tile.of(pass.grad_x_local);
+  const bool in_place = result.storage == Storage::kComputed;
+  const Matrix<scalar_t> d_x = in_place ? result.view() : tile.in(scratch.grad_x, result.cols);
   for (int64_t k = 0; k < trunk.num_scenarios; ++k) {
-    ConstMatrix<scalar_t> d_v = entry_of_expert(tile, k, pass.grad_own.view());
+    ConstMatrix<scalar_t> d_v = rows_of(entry_of_expert(tile, k, pass.grad_own), scratch.rows);
     for (int64_t l = last; l >= 0; --l) {
       const Layer<scalar_t>& layer = trunk.layers[l];
       const Saved<const scalar_t>& saved = pass.saved[l];
-      const ConstMatrix<scalar_t> v = l == last ? entry_of_expert(tile, k, saved.own) : of_expert(tile, k, saved.own);
+      const ConstMatrix<scalar_t> v =
+          l == last ? rows_of(entry_of_expert(tile, k, pass.out), scratch.out) : of_expert(tile, k, saved.own);
       const Matrix<scalar_t> dz = of_expert(tile, k, pass.gradients[l].dz);
       activate_rows_backward(layer.activation, v, of_expert(tile, k, saved.own_preact), d_v, dz);
       if (l > 0) {
@@ -112,9 +128,11 @@ void experts_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, v
         linear_dgrad(trunk.own_rounding(), tile.all(), dz, layer.branch, k, 0, d_in, false, scratch.product);
         d_v = d_in;
       } else if (pass.grad_x_local.data != nullptr) {
-        linear_dgrad(trunk.own_rounding(), tile.all(), dz, layer.branch, k, 0, tile.of(pass.grad_x_local.view()), k > 0,
-                     scratch.product);
+        linear_dgrad(trunk.own_rounding(), tile.all(), dz, layer.branch, k, 0, d_x, k > 0, scratch.product);
       }
     }
+  }
+  for (int64_t r = 0; !in_place && result.data != nullptr && r < tile.rows(); ++r) {
+    write_row(d_x.row(r), d_x.cols, result, r, 0);
   }
 }

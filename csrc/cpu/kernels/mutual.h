@@ -176,6 +176,7 @@ struct MutualBackwardScratch {
   scalar_t* mix;     // Σ_j α_j V_j of a row
   scalar_t* scaled;  // G of a row
   double* row;       // c, n, p and dc of a row
+  double* d_cosine;  // the cosines' part of a row's gradient
   ProductScratch<scalar_t>& product;
 
   MutualBackwardScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest,
@@ -184,6 +185,7 @@ struct MutualBackwardScratch {
     mix = scratch.take(widest.stream);
     scaled = scratch.take(widest.stream);
     row = scratch.template take<double>(4 * trunk.num_scenarios);
+    d_cosine = scratch.template take<double>(widest.stream);
   }
 };
 
@@ -256,6 +258,9 @@ void mutual_backward_row(const Trunk<scalar_t>& trunk, const Layer<scalar_t>& la
     }
   }
   shared = ratio ? shared * factor : 0.0;
+  // In double: a cosine has no slope along V_t, so that the terms cancel where V_j and V_t are nearly parallel.
+  double* d_cosine = scratch.d_cosine;
+  std::fill_n(d_cosine, d, 0.0);
   double along = 0;  // Σ_j dc_j c_j
   for (int64_t j = 0; j < m; ++j) {
     if (j == t) {
@@ -263,17 +268,15 @@ void mutual_backward_row(const Trunk<scalar_t>& trunk, const Layer<scalar_t>& la
     }
     dc[j] -= shared;
     along += dc[j] * c[j];
-    const scalar_t weight = static_cast<scalar_t>(dc[j] / (n[j] * n_t));
+    const double weight = dc[j] / (n[j] * n_t);
     const scalar_t* v = streams + j * d;
     for (int64_t i = 0; i < d; ++i) {
-      d_own[i] += weight * v[i];
+      d_cosine[i] += weight * static_cast<double>(v[i]);
     }
   }
-  if (raw_norm > kNormEpsilon) {
-    const scalar_t weight = static_cast<scalar_t>(along / (n_t * n_t));
-    for (int64_t i = 0; i < d; ++i) {
-      d_own[i] -= weight * own[i];
-    }
+  const double weight = raw_norm > kNormEpsilon ? along / (n_t * n_t) : 0.0;
+  for (int64_t i = 0; i < d; ++i) {
+    d_own[i] += static_cast<scalar_t>(d_cosine[i] - weight * static_cast<double>(own[i]));
   }
 }
 

@@ -167,6 +167,18 @@ inline const scalar_t* row_of(const StoredMatrix<const scalar_t>& matrix, int64_
   return buffer;
 }
 
+// The matrix where it stands, or widened in the buffer.
+template <typename scalar_t>
+inline MatrixView<const scalar_t> rows_of(const StoredMatrix<const scalar_t>& matrix, scalar_t* buffer) {
+  if (matrix.storage == Storage::kComputed) {
+    return matrix.view();
+  }
+  for (int64_t r = 0; r < matrix.rows; ++r) {
+    read_row(matrix, r, 0, matrix.cols, buffer + r * matrix.cols);
+  }
+  return {buffer, matrix.rows, matrix.cols, matrix.cols};
+}
+
 // A row, from columns begin on; nothing is done where the values stand there already.
 template <typename scalar_t>
 inline void write_row(const scalar_t* values, int64_t count, Stored<scalar_t> matrix, int64_t row, int64_t begin) {

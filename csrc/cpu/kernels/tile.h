@@ -51,6 +51,11 @@ class Tile {
     return matrix.row_range(begin_, end_);
   }
 
+  template <typename element_t>
+  StoredMatrix<element_t> of(const StoredMatrix<element_t>& matrix) const {
+    return matrix.row_range(begin_, end_);
+  }
+
   // A scratch buffer as a matrix of these rows.
   Matrix<scalar_t> in(scalar_t* buffer, int64_t width) const { return {buffer, rows(), width, width}; }
 
