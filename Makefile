@@ -17,6 +17,10 @@ TORCHREC := torchrec torchmetrics
 TORCHREC_NEEDS := tensordict lightning-utilities pyre-extensions typing-inspect tqdm
 # Options of benchmarks/gpu.py
 GPU :=
+# A worker a core and a thread a worker: two workers of two threads each wait for one another at every parallel region,
+# which takes four times as long. Tests of threads ask for several.
+PYTEST_OPTIONS := -q -n auto --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 # Of make mutants: files of which every line is changed; without, the lines that differ from the commit AGAINST.
 FILES :=
 AGAINST :=
@@ -31,14 +35,14 @@ demo: $(VENV)/built
 
 # Triton decides at import whether it compiles or interprets, so its two kinds of tests need processes of their own.
 test: $(VENV)/built
-	$(BIN)/python -m pytest -q -n auto -m "not slow and not gpu and not interpreter and not races and not aot"
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto -m "interpreter and not slow" tests/triton
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto -m "races and not slow" tests/triton
-	$(BIN)/python -m pytest -q -n auto -m "aot and not slow" tests/triton
+	$(PYTEST) -m "not slow and not gpu and not interpreter and not races and not aot"
+	TRITON_INTERPRET=1 $(PYTEST) -m "interpreter and not slow" tests/triton
+	TRITON_INTERPRET=1 $(PYTEST) -m "races and not slow" tests/triton
+	$(PYTEST) -m "aot and not slow" tests/triton
 
 # Wheel and source distribution, the real data set, a whole run in a process that gets killed.
 test-slow: $(VENV)/built
-	$(BIN)/python -m pytest -q -n auto -m slow
+	$(PYTEST) -m slow
 
 # The Triton kernels compiled with the newest Triton there is. The packages come from $(VENV), only Triton does not.
 test-newest-triton: $(VENV)/built
@@ -53,11 +57,10 @@ test-oldest: $(VENV)/built
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(OLDEST_TORCH) "setuptools<80" wheel ninja
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt \
 	  --no-build-isolation --editable ".[test]"
-	$(OLDEST)/bin/python -m pytest -q -n auto -m "not gpu and not interpreter and not races and not aot" tests/kernels
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(PYTEST_OPTIONS) -m "not gpu and not interpreter and not races and not aot" tests/kernels
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OLDEST)/triton \
 	  triton==$(OLDEST_TRITON)
-	PYTHONPATH=$(OLDEST)/triton OMP_NUM_THREADS=1 TRITON_INTERPRET=1 \
-	  $(BIN)/python -m pytest -q -n auto -m "interpreter and not slow" tests/triton
+	PYTHONPATH=$(OLDEST)/triton TRITON_INTERPRET=1 $(PYTEST) -m "interpreter and not slow" tests/triton
 
 # Changes the code one small step at a time and lists what no test notices (docs/building.md).
 mutants: $(VENV)/built
@@ -66,7 +69,7 @@ mutants: $(VENV)/built
 # The fuzzing targets and the property tests on so many times as many examples as in `make test`.
 FUZZ := 20
 fuzz: $(VENV)/built
-	SAML_FUZZ_FACTOR=$(FUZZ) $(BIN)/python -m pytest -q -n auto tests/fuzz tests/kernels/test_properties.py
+	SAML_FUZZ_FACTOR=$(FUZZ) $(PYTEST) tests/fuzz tests/kernels/test_properties.py
 
 # Address, undefined-behaviour and thread sanitizers over the CPU kernels of all instruction sets.
 sanitize: $(VENV)/built

@@ -42,8 +42,10 @@ class Contender:
         """The implementation; compiling happens at its first calls, for any shapes if ``dynamic``."""
         if not self.is_peer:
             return backend(self.implementation, foreign_dtype=self.foreign_dtype, schedule=self.schedule)
-        peer = PEERS[self.implementation].function
-        return of_problem(torch.compile(peer, dynamic=dynamic) if self.compiled else peer)
+        peer = PEERS[self.implementation]
+        if not self.compiled:
+            return of_problem(peer.function)
+        return of_problem(torch.compile(peer.function, dynamic=dynamic, options=dict(peer.inductor_options)))
 
     def record(self) -> dict[str, Any]:
         """Who it is, for a result file."""

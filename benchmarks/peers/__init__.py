@@ -6,9 +6,10 @@ benchmarks time and no more: one mutual unit after layer 1, relu, score "ratio",
 streams, M ≥ 2. Formulas in docs/computation.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, NamedTuple, TypeAlias
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -27,9 +28,14 @@ class Peer(NamedTuple):
     """About how many (B, M, d_1) tensors a training step holds at its peak, to refuse what does not fit in memory."""
     devices: tuple[str, ...] = ("cpu", "cuda")
     """Where it takes part in benchmarks."""
+    inductor_options: Mapping[str, Any] = MappingProxyType({})
+    """Of torch.compile."""
     waits: str | None = None
     """What it waits for the device for, which rules out a CUDA graph; None: nothing."""
 
+
+# Else torch 2.13 writes layer 1's gradient over the own stream, which the gate's weight gradient has still to read.
+_NOTHING_IN_PLACE: Final = MappingProxyType({"inplace_buffers": False})
 
 PEERS: Final = {
     "all_towers": Peer(
@@ -43,6 +49,7 @@ PEERS: Final = {
         "rows grouped by scenario; layer 1 of all branches as one product, then the own branch alone, forward and "
         "backward",
         3,
+        inductor_options=_NOTHING_IN_PLACE,
         waits="the number of rows of each scenario",
     ),
     "grouped_mm": Peer(
@@ -56,5 +63,6 @@ PEERS: Final = {
         "grouped, with every product through oneDNN (a private operator of torch) in place of MKL",
         3,
         devices=("cpu",),
+        inductor_options=_NOTHING_IN_PLACE,
     ),
 }
