@@ -141,6 +141,25 @@ def test_float16_experts_give_what_their_floats_give(B, activation, capability):
         torch.testing.assert_close(found, exact.half(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("gate_width", [17, 1], ids=["vector", "scalar"])
+def test_a_float16_mutual_unit_gives_what_its_floats_give(gate_width, capability):
+    generator = torch.Generator().manual_seed(2)
+    B, M, d = 103, 4, 17
+    scenario = torch.randint(M, (B,), generator=generator)
+    tensors = [torch.randn(*shape, generator=generator).half() for shape in ((B, M, d), (M, d, gate_width))]
+    bias, cotangent = torch.randn(M, gate_width, generator=generator).half(), torch.randn(B, d, generator=generator)
+
+    def results(dtype):
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in (*tensors, bias)]
+        out, scores = saml_kernels.mutual_unit(
+            leaves[0], scenario, *leaves[1:], score="softmax", return_scores=True, backend="cpp"
+        )
+        return out, scores, *torch.autograd.grad(out, leaves, cotangent.half().to(dtype))
+
+    for found, exact in zip(results(torch.float16), results(torch.float32), strict=True):
+        torch.testing.assert_close(found, exact.to(found.dtype), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
 def test_experts_and_their_input_are_never_widened_whole(dtype, capability):
     rows, K, widths = 200, 4, (2000, 64, 8)

@@ -1,5 +1,7 @@
 """The extension's operators as PyTorch sees them: schemas, shapes without computation, torch.compile."""
 
+from itertools import pairwise
+
 import problems
 import pytest
 import torch
@@ -119,7 +121,7 @@ def test_bad_arguments_of_group_by_scenario_and_clear():
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("auxiliary", [True, False], ids=["auxiliary", "grouped"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 @pytest.mark.parametrize("case", TRUNKS, ids=str)
 def test_trunk(case, dtype, auxiliary, recompute):
     arguments = trunk_arguments(case, dtype)
@@ -184,13 +186,15 @@ def test_a_gate_needs_an_identity_below():
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("widths", [(5, 6, 2), (5, 2)], ids=["two layers", "one layer"])
 @pytest.mark.parametrize("B", [0, 7])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_experts(dtype, B, activation):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_experts(dtype, B, widths, activation):
     torch.manual_seed(0)
-    weights = [torch.randn(3, i, o, dtype=dtype) for i, o in ((5, 6), (6, 2))]
-    biases = [torch.randn(3, o, dtype=dtype) for o in (6, 2)]
-    arguments = torch.randn(B, 5, dtype=dtype), weights, biases, [ACTIVATION_NUMBERS[activation]] * 2, False
+    weights = [torch.randn(3, i, o, dtype=dtype) for i, o in pairwise(widths)]
+    biases = [torch.randn(3, o, dtype=dtype) for o in widths[1:]]
+    activations = [ACTIVATION_NUMBERS[activation]] * len(weights)
+    arguments = torch.randn(B, 5, dtype=dtype), weights, biases, activations, dtype == torch.bfloat16
     opcheck("experts_forward", *arguments, False)
     opcheck("experts_forward", *arguments, True)
     out, kept = operator("experts_forward")(*arguments, True)
