@@ -18,7 +18,7 @@ TORCHREC_NEEDS := tensordict lightning-utilities pyre-extensions typing-inspect 
 # Options of benchmarks/gpu.py
 GPU :=
 # A worker a core and a thread a worker: two workers of two threads each wait for one another at every parallel region,
-# which takes four times as long. Tests of threads ask for several.
+# which takes much longer. Tests of threads ask for several.
 PYTEST_OPTIONS := -q -n auto --dist worksteal
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 # Of make mutants: files of which every line is changed; without, the lines that differ from the commit AGAINST.
