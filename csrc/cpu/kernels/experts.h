@@ -71,8 +71,8 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
       }
       linear(trunk.own_rounding(), tile.all(), input, layer.branch, k, z, l > 0 ? scratch.others : scratch.first);
       activate_rows(layer.activation, z, out);
-      for (int64_t r = 0; last && !in_place && r < tile.rows(); ++r) {
-        write_row(out.row(r), out.cols, result, r, 0);
+      if (last) {
+        write_rows(out, result);
       }
       previous = out;
     }
@@ -112,8 +112,8 @@ void experts_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, v
   ExpertsBackwardScratch<scalar_t> scratch(trunk, pieces);
   const int64_t last = trunk.num_layers - 1;
   const StoredMatrix<scalar_t> result = tile.of(pass.grad_x_local);
-  const bool in_place = result.storage == Storage::kComputed;
-  const Matrix<scalar_t> d_x = in_place ? result.view() : tile.in(scratch.grad_x, result.cols);
+  const Matrix<scalar_t> d_x =
+      result.storage == Storage::kComputed ? result.view() : tile.in(scratch.grad_x, result.cols);
   for (int64_t k = 0; k < trunk.num_scenarios; ++k) {
     ConstMatrix<scalar_t> d_v = rows_of(entry_of_expert(tile, k, pass.grad_own), scratch.rows);
     for (int64_t l = last; l >= 0; --l) {
@@ -132,7 +132,7 @@ void experts_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, v
       }
     }
   }
-  for (int64_t r = 0; !in_place && result.data != nullptr && r < tile.rows(); ++r) {
-    write_row(d_x.row(r), d_x.cols, result, r, 0);
+  if (result.data != nullptr) {
+    write_rows(d_x, result);
   }
 }

@@ -121,9 +121,6 @@ inline void pack_all_units(const MatrixView<const element_t>& b, int64_t k1, uin
   }
 }
 
-// Terms of a panel of the transpose of n columns, which are transposed a tile at a time.
-inline int64_t transposed_terms(int64_t n) { return round_up(n, kTileDepth); }
-
 // Of up to kPanel rows of B, a panel of Bᵀ.
 template <typename element_t>
 inline void pack_transposed_units(const MatrixView<const element_t>& b, uint16_t* panel) {

@@ -68,7 +68,7 @@ int64_t transposed_panels_size(const Weights<scalar_t>& weights) {
   if constexpr (kHasTiles<scalar_t>) {
     return tiles_size(weights.k(), weights.n, weights.parts);
   }
-  return round_up(weights.n, kTileDepth) * round_up(weights.k(), kPanel<scalar_t>);
+  return transposed_terms(weights.n) * round_up(weights.k(), kPanel<scalar_t>);
 }
 
 template <typename element_t>

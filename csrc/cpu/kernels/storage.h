@@ -204,6 +204,14 @@ inline void write_row(const scalar_t* values, int64_t count, Stored<scalar_t> ma
   }
 }
 
+// All its rows. Not inlined: every copy holds a loop of vectors for each type.
+template <typename scalar_t>
+__attribute__((noinline)) void write_rows(const MatrixView<scalar_t>& values, const StoredMatrix<scalar_t>& matrix) {
+  for (int64_t r = 0; r < matrix.rows; ++r) {
+    write_row(values.row(r), matrix.cols, matrix, r, 0);
+  }
+}
+
 // Where to write a row before write_row: where it stands, or the buffer.
 template <typename scalar_t>
 inline scalar_t* place_of(const StoredMatrix<scalar_t>& matrix, int64_t row, scalar_t* buffer) {

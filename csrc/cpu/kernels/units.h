@@ -6,6 +6,9 @@ constexpr int64_t kTileSide = 16;
 constexpr int64_t kTileDepth = 32;
 constexpr int64_t kTileElements = kTileSide * kTileDepth;
 
+// Terms of a panel of the transpose of n columns, which are transposed a tile at a time.
+inline int64_t transposed_terms(int64_t n) { return round_up(n, kTileDepth); }
+
 #if SAML_HAS_BFLOAT16_DOT
 
 // 16 columns of a row, zero outside of the matrix.

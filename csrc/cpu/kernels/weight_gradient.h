@@ -296,9 +296,7 @@ void gradient_item(const BackwardPass<scalar_t>& pass, const GradientItem& item,
   const Matrix<scalar_t> out =
       rounds ? Matrix<scalar_t>{scratch.rounded, height, n, n} : of.weight.view().row_range(item.begin, item.end);
   sum_products(of, item, pass.trunk.own_bfloat16, out, scratch);
-  for (int64_t r = 0; rounds && r < height; ++r) {
-    write_row(out.row(r), n, of.weight, item.begin + r, 0);
-  }
+  write_rows(out, of.weight.row_range(item.begin, item.end));
   if (item.begin == 0) {
     sum_rows<scalar_t>(of.dz, of.bias);
   }
