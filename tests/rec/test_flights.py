@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("polars")
 
 import flights
+from drawn_splits import drawn_splits
 from saml_rec import Schema
 from saml_rec.errors import InputError
 
@@ -42,9 +43,9 @@ def test_flights_that_arrived_by_time():
 def test_days_are_drawn_whole_and_in_the_shares_that_are_asked_for():
     first = datetime.date(2013, 1, 1)
     days = [(first + datetime.timedelta(days=number)).isoformat() for number in range(365)]
-    splits = flights.splits_of_days(days)
+    splits = drawn_splits(days, flights.DAYS)
     assert Counter(splits.values()) == {"train": 73, "valid": 36, "test": 256}
-    assert splits == flights.splits_of_days(days[::-1])
+    assert splits == drawn_splits(days[::-1], flights.DAYS)
     # Of every month some days are trained on.
     assert {day[:7] for day, split in splits.items() if split == "train"} == {day[:7] for day in days}
 

@@ -91,6 +91,9 @@ def naive_bce(logit, label):
 def naive_saml(model, batch):
     """(logit, aux_logit, BCE of each), one sample at a time; x_g and x_l are test_features' business."""
     x_global, x_local = model.features(batch)
+    if model.scenario_embedding is not None:
+        embedded = [model.scenario_embedding.weight[own] for own in batch["scenario"].tolist()]
+        x_global = torch.cat([x_global, torch.stack(embedded)], dim=1)
     options = {key: getattr(model.trunk, key) for key in ("activation", "score", "temperature", "stop_gradient")}
     trunk = naive.multi_branch(x_local, x_global, batch["scenario"], model.trunk.params(), **options)
     (head_weights,), (head_biases,) = model.head.weights, model.head.biases
@@ -120,6 +123,7 @@ def mean_bce(logits, labels):
         {"gate": "scalar", "score": "softmax", "temperature": 0.3, "activation": "silu"},
         {"mutual_layers": ()},
         {"hidden_dims": (5,)},
+        {"scenario_dim": 0},
     ],
     ids=str,
 )
@@ -140,6 +144,18 @@ def test_saml_is_the_formula_sample_by_sample(options):
 def test_aux_loss_weight_zero_is_the_own_loss_alone():
     model, batch = build("saml", aux_loss_weight=0.0), make_batch()
     assert model.loss(batch).item() == pytest.approx(mean_bce(model(batch).logit, batch["label"]).item(), rel=1e-12)
+
+
+def test_the_auxiliary_network_is_told_the_scenario():
+    """By an embedding that its own rows train; in the paper's form it is not."""
+    told, paper, batch = build("saml"), build("saml", scenario_dim=0), make_batch()
+    moved = {**batch, "scenario": (batch["scenario"] + 1) % M}
+    assert (told(moved).aux_logit != told(batch).aux_logit).all()
+    assert torch.equal(paper(moved).aux_logit, paper(batch).aux_logit)
+    assert told.scenario_embedding.weight.shape == (M, 8)
+    assert paper.scenario_embedding is None
+    told.loss(rows_of(batch, batch["scenario"] == 1)).backward()
+    assert told.scenario_embedding.weight.grad.any(1).tolist() == [False, True, False]
 
 
 def test_own_logit_reads_the_aux_logit():
@@ -407,6 +423,7 @@ def test_training_learns_a_rule_that_differs_between_scenarios(name):
         ("ple", {"own_experts": 0}, "own_experts must be at least 1, got 0"),
         ("mlp", {"hidden_dims": (0,)}, "every width in hidden_dims must be at least 1, got 0"),
         ("mlp_scenario", {"scenario_dim": 0}, "scenario_dim must be at least 1, got 0"),
+        ("saml", {"scenario_dim": -1}, "scenario_dim must be at least 0, got -1"),
         *(
             (name, options, message)
             for name in NETWORKS
@@ -537,7 +554,8 @@ def test_plain_networks_are_what_their_names_say(local_features):
 
 @every_network
 def test_local_features_are_the_tables_every_model_may_read(name):
-    with_tables, without = build(name, local_features=True), build(name, local_features=False)
+    # Of relu a unit may be dead for one row.
+    with_tables, without = (build(name, local_features=local, activation="tanh") for local in (True, False))
     assert with_tables.features.local_dim == 10
     assert without.features.local_dim == 0
     batch = make_batch()
@@ -640,7 +658,9 @@ def test_dropout_takes_the_same_features_from_all_views():
 
 
 def test_scenarios_that_start_alike():
-    model, batch = build("saml", branch_init="shared", branch_views="each", mutual_layers=(1, 2)), make_batch()
+    # Without the embedding, which tells them apart from the start.
+    start = {"branch_init": "shared", "branch_views": "each", "scenario_dim": 0}
+    model, batch = build("saml", mutual_layers=(1, 2), **start), make_batch()
     for name, parameter in model.named_parameters():
         if name.startswith(("trunk.branch", "trunk.gate", "head.")):
             assert (parameter == parameter[:1]).all(), name
@@ -720,7 +740,7 @@ def test_parameter_counts(name):
     """What the papers' formulas need besides the features; x has 3 + 4 + 2 + 2 + attention's 4 numbers."""
     x, hidden, tower, experts = 15, 6, 4, 4
     model = {
-        "saml": lambda: build("saml", hidden_dims=(6, 5)),
+        "saml": lambda: build("saml", hidden_dims=(6, 5), scenario_dim=3),
         "star": lambda: build("star", hidden_dims=(hidden,), scenario_dim=3, aux_dims=(7,)),
         "pepnet": lambda: build("pepnet", hidden_dims=(hidden,), scenario_dim=3, gate_dim=5),
         "mlp": lambda: build("mlp", hidden_dims=(hidden,)),
@@ -730,8 +750,10 @@ def test_parameter_counts(name):
     assert model.features.global_dim == x
     local = model.features.local_dim
     expected = {
-        # Auxiliary network and head; every branch reads its level's auxiliary layer; gates; heads read the aux logit.
-        "saml": mlp_parameters(x, 6, 5, 1)
+        # The scenarios' embedding; auxiliary network and head; every branch reads its level's auxiliary layer; gates;
+        # heads read the aux logit.
+        "saml": M * 3
+        + mlp_parameters(3 + x, 6, 5, 1)
         + M * (mlp_parameters(local + 6, 6) + mlp_parameters(6 + 5, 5) + mlp_parameters(6, 6) + mlp_parameters(6, 1)),
         # M + 1 networks, scales and shifts; the scenarios' embedding; the auxiliary network.
         "star": (M + 1) * (mlp_parameters(x, hidden, 1) + 2 * x) + M * 3 + mlp_parameters(3 + x, 7, 1),

@@ -10,6 +10,7 @@ from saml_rec.data import prepare
 from saml_rec.data.schema import load_schema
 from saml_rec.errors import InputError
 from saml_rec.evaluation.scoring import evaluate, load_trained, predict
+from saml_rec.sealed import load, save
 from saml_rec.training.loop import TrainOptions, train
 
 
@@ -118,6 +119,17 @@ def test_unfinished_and_missing_runs_cannot_score(finished_run, tmp_path):
         load_trained(run)
     with pytest.raises(InputError, match="holds no run"):
         load_trained(tmp_path / "nothing")
+
+
+def test_a_model_older_than_a_hyperparameter_is_built_as_it_was(small_dataset, tmp_path):
+    schema, run = load_schema(small_dataset.schema), tmp_path / "run"
+    options = TrainOptions(epochs=1, batch_size=64, model_options={"hidden_dims": (8, 4), "scenario_dim": 0})
+    train(prepare(small_dataset.data, schema, seed=0), schema, options, run)
+    expected = predict(run, small_dataset.data)
+    content = load(run / "model.pt", "model")
+    del content["options"]["model_options"]["scenario_dim"]
+    save(run / "model.pt", "model", content)
+    assert predict(run, small_dataset.data).equals(expected)
 
 
 def test_a_scenario_named_overall_is_not_the_total(small_dataset, dataset_of, saml_rec, tmp_path):

@@ -30,7 +30,14 @@ from saml_rec.data.table import ROWS_PER_BLOCK, Batch, Fingerprint, reblocked
 from saml_rec.errors import InputError, memory_for, shortened, shown
 from saml_rec.evaluation.metrics import LabelledRows, check_rows, evaluate_scores, score_rows
 from saml_rec.files import replacing, require_regular
-from saml_rec.models.construction import backends_used, build_model, own_random_numbers, parameter_count, resolve_device
+from saml_rec.models.construction import (
+    BUILT_BEFORE,
+    backends_used,
+    build_model,
+    own_random_numbers,
+    parameter_count,
+    resolve_device,
+)
 from saml_rec.models.registry import hyperparameters
 from saml_rec.processes import ALONE, Processes
 from saml_rec.run_directory import RunDirectory, differences, versions
@@ -97,8 +104,9 @@ def load_trained(run: Path, *, device: str = "auto", backend: str | None = None)
         encoder = Encoder.from_dict(content["encoder"])
         if encoder.schema != schema:
             raise InputError("its schema is not that of its encoder")
-        name, model_options = content["options"]["model"], dict(content["options"]["model_options"])
+        name = content["options"]["model"]
         known = hyperparameters(name)
+        model_options = {**BUILT_BEFORE.get(name, {}), **content["options"]["model_options"]}
         csv, features = CsvOptions(**content.get("csv", {})), checked_shares(content.get("features", {}))
     if backend is not None:
         if "backend" not in known:

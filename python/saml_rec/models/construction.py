@@ -39,6 +39,9 @@ OPERATION_OF_LAYER: dict[type[nn.Module], Operation] = {
     ProgressiveExperts: "expert_outputs",
 }
 
+BUILT_BEFORE: dict[str, Mapping[str, Any]] = {"saml": {"scenario_dim": 0}}
+"""Per model what a saved one was built with that is older than a hyperparameter, and so says nothing of it."""
+
 
 def resolve_model_options(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The model's defaults, overridden by ``given``.

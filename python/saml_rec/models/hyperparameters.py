@@ -125,7 +125,11 @@ AuxDims = Annotated[
 NumExperts = Annotated[int, Hyperparameter("num_experts", Whole(1), "Experts of the mixture.")]
 ScenarioDim = Annotated[
     int,
-    Hyperparameter("scenario_dim", Whole(1), "Width of the scenario's embedding, where one is read."),
+    Hyperparameter(
+        "scenario_dim",
+        Whole(0),
+        "Width of the scenario's embedding, where one is read; of saml alone 0: it reads none.",
+    ),
 ]
 TowerDims = Annotated[
     Sequence[int],

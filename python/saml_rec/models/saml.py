@@ -1,6 +1,7 @@
 """SAML: scenario-aware features, auxiliary network, branches that learn from each other (arXiv 2012.08952).
 
 x_g, x_l   = scenario-aware embedding and attention
+A^0        = [x_g ; e_t], e_t an embedding of the scenario, which the paper's form is without
 A^L, V_t^L = auxiliary network and multi-branch network with mutual units
 aux_logit  = A^L w_a + c_a
 logit      = [V_t^L ; aux_logit] w_t + c_t
@@ -16,7 +17,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from saml_kernels import TrunkOutput
-from saml_kernels.checks import check_choice
+from saml_kernels.checks import check_choice, check_integer
 from saml_kernels.layers import GroupedMLP, MultiBranchMLP
 from saml_rec.data.schema import Schema
 from saml_rec.errors import InputError
@@ -36,6 +37,7 @@ from saml_rec.models.hyperparameters import (
     IdDropout,
     LocalFeatures,
     MutualLayers,
+    ScenarioDim,
     Score,
     StopGradient,
     Temperature,
@@ -66,6 +68,7 @@ class SAML(ScenarioModel):
             :class:`saml_kernels.layers.MultiBranchMLP`.
         foreign_type: ``foreign_dtype`` of that layer; "full" rounds nothing.
         aux_loss_weight: λ.
+        scenario_dim: width of e_t; 0 leaves it out, as the paper does.
         branch_views: "own": a row's foreign branches read its own scenario's local tables, as in the paper; "each":
             each branch reads its own scenario's.
         branch_init: "independent": everything of a scenario is drawn on its own, as in the paper; "shared": branches,
@@ -93,6 +96,7 @@ class SAML(ScenarioModel):
         stop_gradient: StopGradient = True,
         foreign_type: ForeignType = "full",
         aux_loss_weight: AuxLossWeight = 1.0,
+        scenario_dim: ScenarioDim = 8,
         branch_views: BranchViews = "own",
         branch_init: BranchInit = "shared",
         local_features: LocalFeatures = True,
@@ -103,14 +107,16 @@ class SAML(ScenarioModel):
         if not 0 <= aux_loss_weight < math.inf:
             raise InputError(f"aux_loss_weight must be finite and at least 0, got {aux_loss_weight}")
         check_choice("foreign_type", foreign_type, FOREIGN_TYPES)
+        check_integer("scenario_dim", scenario_dim, 0)
         alike = branch_init == "shared"
         super().__init__(
             schema, num_scenarios, vocabulary_sizes, dropout, id_dropout, local_features, branch_views, alike
         )
+        self.scenario_embedding = nn.Embedding(num_scenarios, scenario_dim) if scenario_dim else None
         self.trunk = MultiBranchMLP(
             num_scenarios,
             self.features.local_dim,
-            self.features.global_dim,
+            self.features.global_dim + scenario_dim,
             hidden_dims,
             aux_dims,
             mutual_layers,
@@ -147,6 +153,8 @@ class SAML(ScenarioModel):
 
     def _trunk_output(self, batch: Batch, return_scores: bool = False) -> TrunkOutput:
         x_global, x_local = self.inputs(batch)
+        if self.scenario_embedding is not None:
+            x_global = torch.cat([x_global, self.scenario_embedding(batch["scenario"])], dim=1)
         output: TrunkOutput = self.trunk(x_local, x_global, batch["scenario"], return_scores=return_scores)
         return output
 
