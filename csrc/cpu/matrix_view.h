@@ -77,11 +77,18 @@ struct StoredMatrix {
   int64_t ld = 0;
   Storage storage = Storage::kComputed;
   const std::remove_const_t<scalar_t>* shared = nullptr;  // of a product the second factor, rows as far apart
+  bool passing = false;                                   // caches will have lost it before it is read again
 
   StoredMatrix() = default;
   StoredMatrix(pointer first, int64_t row_count, int64_t col_count, int64_t row_stride, Storage stored_as,
-               const std::remove_const_t<scalar_t>* second = nullptr)
-      : data(first), rows(row_count), cols(col_count), ld(row_stride), storage(stored_as), shared(second) {}
+               const std::remove_const_t<scalar_t>* second = nullptr, bool passes = false)
+      : data(first),
+        rows(row_count),
+        cols(col_count),
+        ld(row_stride),
+        storage(stored_as),
+        shared(second),
+        passing(passes) {}
   StoredMatrix(const MatrixView<scalar_t>& view) : data(view.data), rows(view.rows), cols(view.cols), ld(view.ld) {}
   StoredMatrix(const MatrixView<std::remove_const_t<scalar_t>>& view)
     requires(std::is_const_v<scalar_t>)
@@ -96,7 +103,7 @@ struct StoredMatrix {
 
  private:
   StoredMatrix part(int64_t r, int64_t c, int64_t row_count, int64_t col_count) const {
-    return {at(r, c), row_count, col_count, ld, storage, shared == nullptr ? nullptr : shared + r * ld + c};
+    return {at(r, c), row_count, col_count, ld, storage, shared == nullptr ? nullptr : shared + r * ld + c, passing};
   }
 };
 

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <fstream>
 #include <initializer_list>
 #include <iterator>
 #include <new>
@@ -384,6 +385,44 @@ at::DimVector shape_of(const SavedMatrix<element_t>& matrix, int64_t rows) {
   return matrix.branches > 0 ? at::DimVector{rows, matrix.branches, matrix.width} : at::DimVector{rows, matrix.width};
 }
 
+// Bytes of the largest cache that a core reaches; 0 where the system does not tell. Not what sysconf says, which counts
+// those of all cores.
+int64_t largest_cache() {
+  static const int64_t bytes = [] {
+    std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size");
+    int64_t size = 0;
+    char unit = 0;
+    if (!(file >> size >> unit)) {
+      return int64_t{0};
+    }
+    return unit == 'K' ? size << 10 : unit == 'M' ? size << 20 : 0;
+  }();
+  return bytes;
+}
+
+// Says of weights that one row reads whether caches keep them until the next call. Where they do not, reading them need
+// not push out what does come again, such as the caller's own program.
+template <typename scalar_t>
+void mark_passing(Problem<scalar_t>& problem) {
+  const Trunk<scalar_t>& trunk = problem.trunk;
+  int64_t bytes = 0;
+  const auto add = [&](const Weights<scalar_t>& weights, bool all) {
+    bytes += (all ? weights.matrices : 1) * weights.k() * weights.n * weights.matrix(0).element_size();
+  };
+  for (int64_t l = 0; l < trunk.num_layers; ++l) {
+    const Layer<scalar_t>& layer = problem.layers[l];
+    add(layer.branch, l < trunk.num_shared);
+    add(layer.auxiliary, true);
+    add(layer.gates, l + 1 < trunk.num_shared);
+  }
+  if (largest_cache() == 0 || bytes <= largest_cache()) {
+    return;
+  }
+  for (Layer<scalar_t>& layer : problem.layers) {
+    layer.branch.passing = layer.auxiliary.passing = layer.gates.passing = true;
+  }
+}
+
 // Of one tile with all rows; layers of own branches alone read no more matrices than there are rows.
 template <typename scalar_t>
 bool has_products_to_share(const Trunk<scalar_t>& trunk) {
@@ -406,6 +445,9 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
   if (arguments.all_branches) {
     trunk.all_branches = true;
     trunk.num_shared = trunk.num_layers;
+  }
+  if (trunk.rows == 1 && !arguments.save) {
+    mark_passing(problem);
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
   const int64_t threads = at::get_num_threads();

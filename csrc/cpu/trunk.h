@@ -31,11 +31,12 @@ struct Weights {
   uint16_t* transposed_bfloat16_panels = nullptr;  // of the transpose, which backward reads
   int8_t* int8_panels = nullptr;                   // rounded to int8, with scales; null: not laid out
   int64_t parts = 1;                               // bfloat16 parts of a number: 1 rounds it, 3 are all of a float
+  bool passing = false;                            // caches will have lost it before it is read again
 
   int64_t k() const { return k1 + k2; }
   StoredMatrix<const scalar_t> matrix(int64_t i) const {
     const StoredMatrix<const scalar_t> first(data, k(), n, n, storage);
-    return {first.at(i * k(), 0), k(), n, n, storage, shared};
+    return {first.at(i * k(), 0), k(), n, n, storage, shared, passing};
   }
 };
 
@@ -135,12 +136,15 @@ struct Team {
   void (*share_out)(void* tile, int64_t count, Item item, void* context) = nullptr;
 };
 
-// Whether products of so many rows with each of `matrices` matrices are worth sharing out: calling another thread takes
-// as long as some ten thousand products, and reading a weight as long as a few rows' product with it.
+// Multiplications that are worth sharing out: calling another thread takes as long as some ten thousand of them.
+constexpr int64_t kLeastSharedWork = 1 << 17;
+
+// Whether products of so many rows with each of `matrices` matrices are: reading a weight takes as long as a few rows'
+// product with it.
 template <typename scalar_t>
 bool worth_sharing(int64_t rows, int64_t matrices, const Weights<scalar_t>& weights) {
-  constexpr int64_t kLeastWork = 1 << 17, kRowsForTheReading = 8;
-  return matrices * weights.k() * weights.n * (kRowsForTheReading + rows) / kRowsForTheReading >= kLeastWork;
+  constexpr int64_t kRowsForTheReading = 8;
+  return matrices * weights.k() * weights.n * (kRowsForTheReading + rows) / kRowsForTheReading >= kLeastSharedWork;
 }
 
 // What both passes read.

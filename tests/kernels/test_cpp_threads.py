@@ -37,6 +37,9 @@ SHARED_TILE = [
     Case(M=2, B=13, hidden_dims=(217, 301, 133), aux_dims=(301, 301, 301), mutual_layers=(1, 2), activation="silu"),
     Case(M=3, B=64, hidden_dims=(301, 133), aux_dims=(133, 217), per_branch=True, foreign_dtype=torch.bfloat16),
     Case(M=6, B=96, hidden_dims=(301, 133), aux_dims=(133, 217), mutual_layers=(), activation="gelu"),
+    # So many rows of so many branches that their scores are shared out as well.
+    Case(M=6, B=96, hidden_dims=(301, 133), aux_dims=(133, 217), gate="scalar", activation="gelu"),
+    Case(M=6, B=96, hidden_dims=(257, 301, 133), aux_dims=(65, 133, 217), mutual_layers=(1, 2)),
 ]
 
 
@@ -49,6 +52,20 @@ def test_results_of_few_rows_are_the_same_bits(case, dtype, keep_num_threads):
     for threads in (2, 3, 4):
         torch.set_num_threads(threads)
         assert_identical(run(problem), once)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_row_of_weights_larger_than_caches(dtype, keep_num_threads):
+    """They are read past the caches, as far as rows follow that are read together; the bits are those of two rows."""
+    one = Case(M=48, B=2, local_dim=253, hidden_dims=(509, 66), aux_dims=(510, 66))
+    problem = make(one).to(dtype)
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        both = problem.run(backend="cpp")
+        alone = [problem.rows([row]).run(backend="cpp") for row in range(2)]
+    for row, output in enumerate(alone):
+        assert torch.equal(output.own[0], both.own[row])
+        assert torch.equal(output.aux[0], both.aux[row])
 
 
 @pytest.mark.parametrize("rows", [1, 13, 64])

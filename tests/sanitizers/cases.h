@@ -45,6 +45,7 @@ inline std::vector<Case> cases() {
       {"three tables", 4, 61, 4, 5, {16, 33, 17}, {32, 17, 1}, {0, 1, 2}, silu_views},
       {"a layer between", 3, 61, 4, 5, {33, 70, 47}, {17, 33, 5}, {0, 2}, {.activation = kTanh}},
       {"many scenarios", 64, 130, 4, 5, {17, 8}, {5, 6}, {0}, {.activation = kIdentity}},
+      {"many scores", 40, 90, 4, 5, {40, 8}, {5, 6}, {0}, {}},
       {"many tables", 33, 13, 4, 5, {7, 5}, {5, 6}, {0, 1}, {.score = kSoftmax}},
       {"no mutual unit", 7, 100, 47, 9, {17, 16}, {33, 32}, {}, {.activation = kTanh}},
       {"grouped", 5, 100, 47, 0, {100, 31}, {0, 0}, {}, {}},

@@ -185,9 +185,16 @@ void pack_transposed_panels(ConstStored<scalar_t> b, scalar_t* panels) {
   with_stored_elements<scalar_t>(b, [&](const auto& view) { pack_transposed_elements(view, panels); });
 }
 
-// c += Σ a_i b_i over `terms` rows b_i of B, known to the compiler: one row of C, n elements.
+// Asks for a line of memory that is read once: only the smallest cache takes it.
+template <typename element_t>
+inline void prefetch_once(const element_t* line) {
+  __builtin_prefetch(line, 0, 0);
+}
+
+// c += Σ a_i b_i over `terms` rows b_i of B, known to the compiler: one row of C, n elements. `ask`: as many rows
+// follow, and are asked for so that they pass the larger caches by, and leave what others keep there.
 template <int terms, typename scalar_t, typename pointer_t>
-inline void add_terms(const scalar_t* a, pointer_t b, int64_t ldb, scalar_t* c, int64_t n) {
+inline void add_terms(const scalar_t* a, pointer_t b, int64_t ldb, scalar_t* c, int64_t n, [[maybe_unused]] bool ask) {
   constexpr int lanes = kLanes<scalar_t>;
   scalar_t factor[terms];
 #pragma GCC unroll 4
@@ -197,6 +204,14 @@ inline void add_terms(const scalar_t* a, pointer_t b, int64_t ldb, scalar_t* c, 
   int64_t column = 0;
   for (; column + lanes <= n; column += lanes) {
     vec<scalar_t> sum = load(c + column);
+    if constexpr (std::is_pointer_v<pointer_t>) {
+      if (ask && column * sizeof(*b) % 64 == 0) {
+#pragma GCC unroll 4
+        for (int i = 0; i < terms; ++i) {
+          prefetch_once(b + (terms + i) * ldb + column);
+        }
+      }
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < terms; ++i) {
       sum += factor[i] * load_widened(b + i * ldb + column);
@@ -218,10 +233,11 @@ void add_streamed(ConstMatrix<scalar_t> a, ConstStored<scalar_t> b, Matrix<scala
     for (int64_t r = 0; r < c.rows; ++r) {
       int64_t k = 0;
       for (; k + kStreamedTerms <= a.cols; k += kStreamedTerms) {
-        add_terms<kStreamedTerms>(a.row(r) + k, view.row(k), view.ld, c.row(r), c.cols);
+        const bool ask = b.passing && k + 2 * kStreamedTerms <= a.cols;
+        add_terms<kStreamedTerms>(a.row(r) + k, view.row(k), view.ld, c.row(r), c.cols, ask);
       }
       for (; k < a.cols; ++k) {
-        add_terms<1>(a.row(r) + k, view.row(k), view.ld, c.row(r), c.cols);
+        add_terms<1>(a.row(r) + k, view.row(k), view.ld, c.row(r), c.cols, false);
       }
     }
   });

@@ -71,8 +71,10 @@ inline void add_gated(int64_t d, const scalar_t* v, const scalar_t* gate, int64_
 template <typename scalar_t>
 struct MutualScratch {
   scalar_t* gate;   // of a tile's rows; of all branches where a unit needs its whole table
-  scalar_t* mix;    // Σ_j α_j V_j of a row
-  double* row;      // a row's cosines and norms
+  scalar_t* mixes;  // Σ_j α_j V_j of a row, one a thread
+  double* cosines;  // of a row, and norms, one a thread
+  int64_t width;    // of a mix
+  int64_t numbers;  // cosines and norms of a row
   scalar_t* alpha;  // a foreign row of α
   TeamScratch<scalar_t>& team;
 
@@ -81,8 +83,10 @@ struct MutualScratch {
       : team(products) {
     const int64_t m = trunk.num_scenarios, branches = widest.tables ? m : 1;
     gate = scratch.take(trunk.tile_rows * widest.stream * branches);
-    mix = scratch.take(widest.stream);
-    row = scratch.template take<double>(m * branches + m);
+    width = widest.stream;
+    numbers = m * branches + m;
+    mixes = scratch.take(trunk.team.workers * width);
+    cosines = scratch.template take<double>(trunk.team.workers * numbers);
     alpha = scratch.take(m);
   }
 };
@@ -115,22 +119,27 @@ void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, Co
                     MutualScratch<scalar_t>& scratch) {
   const Trunk<scalar_t>& trunk = tile.trunk();
   const int64_t m = trunk.num_scenarios, d = layer.width;
-  gates(trunk.own_rounding(), tile, tile.segments(), streams, layer, gate, 0, scratch.team);
-  tile.for_each_segment([&](Segment s) {
+  const std::vector<Segment> segments = tile.segments();
+  gates(trunk.own_rounding(), tile, segments, streams, layer, gate, 0, scratch.team);
+  const auto mutual_rows = [&](int64_t segment, int64_t worker) {
+    const Segment s = segments[segment];
+    scalar_t* mix = scratch.mixes + worker * scratch.width;
+    double* cosine = scratch.cosines + worker * scratch.numbers;
     const ConstMatrix<scalar_t> own = streams.columns(s.scenario * d, d);
     for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
       const scalar_t* v = streams.row(r);
-      double* cosine = scratch.row;
       const double own_norm = clamped_norm(v + s.scenario * d, d);
       for (int64_t j = 0; j < m; ++j) {
         cosine[j] =
             j == s.scenario ? 0.0 : dot(v + s.scenario * d, v + j * d, d) / (own_norm * clamped_norm(v + j * d, d));
       }
       score_weights(trunk, cosine, s.scenario, alpha.row(r));
-      mix_streams(m, d, v, alpha.row(r), scratch.mix);
-      add_gated(d, own.row(r), gate.row(r), layer.gate_width, scratch.mix, out.row(r));
+      mix_streams(m, d, v, alpha.row(r), mix);
+      add_gated(d, own.row(r), gate.row(r), layer.gate_width, mix, out.row(r));
     }
-  });
+  };
+  const bool shared = trunk.team.workers > 1 && tile.rows() * m * d >= kLeastSharedWork;
+  share_items(shared ? trunk.team : Team{}, static_cast<int64_t>(segments.size()), mutual_rows);
 }
 
 // The whole table: M_i of every branch into out, the own one from own.
@@ -145,7 +154,8 @@ void mutual_table(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, Cons
     branches.push_back({k, tile.all()});
   }
   gates(trunk.foreign_rounding, tile, branches, streams, layer, gate, width, scratch.team);
-  double* cosine = scratch.row;
+  scalar_t* mix = scratch.mixes;
+  double* cosine = scratch.cosines;
   double* norm = cosine + m * m;
   scalar_t* alpha = scratch.alpha;
   tile.for_each_segment([&](Segment s) {
@@ -164,8 +174,8 @@ void mutual_table(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, Cons
           continue;
         }
         score_weights(trunk, cosine + i * m, i, alpha);
-        mix_streams(m, d, v, alpha, scratch.mix);
-        add_gated(d, v + i * d, gate.row(r) + i * width, width, scratch.mix, out.row(r) + i * d);
+        mix_streams(m, d, v, alpha, mix);
+        add_gated(d, v + i * d, gate.row(r) + i * width, width, mix, out.row(r) + i * d);
       }
     }
   });

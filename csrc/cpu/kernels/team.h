@@ -3,6 +3,22 @@
 // Few rows make one tile, and what takes the time is reading the weights. Threads therefore take matrices, and column
 // blocks of them where there are fewer matrices than threads: no sum is cut, so that results are the same bits.
 
+// Calls function(i, worker) for so many items, by all threads of the team.
+template <typename Function>
+void share_items(const Team& team, int64_t count, const Function& function) {
+  const auto call = [](void* context, int64_t i, int64_t worker) {
+    (*static_cast<const Function*>(context))(i, worker);
+  };
+  void* context = const_cast<void*>(static_cast<const void*>(&function));
+  if (team.workers > 1) {
+    team.share_out(team.tile, count, call, context);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    call(context, i, 0);
+  }
+}
+
 // The scratch of every thread's products.
 template <typename scalar_t>
 class TeamScratch {
@@ -58,14 +74,10 @@ class SharedProducts {
       }
       return;
     }
-    using Item = decltype(item);
-    scratch.team.share_out(
-        scratch.team.tile, matrices_ * blocks,
-        [](void* context, int64_t i, int64_t worker) {
-          [[maybe_unused]] const TileRegisters registers;
-          (*static_cast<Item*>(context))(i, worker);
-        },
-        const_cast<void*>(static_cast<const void*>(&item)));
+    share_items(scratch.team, matrices_ * blocks, [&](int64_t i, int64_t worker) {
+      [[maybe_unused]] const TileRegisters registers;
+      item(i, worker);
+    });
     // The items of this thread have given them back.
     TileRegisters::set_up();
   }

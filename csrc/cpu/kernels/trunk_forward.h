@@ -91,19 +91,19 @@ class TileLayers {
       const auto branch = [&](Rounding rounding, Range rows) {
         linear_of(rounding, rows, columns, input, layer.branch, k, z, product);
       };
+      const Range own = tile_.of_scenario(k);
       if (trunk_.foreign_rounding == trunk_.own_rounding()) {
         branch(trunk_.own_rounding(), tile_.all());
-        return;
+      } else {
+        branch(trunk_.foreign_rounding, {0, own.begin});
+        branch(trunk_.own_rounding(), own);
+        branch(trunk_.foreign_rounding, {own.end, tile_.rows()});
       }
-      const Range own = tile_.of_scenario(k);
-      branch(trunk_.foreign_rounding, {0, own.begin});
-      branch(trunk_.own_rounding(), own);
-      branch(trunk_.foreign_rounding, {own.end, tile_.rows()});
+      for (int64_t r = own.begin; own_preact.data != nullptr && r < own.end; ++r) {
+        std::copy_n(z.row(r) + columns.begin, columns.size(), own_preact.row(r) + columns.begin);
+      }
+      activate_part(layer.activation, tile_.all(), columns, z, z);
     });
-    if (own_preact.data != nullptr) {
-      copy_own(out, own_preact);
-    }
-    activate_rows(layer.activation, out, out);
   }
 
   // V_t^l of the own branches only.
