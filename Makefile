@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/*/*.cu)
-CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/*/*.cu tests/sanitizers/*.cpp tests/sanitizers/*.h tests/emulation/*.cpp tests/emulation/*.h examples/*/*.cpp)
+CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/*/*.cu tests/sanitizers/*.cpp tests/sanitizers/*.h tests/emulation/*.cpp tests/emulation/*.h examples/*/*.cpp benchmarks/*.cpp)
 DEMO := runs/demo
 NEWEST_TRITON := .newest-triton
 # The lowest versions that pyproject.toml allows.
@@ -87,7 +87,7 @@ format: $(VENV)/built
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-# All models on five data sets; writes benchmarks/results/accuracy_*.json and the tables of docs/results.md. Two hours.
+# All models on seven data sets; writes benchmarks/results/accuracy_*.json and the tables of docs/results.md. Two hours.
 accuracy: $(VENV)/built
 	$(BIN)/python benchmarks/accuracy.py
 

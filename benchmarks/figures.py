@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+import ceilings
 import front_page
 import page as pages
 import workload
@@ -139,6 +140,56 @@ def overhead_table(record: Record) -> str:
     return "\n\n".join(parts)
 
 
+def limits_table(record: Record) -> str:
+    """How near the kernels are to what the processor can do, and by how much the best peer could be beaten at most."""
+    head = ["B", "M", "contender", "pass", "ms", "least, ms", "of the ceiling", "best peer ÷ least"]
+    lines = []
+    for cell in cells(record):
+        for name, entry in cell.contenders.items():
+            if entry["peer"] or name.split(", ")[0] != "cpp":
+                continue
+            for kind in PASSES:
+                if (seconds := cell.median(name, kind)) is None:
+                    continue
+                least = _least_seconds(cell, entry, kind)
+                best = cell.best_peer(entry["dtype"], kind)
+                peer = None if best is None else cell.median(best, kind)
+                numbers = [pages.digits(seconds * 1e3), pages.digits(least * 1e3)]
+                numbers.append(f"{least / seconds:.0%}".replace("%", " %"))
+                numbers.append("–" if peer is None else f"{peer / least:.2f}")
+                lines.append([str(cell.B), str(cell.M), name, kind, *numbers])
+    return markdown(head, lines) + f"\n\n{_ceilings(record)}"
+
+
+def _least_seconds(cell: Cell, entry: Record, kind: str) -> float:
+    shapes, rates = cell.shapes, cell.data["ceilings"]
+    return ceilings.least_seconds(
+        shapes, kind, entry["dtype"], entry.get("foreign_dtype"), cell.data["own_scenarios"], rates
+    )
+
+
+def _ceilings(record: Record) -> str:
+    """The rates themselves, the lowest and the highest of all cells."""
+    found = [cell.data["ceilings"] for cell in cells(record)]
+    parts = []
+    for name in found[0]:
+        rates = sorted(rates[name] / 1e9 for rates in found)
+        between = " to ".join(dict.fromkeys(pages.digits(rate) for rate in (rates[0], rates[-1])))
+        parts.append(f"{name} {between} {'GB/s' if name == 'read' else 'GFLOP/s'}")
+    return f"Ceilings, all threads together: {'; '.join(parts)}."
+
+
+def where(record: Record) -> str:
+    """On what, of which commit and when a suite was run, in a line."""
+    machine = record["machine"]
+    instructions = record.get("instruction_set", machine["cpu capability"])
+    commit, plus, changes = (record["commit"] or "unknown").partition("+")
+    return (
+        f"{machine['processor']}, {instructions}, {record['threads']} threads, torch {machine['torch']}; "
+        f"`{record['command']}`, commit {commit[:10]}{plus}{changes}, {record['started'][:10]}."
+    )
+
+
 def machine_table(record: Record) -> str:
     """Where, when and how the headline was measured."""
     shares = [share for cell in cells(record) for share in cell.data["others"].values()]
@@ -159,6 +210,9 @@ TABLES: Final[dict[str, tuple[str, Callable[[Record], str]]]] = {
     "grid": ("grid", speed_up_table),
     "small": ("small", speed_up_table),
     "few_rows": ("few_rows", speed_up_table),
+    "few_rows_limits": ("few_rows", limits_table),
+    "limits": ("headline", limits_table),
+    "foreign_limits": ("foreign", limits_table),
     "foreign": ("foreign", headline_table),
     "overhead": ("overhead", overhead_table),
 }
@@ -246,15 +300,21 @@ FIGURES: Final[dict[str, tuple[str, Callable[[Record], Figure]]]] = {
 """File name without suffix -> suite and function."""
 
 
-def load(results: Path, suite: str) -> Record | None:
-    """A suite's results; None without a file. Raises click.ClickException for one that an interrupted run left."""
-    path = results / f"trunk_{suite}.json"
-    if not path.exists():
-        return None
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
-    if not record["complete"]:
-        raise click.ClickException(f"{path} holds an unfinished run; repeat: {record['command']}")
-    return record
+def load(results: Path, suite: str) -> list[Record]:
+    """A suite's results: ``trunk_<suite>.json``, then those of other processors, ``trunk_<suite>.<which>.json``.
+
+    Raises:
+        click.ClickException: an interrupted run left one of them.
+    """
+    found: list[Record] = []
+    for path in (results / f"trunk_{suite}.json", *sorted(results.glob(f"trunk_{suite}.*.json"))):
+        if not path.exists():
+            continue
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        if not record["complete"]:
+            raise click.ClickException(f"{path} holds an unfinished run; repeat: {record['command']}")
+        found.append(record)
+    return found
 
 
 def render_page(page: str, results: Path) -> str:
@@ -264,19 +324,25 @@ def render_page(page: str, results: Path) -> str:
         if name not in TABLES:
             raise click.ClickException(f"the page asks for table {name!r}; there are {', '.join(TABLES)}")
         suite, function = TABLES[name]
-        record = load(results, suite)
-        text = f"Not measured yet: `python benchmarks/trunk.py --suite {suite}`" if record is None else function(record)
+        found = [record for record in load(results, suite) if function is not limits_table or _has_ceilings(record)]
+        parts = [f"{where(record)}\n\n{function(record)}" for record in found]
+        text = "\n\n".join(parts) or f"Not measured yet: `python benchmarks/trunk.py --suite {suite}`"
         texts[f"table:{name}"] = f"\n{text}\n\n"
     return pages.fill(page, texts)
 
 
+def _has_ceilings(record: Record) -> bool:
+    """Runs from before they were measured have none."""
+    return all("ceilings" in cell.data for cell in cells(record))
+
+
 def save_figures(results: Path, folder: Path) -> list[Path]:
-    """Writes every figure whose results exist; returns the files."""
+    """Writes every figure whose results exist, of the first processor; returns the files."""
     with pages.drawing():
         return [
-            pages.save(function(record), folder / f"{name}.svg")
+            pages.save(function(found[0]), folder / f"{name}.svg")
             for name, (suite, function) in FIGURES.items()
-            if (record := load(results, suite)) is not None
+            if (found := load(results, suite))
         ]
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import click
 import torch
 
+import ceilings
 import cells
 import memory
 import records
@@ -29,7 +30,8 @@ from contenders import (
     REFERENCE_INT8,
     Contender,
 )
-from saml_kernels.testing.problem import Call
+from saml_kernels import extension
+from saml_kernels.testing.problem import Call, make
 from saml_kernels.testing.timing import Protocol
 from workload import Cell
 
@@ -158,6 +160,7 @@ def main(
         "purpose": chosen.purpose,
         "complete": False,
         **records.head(),
+        "instruction_set": (extension.build_info() or {"cpu_capabilities": ["none"]})["cpu_capabilities"][0],
         "versions": _versions(),
         "seed": seed,
         "protocol": asdict(protocol) | {"keep_peers": chosen.keep_peers},
@@ -169,13 +172,22 @@ def main(
         torch.compiler.reset()
         with_peak = with_memory and cell in chosen.memory_cells
         plan = cells.Plan(contenders, protocol, keep_peers=chosen.keep_peers, memory=with_peak, products=True)
-        return cells.measure(MeasuringHost(seed), cell, plan, seed=seed, say=lambda text: click.echo(text, err=True))
+        host = MeasuringHost(seed)
+        found = cells.measure(host, cell, plan, seed=seed, say=lambda text: click.echo(text, err=True))
+        return found | _ceilings(cell, seed)
 
     kept = records.quiet_cells(out, record, ("suite", "versions", "seed")) if again else []
     records.measure_cells(out, record, chosen.cells, kept, measure)
     record["complete"] = True
     records.write(out, record)
     click.echo(f"wrote {out}", err=True)
+
+
+def _ceilings(cell: Cell, seed: int) -> dict[str, Any]:
+    """What limits the cell: the processor's rates, and how many scenarios have rows."""
+    own_scenarios = make(cell.case(seed)).scenario.unique().numel()
+    rates = ceilings.measure(torch.get_num_threads(), ceilings.bytes_read(cell, "float32", own_scenarios))
+    return {"own_scenarios": own_scenarios, "ceilings": rates}
 
 
 def compiled_code_only() -> None:

@@ -71,3 +71,20 @@ def operations(cell: Cell) -> Operations:
         backward=cell.B * (2 * (auxiliary + layer_one // M + gate + tail) + 4 * (M - 1) * d),
         layer_one=cell.B * layer_one,
     )
+
+
+def numbers_read(cell: Cell, own_scenarios: int) -> int:
+    """Weights and biases that a forward pass cannot do without, where so many scenarios have rows.
+
+    With a_0 = D_g, d_0 = D_l, one mutual unit after layer 1, and S scenarios with rows:
+
+        auxiliary   Σ_l (a_{l−1} + 1) a_l
+        layer 1     M (d_0 + a_1 + 1) d_1               all branches
+        gate        S (d_1 + 1) d_1
+        tail        S Σ_{l>1} (d_{l−1} + a_l + 1) d_l
+    """
+    d = cell.hidden_dims[0]
+    auxiliary = sum((before + 1) * width for before, width in pairwise((cell.global_dim, *cell.hidden_dims)))
+    layer_one = cell.M * (cell.local_dim + d + 1) * d
+    tail = sum((before + width + 1) * width for before, width in pairwise(cell.hidden_dims))
+    return auxiliary + layer_one + own_scenarios * ((d + 1) * d + tail)

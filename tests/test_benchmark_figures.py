@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("matplotlib", reason="the extra saml-kernels[bench] is not installed")
 
+import ceilings
 import figures
 import front_page
 import page as page_tools
@@ -73,7 +74,7 @@ def record() -> dict[str, Any]:
         "started": "2020-01-01T00:00:00+00:00",
         "command": "python benchmarks/trunk.py --suite grid",
         "commit": None,
-        "machine": {"torch": "0.0", "threads": "2 of 2 cores"},
+        "machine": {"torch": "0.0", "threads": "2 of 2 cores", "processor": "A processor", "cpu capability": "AVX2"},
         "versions": {"libraries": "a; b"},
         "threads": 2,
         "seed": 0,
@@ -144,7 +145,9 @@ def test_figures_and_page_from_files(record: dict[str, Any], tmp_path: Path) -> 
     assert outcome.exit_code == 0, outcome.output
     text = page.read_text()
     assert "old" not in text
-    assert text.startswith("a\n<!-- table:grid -->\n\nForward, cpp\n\n| B |")
+    line = "A processor, AVX2, 2 threads, torch 0.0; `python benchmarks/trunk.py --suite grid`, commit unknown, "
+    line += "2020-01-01."
+    assert text.startswith(f"a\n<!-- table:grid -->\n\n{line}\n\nForward, cpp\n\n| B |")
     assert "Not measured yet: `python benchmarks/trunk.py --suite headline`" in text
     files = sorted(folder.iterdir())
     of_grid = [name for name, (suite, _) in figures.FIGURES.items() if suite == "grid"]
@@ -155,6 +158,42 @@ def test_figures_and_page_from_files(record: dict[str, Any], tmp_path: Path) -> 
     assert CliRunner().invoke(figures.main, arguments, catch_exceptions=False).exit_code == 0
     assert page.read_text() == text
     assert [file.read_bytes() for file in files] == contents
+
+
+def test_processors_stand_one_below_the_other(record: dict[str, Any], tmp_path: Path) -> None:
+    other = {"instruction_set": "amx", "commit": "0123456789abcdef+changes"}
+    for name, each in (("trunk_grid.z.json", record | other), ("trunk_grid.json", record)):
+        (tmp_path / name).write_text(json.dumps(each))
+    text = figures.render_page("<!-- table:grid -->\n<!-- end -->", tmp_path)
+    assert text.index("A processor, AVX2, 2 threads") < text.index("A processor, amx, 2 threads")
+    assert "commit 0123456789+changes, 2020-01-01." in text
+    assert text.count("Forward, cpp\n") == 2
+
+
+def test_limits_table(record: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    record["cells"] = record["cells"][:1]
+    page = "<!-- table:limits -->\n<!-- end -->"
+    (tmp_path / "trunk_headline.json").write_text(json.dumps(record))
+    assert "Not measured yet" in figures.render_page(page, tmp_path)
+
+    rates = {"float32 avx2": 80e9, "read": 20e9}
+    record["cells"][0] |= {"own_scenarios": 2, "ceilings": rates}
+    record["cells"][0]["contenders"][-1]["foreign_dtype"] = "bfloat16"
+    asked = []
+
+    def least(*given: Any) -> float:
+        asked.append(given[1:])
+        return 0.05
+
+    monkeypatch.setattr(ceilings, "least_seconds", least)
+    (tmp_path / "trunk_headline.json").write_text(json.dumps(record))
+    text = figures.render_page(page, tmp_path)
+    # 0.2 s where 0.05 would do; the best peer takes 0.4.
+    assert "| 64 | 2 | cpp | forward | 200 | 50 | 25 % | 8.00 |" in text
+    assert "| 64 | 2 | cpp, foreign bfloat16 | step | 100 | 50 | 50 % | 8.00 |" in text
+    assert "Ceilings, all threads together: float32 avx2 80 GFLOP/s; read 20 GB/s." in text
+    assert asked[0] == ("forward", "float32", None, 2, rates)
+    assert asked[-1] == ("step", "float32", "bfloat16", 2, rates)
 
 
 def test_unfinished_results_and_unknown_tables_are_refused(record: dict[str, Any], tmp_path: Path) -> None:
@@ -176,8 +215,7 @@ def test_page_shows_the_results() -> None:
 
 
 def test_front_page_and_prose_quote_the_headline() -> None:
-    record = figures.load(ROOT / "benchmarks" / "results", "headline")
-    assert record is not None
+    record, *_ = figures.load(ROOT / "benchmarks" / "results", "headline")
     cell = records.cells(record)[0]
     rows = [cell.rows[name, kind] for name in ("cpp", "cpp, foreign bfloat16") for kind in PASSES]
     own_forward, own_step, foreign_forward, foreign_step = (f"{row.public:.1f}×" for row in rows)

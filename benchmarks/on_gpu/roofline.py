@@ -7,7 +7,6 @@ copy; the larger of the two times is its roof. Fraction of the roofline = roof /
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,11 +45,7 @@ def bytes_moved(cell: Cell, itemsize: int) -> Bytes:
     """
     B, M, d = cell.B, cell.M, cell.hidden_dims[0]
     inputs = B * (cell.local_dim + cell.global_dim)
-    parameters = M * (d + 1) * d
-    for before, width in pairwise((cell.local_dim, *cell.hidden_dims)):
-        parameters += M * (before + width + 1) * width
-    for before, width in pairwise((cell.global_dim, *cell.hidden_dims)):
-        parameters += (before + 1) * width
+    parameters = workload.numbers_read(cell, M)
     outputs = 2 * B * cell.hidden_dims[-1]
     own = B * (2 * sum(cell.hidden_dims) + 2 * d)
     streams = B * M * d
