@@ -1,4 +1,4 @@
-"""Which model serves the scenarios best: all of them on five data sets, with equal budgets.
+"""Which model serves the scenarios best: all of them on seven data sets, with equal budgets.
 
 Every model has its default options, the same epochs and patience, and the same seeds; the best epoch is chosen on the
 validation rows. Each data set is compared twice: as the models are by default, and with local tables for every model
@@ -23,6 +23,7 @@ from rich.console import Console
 import page as pages
 import records
 from flights import write_flights
+from package_tables import write_films, write_lectures
 from records import Record
 from saml_rec import load_schema
 from saml_rec.comparison import compare
@@ -67,6 +68,8 @@ DATA_SETS: Final[Mapping[str, DataSet]] = {
         lambda out: write_synthetic(out, scenarios=6, rows=40_000, smallest_share=0.02, relation="twin"),
     ),
     "flights": DataSet("flights from New York by carrier", write_flights),
+    "lectures": DataSet("lectures of ETH Zurich by department", write_lectures),
+    "films": DataSet("films by decade", write_films),
 }
 
 

@@ -17,6 +17,8 @@ import torch
 
 import page
 import records
+from flights import write_flights
+from package_tables import write_lectures
 from saml_rec import load_schema
 from saml_rec.comparison.compare import Summary
 from saml_rec.data import prepare, write_ml100k, write_synthetic
@@ -27,6 +29,8 @@ PAGE: Final = page.DOCS / "results.md"
 DATA: Final[dict[str, Callable[[Path], Sequence[Path]]]] = {
     "occupation": lambda folder: write_ml100k(folder, scenario="occupation"),
     "synthetic": lambda folder: write_synthetic(folder, scenarios=6, rows=40_000, smallest_share=0.05, seed=100),
+    "flights": write_flights,
+    "lectures": write_lectures,
 }
 """What writes a table and its schema."""
 
@@ -41,6 +45,7 @@ class Study:
         models: names in MODELS.
         resolve: a value and M → what the option is given.
         name: of the result; that of the option unless given.
+        data: in DATA.
     """
 
     option: str
@@ -48,6 +53,7 @@ class Study:
     models: Sequence[str]
     resolve: Callable[[Any, int], Any] = lambda value, scenarios: value
     name: str | None = None
+    data: Sequence[str] = ("occupation", "synthetic")
 
     @property
     def result(self) -> Path:
@@ -67,8 +73,8 @@ def measure(study: Study, out: Path, record: dict[str, Any], seeds: int) -> None
     """Adds the cells that ``record["runs"]`` lacks; writes after every one."""
     known = {(row["data"], row["model"], row[study.option]) for row in record["runs"]}
     with tempfile.TemporaryDirectory() as folder:
-        for name, write in DATA.items():
-            data_path, schema_path, *_ = write(Path(folder) / name)
+        for name in study.data:
+            data_path, schema_path, *_ = DATA[name](Path(folder) / name)
             schema = load_schema(schema_path)
             data = prepare(data_path, schema, seed=0)
             for model, value in product(study.models, study.values):

@@ -64,6 +64,7 @@ class Variant:
 
 
 PAPER: Final[Mapping[str, Any]] = {
+    "scenario_dim": 0,
     "branch_views": "own",
     "branch_init": "independent",
     "score": "ratio",

@@ -22,8 +22,8 @@ FORMS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 
 def form(value: str, scenarios: int) -> dict[str, Any]:
-    """The hyperparameters of a form."""
-    return dict(FORMS[value])
+    """The hyperparameters of a form; of all of them the auxiliary network is not told the scenario, as in the paper."""
+    return {"scenario_dim": 0, **FORMS[value]}
 
 
 STUDY: Final = Study("model_options", tuple(FORMS), ("saml",), form, "saml_forms")

@@ -12,6 +12,7 @@ import id_dropout
 import option_study
 import saml_forms
 import scenario_decay
+import scenario_embedding
 import scenario_rate
 from saml_rec.data import write_synthetic
 from saml_rec.models.registry import hyperparameters
@@ -19,6 +20,7 @@ from saml_rec.models.registry import hyperparameters
 STUDIES = {
     "scenario rate": scenario_rate,
     "scenario decay": scenario_decay,
+    "scenario embedding": scenario_embedding,
     "id dropout": id_dropout,
     "saml forms": saml_forms,
 }
@@ -31,8 +33,9 @@ def test_options_of_training_and_of_models():
     assert (options.model, options.scenario_rate, options.model_options) == ("mlp", None, {"id_dropout": 0.1})
     for name, form in saml_forms.FORMS.items():
         options = saml_forms.STUDY.options("saml", name, 4)
-        assert (options.scenario_rate, options.model_options) == (None, form)
+        assert (options.scenario_rate, options.model_options) == (None, {"scenario_dim": 0, **form})
         assert form.keys() <= hyperparameters("saml").keys()
+    assert hyperparameters("saml")["scenario_dim"] == scenario_embedding.STUDY.values[-1]
     for model in id_dropout.STUDY.models:
         assert hyperparameters(model)["id_dropout"] in id_dropout.STUDY.values
 
@@ -47,7 +50,7 @@ def test_a_study_measures_what_its_record_lacks(tmp_path, monkeypatch):
     whole = option_study.train_and_validate
     monkeypatch.setattr(option_study, "train_and_validate", lambda *given: calls.append(given) or whole(*given))
     for values, trained in (((1.0,), 2), ((1.0, 0.1), 2), ((1.0, 0.1), 0)):
-        study = option_study.Study("scenario_rate", values, ("shared_bottom",))
+        study = option_study.Study("scenario_rate", values, ("shared_bottom",), data=("tiny",))
         arguments = ["--out", str(out), *(["--more"] if out.exists() else [])]
         result = CliRunner().invoke(option_study.command(study, "tried", str, None), arguments)
         assert result.exit_code == 0, result.output
