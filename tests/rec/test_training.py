@@ -168,7 +168,7 @@ def test_run_leaves_its_files(data, schema, model, tmp_path):
 
 
 def test_training_learns(data, schema, tmp_path):
-    model_options = {"hidden_dims": (16, 8), "branch_init": "independent"}
+    model_options = {"hidden_dims": (16, 8), "branch_init": "independent", "scenario_dim": 0}
     options = dataclasses.replace(SMALL, epochs=15, learning_rate=0.02, weight_decay=0.0)
     options = dataclasses.replace(options, scenario_rate=1.0, scenario_decay=0.0, model_options=model_options)
     result = train(data, schema, options, tmp_path)
