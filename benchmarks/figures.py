@@ -211,6 +211,7 @@ TABLES: Final[dict[str, tuple[str, Callable[[Record], str]]]] = {
     "small": ("small", speed_up_table),
     "few_rows": ("few_rows", speed_up_table),
     "few_rows_limits": ("few_rows", limits_table),
+    "few_rows_kept": ("few_rows_kept", speed_up_table),
     "limits": ("headline", limits_table),
     "foreign_limits": ("foreign", limits_table),
     "foreign": ("foreign", headline_table),

@@ -7,6 +7,7 @@ docs/benchmarks.md explains the protocol; benchmarks/figures.py makes its tables
 
 import importlib.metadata
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,7 @@ from contenders import (
     REFERENCE_INT8,
     Contender,
 )
-from saml_kernels import extension
+from saml_kernels import extension, keep_layouts
 from saml_kernels.testing.problem import Call, make
 from saml_kernels.testing.timing import Protocol
 from workload import Cell
@@ -48,6 +49,8 @@ class Suite:
     keep_peers: int | None = None
     """Peers per precision that stay after one timed call each, the fastest ones; None: all."""
     memory_cells: tuple[Cell, ...] = ()
+    keeps_layouts: bool = False
+    """The kernels keep the layouts of weights between calls without gradients, as a server asks them to."""
 
 
 def _grid(rows: Iterable[int], scenarios: Iterable[int], shape: Callable[[int, int], Cell]) -> tuple[Cell, ...]:
@@ -104,6 +107,14 @@ SUITES: Final = {
         (*COMPILED_PEERS, CPP),
         budget=10,
         keep_peers=2,
+    ),
+    "few_rows_kept": Suite(
+        "the same while the kernels keep the layouts of weights between calls (keep_layouts)",
+        _grid((1, 8, 64), (8,), _wide),
+        (*COMPILED_PEERS, CPP),
+        budget=10,
+        keep_peers=2,
+        keeps_layouts=True,
     ),
     "foreign": Suite(
         "the paper's widths with foreign streams in every type",
@@ -173,7 +184,8 @@ def main(
         with_peak = with_memory and cell in chosen.memory_cells
         plan = cells.Plan(contenders, protocol, keep_peers=chosen.keep_peers, memory=with_peak, products=True)
         host = MeasuringHost(seed)
-        found = cells.measure(host, cell, plan, seed=seed, say=lambda text: click.echo(text, err=True))
+        with keep_layouts() if chosen.keeps_layouts else nullcontext():
+            found = cells.measure(host, cell, plan, seed=seed, say=lambda text: click.echo(text, err=True))
         return found | _ceilings(cell, seed)
 
     kept = records.quiet_cells(out, record, ("suite", "versions", "seed")) if again else []

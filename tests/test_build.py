@@ -301,7 +301,9 @@ def test_sdist_builds_the_wheel_and_the_wheel_works(setup_py, tmp_path):
     content = {entry.filename: entry.file_size for entry in zipfile.ZipFile(wheel).infolist()}
     (library,) = (name for name in content if name.startswith("saml_kernels/_ops."))
     assert library == f"saml_kernels/_ops.torch{setup_py.release(torch.__version__)}.so"
-    assert content[library] < 2_000_000
+    assert content[library] < 2_400_000
+    with zipfile.ZipFile(wheel) as archive:
+        assert b".symtab" not in archive.read(library)
     assert {
         "saml_rec/cli/__init__.py",
         "saml_rec/comparison/report_page/report.html.jinja",

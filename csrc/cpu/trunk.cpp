@@ -400,14 +400,15 @@ int64_t largest_cache() {
   return bytes;
 }
 
-// Says of weights that one row reads whether caches keep them until the next call. Where they do not, reading them need
-// not push out what does come again, such as the caller's own program.
+// Says of weights that are read once in a call whether caches keep them until the next call. Where they do not, reading
+// them need not push out what does come again, such as the caller's own program.
 template <typename scalar_t>
 void mark_passing(Problem<scalar_t>& problem) {
   const Trunk<scalar_t>& trunk = problem.trunk;
   int64_t bytes = 0;
   const auto add = [&](const Weights<scalar_t>& weights, bool all) {
-    bytes += (all ? weights.matrices : 1) * weights.k() * weights.n * weights.matrix(0).element_size();
+    bytes += (all ? weights.matrices : std::min(trunk.rows, weights.matrices)) * weights.k() * weights.n *
+             weights.matrix(0).element_size();
   };
   for (int64_t l = 0; l < trunk.num_layers; ++l) {
     const Layer<scalar_t>& layer = problem.layers[l];
@@ -446,7 +447,7 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
     trunk.all_branches = true;
     trunk.num_shared = trunk.num_layers;
   }
-  if (trunk.rows == 1 && !arguments.save) {
+  if (trunk.rows <= kRowsWithoutPacking && !arguments.save) {
     mark_passing(problem);
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();

@@ -136,6 +136,12 @@ struct Team {
   void (*share_out)(void* tile, int64_t count, Item item, void* context) = nullptr;
 };
 
+// Up to this many rows a weight that is not laid out is read in place: packing it costs as much as using it.
+constexpr int64_t kRowsWithoutPacking = 24;
+
+// Up to this many rows it is read in place also where panels of it are at hand.
+constexpr int64_t kRowsBeforePanels = 8;
+
 // Multiplications that are worth sharing out: calling another thread takes as long as some ten thousand of them.
 constexpr int64_t kLeastSharedWork = 1 << 17;
 

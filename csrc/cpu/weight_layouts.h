@@ -50,9 +50,10 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
     // Number and place, how large it is, when it is made.
     const auto for_each_layout = [&](const auto& function) {
       // A panel that is widened from 16 bits for every tile costs next to nothing, panels of floats twice the weights'
-      // memory.
-      const bool pays = floats >= enough && !in_16_bits(weights.storage);
-      function(0, weights.panels, kernel.panels_size, readers.forward && !in_parts && (pays || (kept && reads_floats)));
+      // memory. The only tile packs each panel as it comes to it.
+      const bool pays = floats >= enough && trunk.num_tiles() > 1 && !in_16_bits(weights.storage);
+      function(0, weights.panels, kernel.panels_size,
+               readers.forward && !in_parts && (pays || (kept && reads_floats && trunk.rows > kRowsBeforePanels)));
       function(1, weights.bfloat16_panels, kernel.bfloat16_panels_size,
                readers.forward &&
                    (in_parts || (has.bfloat16 && (rounded >= kUses || (kept && reads_rounded && !has.float_parts)))));

@@ -55,17 +55,16 @@ def test_results_of_few_rows_are_the_same_bits(case, dtype, keep_num_threads):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_row_of_weights_larger_than_caches(dtype, keep_num_threads):
-    """They are read past the caches, as far as rows follow that are read together; the bits are those of two rows."""
-    one = Case(M=48, B=2, local_dim=253, hidden_dims=(509, 66), aux_dims=(510, 66))
-    problem = make(one).to(dtype)
+def test_few_rows_of_weights_larger_than_caches(dtype, keep_num_threads):
+    """They are read past the caches, as far as rows follow that are read together; the bits are those of many rows."""
+    problem = make(Case(M=48, B=30, local_dim=253, hidden_dims=(509, 66), aux_dims=(510, 66))).to(dtype)
     torch.set_num_threads(2)
     with torch.no_grad():
-        both = problem.run(backend="cpp")
-        alone = [problem.rows([row]).run(backend="cpp") for row in range(2)]
-    for row, output in enumerate(alone):
-        assert torch.equal(output.own[0], both.own[row])
-        assert torch.equal(output.aux[0], both.aux[row])
+        many = problem.run(backend="cpp")
+        for rows in (1, 2, 3, 9, 24):
+            few = problem.rows(slice(0, rows)).run(backend="cpp")
+            assert torch.equal(few.own, many.own[:rows])
+            assert torch.equal(few.aux, many.aux[:rows])
 
 
 @pytest.mark.parametrize("rows", [1, 13, 64])

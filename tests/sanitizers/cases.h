@@ -39,6 +39,7 @@ inline std::vector<Case> cases() {
       {"one scenario", 1, 40, 5, 3, {17, 33}, {9, 1}, {0}, {}},
       {"one row", 3, 1, 1, 1, {1, 1}, {1, 1}, {0}, {.score = kSoftmax, .activation = kGelu, .per_branch = true}},
       {"few rows", 3, 5, 37, 7, {133, 131}, {66, 129}, {0, 1}, {}},
+      {"more rows, read in place", 3, 23, 37, 7, {133, 131}, {66, 129}, {0, 1}, {}},
       {"no rows", 2, 0, 4, 4, {5, 3}, {2, 2}, {0, 1}, {.activation = kSilu}},
       {"views", 2, 101, 33, 5, {33, 47}, {47, 17}, {1}, {.activation = kLeakyRelu, .per_branch = true}},
       {"two tables", 3, 61, 4, 5, {47, 17, 1}, {17, 1, 33}, {0, 1}, scalar_gelu},

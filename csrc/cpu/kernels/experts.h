@@ -16,7 +16,7 @@ struct ExpertsForwardScratch {
   ExpertsForwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
       : ExpertsForwardScratch(trunk, Widest<scalar_t>(trunk), scratch) {}
   ExpertsForwardScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest, Scratch<scalar_t>& scratch)
-      : first(trunk.tile_rows, trunk.x_local.cols, false, scratch),
+      : first(trunk.tile_rows, std::max(trunk.x_local.cols, trunk.layers[0].width), false, scratch),
         others(trunk.tile_rows, widest.factor, false, scratch),
         x(scratch.take(in_16_bits(trunk.x_local.storage) ? trunk.tile_rows * trunk.x_local.cols : 0)),
         rows{scratch.take(trunk.tile_rows * widest.stream), scratch.take(trunk.tile_rows * widest.stream)} {}

@@ -1,8 +1,8 @@
-// Products of a few rows with a matrix: one register tile, three ways to feed it. Included once per capability.
+// Products of a few rows with a matrix. Included once per capability.
 //
-// The tile is kRegisterTileRows rows by kVectors vectors. B comes from a packed panel (contiguous, zero-padded) or,
-// where few rows would not pay for packing, from the matrix itself. Every element is one sum over k in ascending order,
-// so a result depends on neither the tiling nor the number of threads.
+// A register tile is kRegisterTileRows rows by kVectors vectors; B comes from a packed panel (contiguous, zero-padded)
+// or from the matrix itself. Where few rows would not pay for packing, B is read in order instead. Every element is one
+// sum over k in ascending order, so a result depends on neither the way, nor the tiling, nor the number of threads.
 
 #if SAML_VECTOR_BYTES == 64
 constexpr int kRegisterTileRows = 12;
@@ -15,15 +15,13 @@ constexpr int kVectors = 2;
 template <typename scalar_t>
 constexpr int64_t kPanel = kVectors * kLanes<scalar_t>;
 
-// Up to this many rows B is read in place: packing it would cost as much as using it.
-constexpr int64_t kRowsWithoutPacking = 2 * kRegisterTileRows;
-
-// From this many panels on B is then read in order, as memory delivers it fastest: by one row of A row by row, so many
-// terms of a sum at a time; by several in chunks of so many of its rows, which stay in cache while all columns of C
-// pass.
+// Up to kRowsWithoutPacking rows of A read a B of so many panels or more in order, as memory delivers it fastest: row
+// by row, so many terms of a sum at a time, which meet up to so many rows of A while they are in registers. Rows so far
+// below are asked for meanwhile.
 constexpr int64_t kPanelsToStream = 4;
 constexpr int kStreamedTerms = 4;
-constexpr int64_t kChunkTerms = 16;
+constexpr int kStreamedRows = 4;
+constexpr int64_t kStreamedAhead = 8;
 
 // A factor: element (row, k) stands at data[row * row_stride + k * k_stride].
 template <typename scalar_t>
@@ -41,23 +39,58 @@ inline Operand<scalar_t> operand(const MatrixView<const scalar_t>& a) {
   return {a.data, a.ld, 1, a.cols};
 }
 
+// Memory that is read after a product: while it is computed, a line is asked for every kTermsPerLine terms, the next
+// one `step` bytes on.
+struct Ahead {
+  const char* line;
+  int64_t step;
+};
+constexpr int64_t kTermsPerLine = 4;
+
+// `count` lines from one place on, for one product after the other.
+class Lines {
+ public:
+  // None; the place is one that is in cache.
+  explicit Lines(const void* place) : line_(static_cast<const char*>(place)) {}
+  Lines(const void* first, int64_t step, int64_t count)
+      : line_(static_cast<const char*>(first)), step_(step), left_(count) {}
+
+  // Those for a product over so many terms.
+  Ahead next(int64_t terms) {
+    const Ahead ahead{line_, left_ > 0 ? step_ : 0};
+    const int64_t count = std::min(left_, terms / kTermsPerLine);
+    line_ += count * step_;
+    left_ -= count;
+    return ahead;
+  }
+
+ private:
+  const char* line_;
+  int64_t step_ = 0;
+  int64_t left_ = 0;
+};
+
 // acc += A B over a.k terms.
 template <int rows, int vectors, typename scalar_t>
 inline __attribute__((always_inline)) void multiply_add(vec<scalar_t> (&acc)[rows][vectors], const Operand<scalar_t>& a,
-                                                        const scalar_t* b, int64_t ldb) {
+                                                        const scalar_t* b, int64_t ldb, Ahead& ahead) {
   const scalar_t* column = a.data;
-  for (int64_t k = 0; k < a.k; ++k, column += a.k_stride, b += ldb) {
-    vec<scalar_t> factor[vectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) {
-      factor[v] = load(b + v * kLanes<scalar_t>);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      const scalar_t value = column[r * a.row_stride];
+  for (int64_t k = 0; k < a.k;) {
+    __builtin_prefetch(ahead.line);
+    ahead.line += ahead.step;
+    for (const int64_t end = std::min(k + kTermsPerLine, a.k); k < end; ++k, column += a.k_stride, b += ldb) {
+      vec<scalar_t> factor[vectors];
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) {
-        acc[r][v] += value * factor[v];
+        factor[v] = load(b + v * kLanes<scalar_t>);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        const scalar_t value = column[r * a.row_stride];
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) {
+          acc[r][v] += value * factor[v];
+        }
       }
     }
   }
@@ -66,7 +99,7 @@ inline __attribute__((always_inline)) void multiply_add(vec<scalar_t> (&acc)[row
 // C (rows, vectors) = [bias or C or 0] + A1 B1 + A2 B2, B2 following B1.
 template <int rows, int vectors, typename scalar_t>
 void register_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, const scalar_t* b, int64_t ldb,
-                   const scalar_t* bias, scalar_t* c, int64_t ldc, bool accumulate) {
+                   const scalar_t* bias, scalar_t* c, int64_t ldc, bool accumulate, Ahead ahead) {
   vec<scalar_t> acc[rows][vectors];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
@@ -77,8 +110,8 @@ void register_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, con
                                     : vec<scalar_t>{};
     }
   }
-  multiply_add<rows, vectors>(acc, a1, b, ldb);
-  multiply_add<rows, vectors>(acc, a2, b + a1.k * ldb, ldb);
+  multiply_add<rows, vectors>(acc, a1, b, ldb, ahead);
+  multiply_add<rows, vectors>(acc, a2, b + a1.k * ldb, ldb, ahead);
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
@@ -90,7 +123,7 @@ void register_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, con
 
 template <typename scalar_t>
 using RegisterTile = void (*)(const Operand<scalar_t>&, const Operand<scalar_t>&, const scalar_t*, int64_t,
-                              const scalar_t*, scalar_t*, int64_t, bool);
+                              const scalar_t*, scalar_t*, int64_t, bool, Ahead);
 
 template <int vectors, typename scalar_t, int... rows>
 constexpr std::array<RegisterTile<scalar_t>, sizeof...(rows)> register_tiles(std::integer_sequence<int, rows...>) {
@@ -104,11 +137,11 @@ constexpr auto kRegisterTiles = register_tiles<vectors, scalar_t>(std::make_inte
 // C = [bias or C or 0] + A1 B1 + A2 B2 in one register tile, through a buffer where C is narrower; bias is not.
 template <typename scalar_t>
 inline void multiply_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, const scalar_t* b, int64_t ldb,
-                          const scalar_t* bias, Matrix<scalar_t> c, bool accumulate) {
+                          const scalar_t* bias, Matrix<scalar_t> c, bool accumulate, Ahead ahead) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
   const auto tile = kRegisterTiles<kVectors, scalar_t>[c.rows - 1];
   if (c.cols == panel_width) {
-    tile(a1, a2, b, ldb, bias, c.data, c.ld, accumulate);
+    tile(a1, a2, b, ldb, bias, c.data, c.ld, accumulate, ahead);
     return;
   }
   alignas(64) scalar_t edge[kRegisterTileRows * panel_width];
@@ -116,7 +149,7 @@ inline void multiply_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& 
     std::copy_n(c.row(r), c.cols, edge + r * panel_width);
     std::fill(edge + r * panel_width + c.cols, edge + (r + 1) * panel_width, scalar_t(0));
   }
-  tile(a1, a2, b, ldb, bias, edge, panel_width, accumulate);
+  tile(a1, a2, b, ldb, bias, edge, panel_width, accumulate, ahead);
   for (int64_t r = 0; r < c.rows; ++r) {
     std::copy_n(edge + r * panel_width, c.cols, c.row(r));
   }
@@ -243,58 +276,152 @@ void add_streamed(ConstMatrix<scalar_t> a, ConstStored<scalar_t> b, Matrix<scala
   });
 }
 
-// C += A B, B chunk by chunk; the next one is asked for meanwhile. panel holds as many terms of a panel.
-template <typename scalar_t>
-void add_chunks(ConstMatrix<scalar_t> a, ConstStored<scalar_t> b, Matrix<scalar_t> c, scalar_t* panel) {
-  constexpr int64_t panel_width = kPanel<scalar_t>;
-  const Operand<scalar_t> nothing{a.data, 0, 0, 0};
-  const int64_t whole = c.cols / panel_width * panel_width;
-  const bool in_place = b.storage == Storage::kComputed;
-  for (int64_t k = 0; k < a.cols; k += kChunkTerms) {
-    const int64_t end = std::min(k + kChunkTerms, a.cols);
-    const Operand<scalar_t> chunk = operand(a.columns(k, end - k));
-    for (int64_t column = 0; column < whole; column += panel_width) {
-      for (int64_t row = end; row < std::min(end + kChunkTerms, a.cols); ++row) {
-        prefetch_columns<scalar_t>(b, row, column, column + panel_width);
+// C += A B over kStreamedTerms terms, for a multiple of `rows` rows of A and C and whole panels of B, whose rows
+// further below are asked for. With groups of any size in one loop the compiler runs out of registers.
+template <int rows, bool passing, typename scalar_t>
+void add_row_groups(const ConstMatrix<scalar_t>& a, const ConstMatrix<scalar_t>& b, int64_t ahead,
+                    const Matrix<scalar_t>& c) {
+  constexpr int terms = kStreamedTerms, lanes = kLanes<scalar_t>;
+  // Vectors may stand for anything: what is behind a reference would be read again after each is stored.
+  const scalar_t *values = a.data, *first = b.data;
+  scalar_t* sums = c.data;
+  const int64_t lda = a.ld, ldb = b.ld, ldc = c.ld, count = c.rows, n = c.cols;
+  for (int64_t column = 0; column < n; column += kPanel<scalar_t>) {
+    const scalar_t* panel = first + column;
+    vec<scalar_t> factor[terms][kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < terms; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        factor[i][v] = load(panel + i * ldb + v * lanes);
       }
-      if (!in_place) {
-        pack_panel<scalar_t>(b.row_range(k, end).columns(column, panel_width), panel);
+#pragma GCC unroll 2
+      for (int64_t line = 0; line < kPanel<scalar_t>; line += 64 / sizeof(scalar_t)) {
+        const scalar_t* below = panel + (ahead + i) * ldb + line;
+        if constexpr (passing) {
+          prefetch_once(below);
+        } else {
+          __builtin_prefetch(below);
+        }
       }
-      const scalar_t* source = in_place ? b.view().row(k) + column : panel;
-      for (int64_t row = 0; row < c.rows; row += kRegisterTileRows) {
-        const int64_t row_end = std::min(row + kRegisterTileRows, c.rows);
-        multiply_tile<scalar_t>(chunk.from_row(row), nothing, source, in_place ? b.ld : panel_width, nullptr,
-                                c.row_range(row, row_end).columns(column, panel_width), true);
+    }
+    for (int64_t r = 0; r < count; r += rows) {
+      scalar_t* target = sums + r * ldc + column;
+      vec<scalar_t> sum[rows][kVectors];
+#pragma GCC unroll 4
+      for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+          sum[i][v] = load(target + i * ldc + v * lanes);
+        }
+      }
+#pragma GCC unroll 4
+      for (int term = 0; term < terms; ++term) {
+#pragma GCC unroll 4
+        for (int i = 0; i < rows; ++i) {
+          const scalar_t value = values[(r + i) * lda + term];
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) {
+            sum[i][v] += value * factor[term][v];
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+          store(target + i * ldc + v * lanes, sum[i][v]);
+        }
       }
     }
   }
+}
+
+template <typename scalar_t>
+using AddRowGroups = void (*)(const ConstMatrix<scalar_t>&, const ConstMatrix<scalar_t>&, int64_t,
+                              const Matrix<scalar_t>&);
+
+// By number of rows, less one.
+template <bool passing, typename scalar_t>
+constexpr std::array<AddRowGroups<scalar_t>, kStreamedRows> kAddRowGroups = {
+    &add_row_groups<1, passing, scalar_t>, &add_row_groups<2, passing, scalar_t>, &add_row_groups<3, passing, scalar_t>,
+    &add_row_groups<4, passing, scalar_t>};
+
+// Of what several rows need to stream a B of n columns.
+inline int64_t streamed_size(int64_t n) { return (kRowsWithoutPacking + kStreamedTerms) * n; }
+
+// C += A B for several rows, B row by row. space holds kStreamedTerms * c.cols elements.
+template <typename scalar_t>
+__attribute__((noinline)) void add_streamed_rows(ConstMatrix<scalar_t> a, ConstStored<scalar_t> b, Matrix<scalar_t> c,
+                                                 scalar_t* space) {
+  const int64_t whole = c.cols / kPanel<scalar_t> * kPanel<scalar_t>;
+  const int64_t terms = a.cols / kStreamedTerms * kStreamedTerms;
+  const int64_t groups = (c.rows + kStreamedRows - 1) / kStreamedRows;
+  const int64_t height = (c.rows + groups - 1) / groups, even = c.rows / height * height;
+  const auto& add = b.passing ? kAddRowGroups<true, scalar_t> : kAddRowGroups<false, scalar_t>;
+  const Matrix<scalar_t> columns = c.columns(0, whole);
+  for (int64_t k = 0; k < terms; k += kStreamedTerms) {
+    // What is widened is asked for as it is read.
+    MatrixView<const scalar_t> factor{space, kStreamedTerms, whole, whole};
+    int64_t ahead = 0;
+    if (b.storage == Storage::kComputed) {
+      factor = b.view().row_range(k, k + kStreamedTerms).columns(0, whole);
+      ahead = std::min(kStreamedAhead, a.cols - k - kStreamedTerms);
+    } else {
+      for (int64_t i = 0; i < kStreamedTerms; ++i) {
+        read_row(b, k + i, 0, whole, space + i * whole);
+      }
+    }
+    const ConstMatrix<scalar_t> values = a.columns(k, kStreamedTerms);
+    add[height - 1](values.row_range(0, even), factor, ahead, columns.row_range(0, even));
+    if (even < c.rows) {
+      add[c.rows - even - 1](values.row_range(even, c.rows), factor, ahead, columns.row_range(even, c.rows));
+    }
+  }
+  add_streamed<scalar_t>(a.columns(terms, a.cols - terms), b.row_range(terms, a.cols), c.columns(0, whole));
   add_streamed<scalar_t>(a, b.columns(whole, c.cols - whole), c.columns(whole, c.cols - whole));
 }
 
-// C = [C if accumulate, or bias, or 0] + [A1 ; A2] B. panels are those of B, or null, and then panel holds
-// a.cols() * kPanel elements.
+// C = [C if accumulate, or bias, or 0] + [A1 ; A2] B, B row by row. space holds streamed_size(c.cols) elements.
+template <typename scalar_t>
+void multiply_in_order(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const scalar_t* bias,
+                       Matrix<scalar_t> c, scalar_t* space, bool accumulate) {
+  // Rows that stand far apart compete for the same lines of the cache.
+  const bool one = c.rows == 1;
+  const Matrix<scalar_t> sums = one ? c : Matrix<scalar_t>{space, c.rows, c.cols, c.cols};
+  for (int64_t r = 0; r < c.rows; ++r) {
+    if (accumulate) {
+      std::copy_n(c.row(r), one ? 0 : c.cols, sums.row(r));
+    } else if (bias != nullptr) {
+      std::copy_n(bias, c.cols, sums.row(r));
+    } else {
+      std::fill_n(sums.row(r), c.cols, scalar_t(0));
+    }
+  }
+  const auto add = [&](ConstMatrix<scalar_t> left, ConstStored<scalar_t> right) {
+    if (one) {
+      add_streamed<scalar_t>(left, right, sums);
+    } else {
+      add_streamed_rows<scalar_t>(left, right, sums, space + c.rows * c.cols);
+    }
+  };
+  add(a.left, b.row_range(0, a.left.cols));
+  add(a.right, b.row_range(a.left.cols, a.cols()));
+  for (int64_t r = 0; !one && r < c.rows; ++r) {
+    std::copy_n(sums.row(r), c.cols, c.row(r));
+  }
+}
+
+// C = [C if accumulate, or bias, or 0] + [A1 ; A2] B. panels are those of B, or null; b may be without data where they
+// are given. panel holds as many elements as streamed_size(c.cols) and as a.cols() * kPanel.
 template <typename scalar_t>
 void multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const scalar_t* panels, const scalar_t* bias,
               Matrix<scalar_t> c, scalar_t* panel, bool accumulate = false) {
   const int64_t k = a.cols();
   constexpr int64_t panel_width = kPanel<scalar_t>;
-  if (panels == nullptr && c.rows <= kRowsWithoutPacking && c.cols >= kPanelsToStream * panel_width) {
-    for (int64_t r = 0; !accumulate && r < c.rows; ++r) {
-      if (bias != nullptr) {
-        std::copy_n(bias, c.cols, c.row(r));
-      } else {
-        std::fill_n(c.row(r), c.cols, scalar_t(0));
-      }
-    }
-    const auto add = [&](ConstMatrix<scalar_t> left, ConstStored<scalar_t> right) {
-      if (c.rows == 1) {
-        add_streamed<scalar_t>(left, right, c);
-      } else {
-        add_chunks<scalar_t>(left, right, c, panel);
-      }
-    };
-    add(a.left, b.row_range(0, a.left.cols));
-    add(a.right, b.row_range(a.left.cols, k));
+  const int64_t in_order = panels == nullptr ? kRowsWithoutPacking : b.data != nullptr ? kRowsBeforePanels : 0;
+  if (c.rows <= in_order && c.cols >= kPanelsToStream * panel_width) {
+    multiply_in_order(a, b, bias, c, panel, accumulate);
     return;
   }
   const Operand<scalar_t> a1 = operand(a.left), a2 = operand(a.right);
@@ -314,18 +441,24 @@ void multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const sc
       std::copy_n(start, width, edge_bias);
       start = edge_bias;
     }
+    // The next panel: of one that stands in rows, the line of each.
+    Lines next(source);
+    if (column + width < c.cols) {
+      next = panels != nullptr
+                 ? Lines(source + panel_width * k, 64, k * panel_width * static_cast<int64_t>(sizeof(scalar_t)) / 64)
+                 : Lines(b.at(0, column + panel_width), b.ld * b.element_size(), k);
+    }
     for (int64_t row = 0; row < c.rows; row += kRegisterTileRows) {
       const int64_t end = std::min(row + kRegisterTileRows, c.rows);
       multiply_tile<scalar_t>(a1.from_row(row), a2.from_row(row), source, stride, start,
-                              c.row_range(row, end).columns(column, width), accumulate);
+                              c.row_range(row, end).columns(column, width), accumulate, next.next(k));
     }
   }
 }
 
 // dA = [dA +] dC Wᵀ for W (k, n): computed as (W dCᵀ)ᵀ, so that W is read once, in order, and only the few rows of dC
 // are transposed. A weight in 16 bits, or a product, is first made floats, as many rows at a time as the register tile
-// reads. panel holds
-// n * (round_up(rows, kPanel) + kRegisterTileRows) elements.
+// reads. panel holds n * (round_up(rows, kPanel) + kRegisterTileRows) elements.
 template <typename scalar_t>
 void multiply_transposed(ConstMatrix<scalar_t> dc, ConstStored<scalar_t> w, Matrix<scalar_t> da, bool accumulate,
                          scalar_t* panel) {
@@ -353,11 +486,15 @@ void multiply_transposed(ConstMatrix<scalar_t> dc, ConstStored<scalar_t> w, Matr
       read_row(w, i + r, 0, n, widened_rows + r * n);
     }
     const Operand<scalar_t> a = rows_of_w.from_row(in_place ? i : 0);
+    Lines next(a.data);
+    if (in_place && i + count < w.rows) {
+      next = Lines(w.at(i + count, 0), 64, count * w.ld * w.element_size() / 64);
+    }
     for (int64_t row = 0; row < dc.rows; row += panel_width) {
       const int64_t width = std::min(panel_width, dc.rows - row);
       const auto tile =
           width <= lanes ? kRegisterTiles<1, scalar_t>[count - 1] : kRegisterTiles<kVectors, scalar_t>[count - 1];
-      tile(a, nothing, panel + row * n, panel_width, nullptr, block, panel_width, false);
+      tile(a, nothing, panel + row * n, panel_width, nullptr, block, panel_width, false, next.next(n));
       for (int64_t r = 0; r < width; ++r) {
         scalar_t* target = da.row(row + r) + i;
         for (int64_t j = 0; j < count; ++j) {

@@ -26,11 +26,11 @@ struct ProductScratch {
   float* row_scales = nullptr;   // of these
 
   ProductScratch() = default;
-  // For up to that many rows, and products over at most k terms.
+  // For up to that many rows, and products over at most k terms and of at most k columns.
   ProductScratch(int64_t rows, int64_t k, bool backward, Scratch<scalar_t>& scratch) {
     // Twice, as the kernel without a bfloat16 instruction packs a panel before it is packed again; at least the tiles
     // of units of a panel.
-    panel = scratch.take(std::max(2 * (k + 2), kTileSide) * kPanel<scalar_t>);
+    panel = scratch.take(std::max(std::max(2 * (k + 2), kTileSide) * kPanel<scalar_t>, streamed_size(k)));
     rounded = scratch.take(rows * (k + 2));
     if (backward) {
       transposed = scratch.take(k * (round_up(rows, kPanel<scalar_t>) + kRegisterTileRows));

@@ -136,7 +136,8 @@ struct FloatTerms {
   void multiply(int64_t row, int64_t terms, Matrix<scalar_t> out) const {
     const Operand<scalar_t> a{scratch.input + row * kGradientChunk, 1, kRegisterTileRows, terms};
     const Operand<scalar_t> nothing{a.data, 0, 0, 0};
-    multiply_tile<scalar_t>(a, nothing, scratch.panel, kPanel<scalar_t>, nullptr, out, true);
+    multiply_tile<scalar_t>(a, nothing, scratch.panel, kPanel<scalar_t>, nullptr, out, true,
+                            Lines(scratch.panel).next(terms));
   }
 };
 
