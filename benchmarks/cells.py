@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from contenders import Contender, products
+from contenders import Contender, onednn_multiplies, products, short
 from peers import PEERS
 from records import QUIET_SHARE, Record, Row, rows, verdict
 from saml_kernels.testing import timing
@@ -51,6 +51,12 @@ class Host:
     def copies(self, bytes_: int) -> int:
         """How many sets of inputs calls rotate over, so that none finds its own in the cache."""
         return 1
+
+    def lacks(self, contender: Contender) -> str | None:
+        """What a peer would need to be worth timing here; None if nothing."""
+        if not contender.is_peer or contender.dtype == torch.float32 or onednn_multiplies(contender.dtype):
+            return None
+        return f"left out: oneDNN has no product of {short(contender.dtype)} on this processor"
 
     def graph_pool(self) -> Any:
         """Memory that the graphs of one cell share: they are never replayed at the same time."""
@@ -166,7 +172,8 @@ class Entry:
 
     def judge(self, gate: AccuracyGate, deadline: float) -> None:
         """The gate's verdict on eager calls; left out past the deadline and where memory is short."""
-        reason = "left out: no time was left" if time.monotonic() > deadline else self.too_large()
+        late = "left out: no time was left" if time.monotonic() > deadline else None
+        reason = late or self.too_large() or self.host.lacks(self.contender)
         judged = (self.contender.dtype, self.contender.foreign_dtype)
         self.verdict = Verdict(failure=reason) if reason else gate.judge(self.function, *judged)
 

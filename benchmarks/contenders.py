@@ -115,15 +115,22 @@ class Product:
 
 
 def products(dtypes: set[torch.dtype]) -> list[Product]:
-    """Those that this torch has on this processor: oneDNN multiplies bfloat16 from AVX-512 on only."""
+    """Those that this torch has on this processor."""
     found = []
     for dtype in sorted(dtypes, key=short):
         found.append(Product("torch.mm", dtype))
-        if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-            one = torch.ones(1, 1, dtype=dtype)
-            try:
-                torch.ops.mkldnn._linear_pointwise(one, one, None, "none", [], "")
-            except RuntimeError:
-                continue
+        if onednn_multiplies(dtype):
             found.append(Product("oneDNN", dtype))
     return found
+
+
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN does on this processor: bfloat16 from AVX-512 on only. Without it torch.mm takes minutes."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    one = torch.ones(1, 1, dtype=dtype)
+    try:
+        torch.ops.mkldnn._linear_pointwise(one, one, None, "none", [], "")
+    except RuntimeError:
+        return False
+    return True

@@ -12,12 +12,13 @@ from saml_kernels import extension
 def keep_layouts() -> Iterator[None]:
     """While it lasts, calls without gradients keep the copies of weights that the C++ kernels lay out for themselves.
 
-    A small batch then reads them at once. What is kept is as large as the parameters that are read, and is given back
-    at the end of the last such block of the process. Kept are layouts of parameters: tensors that require a gradient,
-    made outside inference mode, float32 or float64; not of what is computed for one call, such as weights that are
-    widened from bfloat16 or STAR's products. A weight that has been written to since is laid out again: torch counts
-    the writes of optimizers, ``load_state_dict`` and every operation in place. It does not count writes through
-    ``.data``, through ``.numpy()`` or by other libraries: leave the block before such a write, and enter it again.
+    A batch then reads them at once; up to 8 rows read float32 and float64 weights where they stand, and keep none of
+    these. What is kept is as large as the parameters that are read, and is given back at the end of the last such
+    block of the process. Kept are layouts of parameters: tensors that require a gradient, made outside inference mode,
+    float32 or float64; not of what is computed for one call, such as weights that are widened from bfloat16 or STAR's
+    products. A weight that has been written to since is laid out again: torch counts the writes of optimizers,
+    ``load_state_dict`` and every operation in place. It does not count writes through ``.data``, through ``.numpy()``
+    or by other libraries: leave the block before such a write, and enter it again.
 
     Results are the same bits as without it. All threads of the process are concerned. Without the extension, and for
     other backends, nothing happens.

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import cells
 import figures
 import trunk
-from contenders import EAGER_PEERS, REFERENCE
+from contenders import EAGER_PEERS, REFERENCE, Contender
 from saml_kernels.testing.problem import PASSES
 from workload import Cell
 
@@ -84,3 +84,14 @@ def test_what_does_not_fit_in_memory_is_left_out(monkeypatch: pytest.MonkeyPatch
     assert reason is not None
     assert reason.startswith("left out: may need 0.1 GiB")
     assert cells.Entry(host, TINY, EAGER_PEERS[0], dynamic=False).too_large() is None
+
+
+def test_peers_in_bfloat16_take_part_where_onednn_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = cells.Host()
+    peer, ours = Contender("grouped", dtype=torch.bfloat16), Contender("cpp", dtype=torch.bfloat16)
+    monkeypatch.setattr(cells, "onednn_multiplies", lambda dtype: dtype == torch.float32)
+    assert host.lacks(peer) == "left out: oneDNN has no product of bfloat16 on this processor"
+    assert host.lacks(ours) is None
+    assert host.lacks(EAGER_PEERS[0]) is None
+    monkeypatch.setattr(cells, "onednn_multiplies", lambda dtype: True)
+    assert host.lacks(peer) is None

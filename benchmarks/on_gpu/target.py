@@ -49,6 +49,10 @@ class Target(Host):
         """What is measured most. In a dry run the one whose bounds tiny shapes do not blur."""
         return torch.float32 if self.dry_run else torch.bfloat16
 
+    def lacks(self, contender: Contender) -> str | None:
+        """As Host's; every GPU that the kernels run on multiplies bfloat16."""
+        return None
+
     def unavailable(self) -> str | None:
         """Why nothing can be measured here; None if it can."""
         if self.dry_run or torch.cuda.is_available():
