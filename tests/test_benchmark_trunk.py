@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 import cells
+import contenders
 import figures
 import trunk
 from contenders import EAGER_PEERS, REFERENCE, Contender
@@ -95,3 +96,12 @@ def test_peers_in_bfloat16_take_part_where_onednn_multiplies_it(monkeypatch: pyt
     assert host.lacks(EAGER_PEERS[0]) is None
     monkeypatch.setattr(cells, "onednn_multiplies", lambda dtype: True)
     assert host.lacks(peer) is None
+
+
+def test_products_in_bfloat16_are_timed_where_onednn_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes = {torch.float32, torch.bfloat16}
+    for multiplied, libraries in ((dtypes, ["oneDNN", "torch.mm"]), ({torch.float32}, [])):
+        monkeypatch.setattr(contenders, "onednn_multiplies", multiplied.__contains__)
+        found = contenders.products(dtypes)
+        assert sorted(product.library for product in found if product.dtype == torch.bfloat16) == libraries
+        assert sorted(product.library for product in found if product.dtype == torch.float32) == ["oneDNN", "torch.mm"]
