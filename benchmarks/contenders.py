@@ -125,7 +125,7 @@ def products(dtypes: set[torch.dtype]) -> list[Product]:
 
 
 def onednn_multiplies(dtype: torch.dtype) -> bool:
-    """Whether oneDNN does on this processor: bfloat16 from AVX-512 on only. Without it torch.mm is as slow as a loop."""
+    """Whether oneDNN does on this processor: bfloat16 from AVX-512 on only. Without it torch.mm is slow."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     one = torch.ones(1, 1, dtype=dtype)

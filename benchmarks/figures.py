@@ -142,7 +142,7 @@ def overhead_table(record: Record) -> str:
 
 def limits_table(record: Record) -> str:
     """How near the kernels are to what the processor can do, and by how much the best peer could be beaten at most."""
-    head = ["B", "M", "contender", "pass", "ms", "least, ms", "of the ceiling", "best peer ÷ least"]
+    head = ["B", "M", "scenarios", "contender", "pass", "ms", "least, ms", "of the ceiling", "best peer ÷ least"]
     lines = []
     for cell in cells(record):
         for name, entry in cell.contenders.items():
@@ -157,7 +157,7 @@ def limits_table(record: Record) -> str:
                 numbers = [pages.digits(seconds * 1e3), pages.digits(least * 1e3)]
                 numbers.append(f"{least / seconds:.0%}".replace("%", " %"))
                 numbers.append("–" if peer is None else f"{peer / least:.2f}")
-                lines.append([str(cell.B), str(cell.M), name, kind, *numbers])
+                lines.append([str(cell.B), str(cell.M), cell.data["distribution"], name, kind, *numbers])
     return markdown(head, lines) + f"\n\n{_ceilings(record)}"
 
 

@@ -189,8 +189,8 @@ def test_limits_table(record: dict[str, Any], monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "trunk_headline.json").write_text(json.dumps(record))
     text = figures.render_page(page, tmp_path)
     # 0.2 s where 0.05 would do; the best peer takes 0.4.
-    assert "| 64 | 2 | cpp | forward | 200 | 50 | 25 % | 8.00 |" in text
-    assert "| 64 | 2 | cpp, foreign bfloat16 | step | 100 | 50 | 50 % | 8.00 |" in text
+    assert "| 64 | 2 | uniform | cpp | forward | 200 | 50 | 25 % | 8.00 |" in text
+    assert "| 64 | 2 | uniform | cpp, foreign bfloat16 | step | 100 | 50 | 50 % | 8.00 |" in text
     assert "Ceilings, all threads together: float32 avx2 80 GFLOP/s; read 20 GB/s." in text
     assert asked[0] == ("forward", "float32", None, 2, rates)
     assert asked[-1] == ("step", "float32", "bfloat16", 2, rates)
