@@ -171,7 +171,7 @@ class Entry:
         self.peak: dict[str, Any] = {}
 
     def judge(self, gate: AccuracyGate, deadline: float) -> None:
-        """The gate's verdict on eager calls; left out past the deadline and where memory is short."""
+        """The gate's verdict on eager calls; left out past the deadline, and where host or memory lack something."""
         late = "left out: no time was left" if time.monotonic() > deadline else None
         reason = late or self.too_large() or self.host.lacks(self.contender)
         judged = (self.contender.dtype, self.contender.foreign_dtype)
