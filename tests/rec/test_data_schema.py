@@ -184,6 +184,8 @@ def test_the_split_column_is_no_feature():
     [
         (b"label = ", "is not valid TOML"),
         (b'label = "a"\nlabel = "b"', "is not valid TOML"),
+        (b'label = "a"\rscenario = "b"', "is not valid TOML"),
+        (b'\rlabel = "a"', "is not valid TOML"),
         (b"\xff\xfe", "is not UTF-8"),
         (b"", "label is missing"),
     ],

@@ -1,6 +1,5 @@
 """Options of train in a TOML file: what --config reads, and what a run keeps as run.toml."""
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import click
 
 from saml_rec.errors import InputError, did_you_mean, shortened, shown
-from saml_rec.files import require_regular
+from saml_rec.toml_file import read_toml
 
 Command = Any
 NOT_KEPT = ("out", "resume", "overwrite", "config", "tensorboard", "mlflow")
@@ -33,7 +32,7 @@ def _read(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     options = {option.opts[0].removeprefix("--"): option for option in ctx.command.params if option.opts}
     del options["config"]
     found: dict[str, Any] = {}
-    for key, value in _content(path).items():
+    for key, value in read_toml(path, "file of options").items():
         name = key.replace("_", "-")
         if name not in options:
             raise InputError(f"{path}: there is no option {shown(key)}{did_you_mean(name, options)}")
@@ -42,14 +41,6 @@ def _read(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
             raise InputError(f"{path}: {name} is given twice, with - and with _ in its name")
         found[str(option.name)] = _given(path, name, value, option)
     ctx.default_map = found
-
-
-def _content(path: Path) -> Mapping[str, Any]:
-    require_regular(path)
-    try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no TOML: {shortened(str(error))}") from error
 
 
 def _given(path: Path, name: str, value: Any, option: click.Parameter) -> Any:

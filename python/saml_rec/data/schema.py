@@ -25,14 +25,13 @@ A schema is a TOML file::
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from saml_rec.errors import MOST_OF_NAME, InputError, did_you_mean, named, shortened, shown
-from saml_rec.files import require_regular
+from saml_rec.toml_file import read_toml
 
 Kind = Literal["sparse", "multi", "dense", "sequence"]
 Pooling = Literal["mean", "sum"]
@@ -280,26 +279,7 @@ def load_schema(path: str | Path) -> Schema:
     Raises:
         InputError: the file cannot be read, is not TOML, or describes no valid schema; names the file and the key.
     """
-    path = Path(path)
-    require_regular(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such schema file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a directory; expected a schema file (TOML)") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); expected a schema file (TOML)") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        mapping = tomllib.loads(text)
-    except RecursionError:
-        raise InputError(f"{path} is not a schema: its values are nested too deeply") from None
-    except ValueError as error:
-        # Besides TOMLDecodeError that of an integer of thousands of digits.
-        raise InputError(f"{path} is not valid TOML: {shortened(' '.join(str(error).split()))}") from None
-    return Schema.from_dict(mapping, source=str(path))
+    return Schema.from_dict(read_toml(Path(path), "schema file"), source=str(path))
 
 
 def _parse(mapping: Mapping[str, Any]) -> Schema:
