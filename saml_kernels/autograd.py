@@ -50,6 +50,8 @@ class Plan:
     """Backward computes the streams of all branches again."""
     reference_options: dict[str, Any]
     """Keywords of the reference's function, for a second derivative."""
+    return_scores: bool = False
+    """The own rows of α are asked for."""
     all_branches: bool = False
     """Own is (B, M, d_L), the last layer of every branch, of which the foreign ones are constants."""
     gate_scale: float | None = None
@@ -82,7 +84,8 @@ class FusedBackend(ABC):
         plan: Plan,
         save: bool,
     ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
-        """own, aux, the own rows of α of every mutual layer, and with ``save`` what backward needs."""
+        """own, aux, the own rows of α of every mutual layer (none unless the plan returns them), and with ``save`` what
+        backward needs."""
 
     @abstractmethod
     def trunk_backward(
@@ -175,15 +178,18 @@ class FusedBackend(ABC):
                 "foreign_dtype": foreign_dtype,
                 "return_scores": False,
             },
+            return_scores=return_scores,
             schedule=None if schedule == "auto" else schedule,
         )
         gates = [params.gate_weights[layer] for layer in mutual], [params.gate_biases[layer] for layer in mutual]
         lists = (params.branch_weights, params.branch_biases, params.aux_weights, params.aux_biases, *gates, ())
         own, aux, *alphas = _run(self, x_local, x_global, None, scenario, plan, lists)
+        if not return_scores:
+            return TrunkOutput(own, aux, None)
         scores: list[Tensor | None] = [None] * len(params.branch_weights)
         for layer, alpha in zip(mutual, alphas, strict=True):
             scores[layer] = alpha
-        return TrunkOutput(own, aux, tuple(scores) if return_scores else None)
+        return TrunkOutput(own, aux, tuple(scores))
 
     def grouped_mlp(
         self,
@@ -294,14 +300,13 @@ def _run(
     plan: Plan,
     lists: Sequence[Sequence[Tensor | None]],
 ) -> tuple[Tensor, ...]:
-    """own, aux and the own rows of α of every mutual layer, in the caller's order."""
-    lengths = [len(entries) for entries in lists]
+    """own, aux and, if the plan returns them, the own rows of α of every mutual layer, in the caller's order."""
     flat = [entry for entries in lists for entry in entries]
     if not _needs_graph((x_local, x_global, gated, *flat)):
-        own, aux, alphas, _ = backend.trunk_forward(
-            *_trunk_arguments(x_local, x_global, gated, scenario, flat, lengths), plan, False
-        )
+        arguments = _trunk_arguments(x_local, x_global, gated, scenario, lists)
+        own, aux, alphas, _ = backend.trunk_forward(*arguments, plan, False)
         return own, aux, *alphas
+    lengths = [len(entries) for entries in lists]
     x_local, x_global, gated, *flat = _distinct([x_local, x_global, gated, *flat])
     outputs: tuple[Tensor, ...] = FusedTrunk.apply(backend, plan, lengths, x_local, x_global, gated, scenario, *flat)
     return outputs
@@ -335,9 +340,8 @@ class FusedTrunk(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         backend, plan, lengths, x_local, x_global, gated, scenario, *flat = arguments
-        own, aux, alphas, saved = backend.trunk_forward(
-            *_trunk_arguments(x_local, x_global, gated, scenario, flat, lengths), plan, True
-        )
+        arguments = _trunk_arguments(x_local, x_global, gated, scenario, _split(flat, lengths))
+        own, aux, alphas, saved = backend.trunk_forward(*arguments, plan, True)
         ctx.mark_non_differentiable(*alphas)
         ctx.backend, ctx.plan, ctx.lengths, ctx.saved_names = backend, plan, lengths, tuple(saved)
         ctx.save_for_backward(x_local, x_global, gated, scenario, *flat, *saved.values())
@@ -358,7 +362,7 @@ class FusedTrunk(torch.autograd.Function):
             local_gradient, global_gradient, gated_gradient, *lists = ctx.backend.trunk_backward(
                 grad_own.contiguous(),
                 grad_aux.contiguous(),
-                *_trunk_arguments(x_local, x_global, gated, scenario, flat, ctx.lengths),
+                *_trunk_arguments(x_local, x_global, gated, scenario, _split(flat, ctx.lengths)),
                 saved,
                 ctx.plan,
                 needs_local,
@@ -462,12 +466,12 @@ def _trunk_arguments(
     x_global: Tensor,
     gated: Tensor | None,
     scenario: Tensor,
-    flat: Sequence[Any],
-    lengths: Sequence[int],
+    lists: Iterable[Iterable[Any]],
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, ParameterLists]:
     """As a backend takes them."""
     gated = None if gated is None else gated.contiguous()
-    return x_local.contiguous(), x_global.contiguous(), gated, scenario, _split(flat, lengths)
+    contiguous = ParameterLists(*[[entry.contiguous() for entry in entries] for entries in lists])
+    return x_local.contiguous(), x_global.contiguous(), gated, scenario, contiguous
 
 
 def _experts_arguments(x: Tensor, flat: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -481,10 +485,10 @@ def _halves(flat: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return list(flat[:layers]), list(flat[layers:])
 
 
-def _split(flat: Sequence[Tensor], lengths: Sequence[int]) -> ParameterLists:
+def _split(flat: Sequence[Any], lengths: Sequence[int]) -> list[list[Any]]:
     """The parameter lists again."""
     entries = iter(flat)
-    return ParameterLists(*([next(entries).contiguous() for _ in range(length)] for length in lengths))
+    return [[next(entries) for _ in range(length)] for length in lengths]
 
 
 def _reference_outputs(
@@ -497,9 +501,8 @@ def _reference_outputs(
     lengths: Sequence[int],
 ) -> list[Tensor]:
     """own and, with an auxiliary network, aux, computed by the reference."""
-    entries = iter(flat)
-    branch_weights, branch_biases, aux_weights, aux_biases, gate_weights, gate_biases, shared_weights = (
-        [next(entries) for _ in range(length)] for length in lengths
+    branch_weights, branch_biases, aux_weights, aux_biases, gate_weights, gate_biases, shared_weights = _split(
+        flat, lengths
     )
     if plan.all_branches:
         return [reference.branch_scores(x_local, scenario, branch_weights, branch_biases, **plan.reference_options)]

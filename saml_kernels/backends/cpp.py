@@ -79,7 +79,7 @@ class CppBackend(FusedBackend):
             names |= {f"scores{unit}": tensor for unit, tensor in enumerate(scores)}
             names |= {f"factor{number}": tensor for number, tensor in enumerate(factors)}
             names |= {f"saved{number}": tensor for number, tensor in enumerate(saved)}
-        alphas = [_rows(alpha, inverse) for alpha in scores]
+        alphas = [_rows(alpha, inverse) for alpha in scores] if plan.return_scores else []
         return own, aux, alphas, names
 
     def trunk_backward(

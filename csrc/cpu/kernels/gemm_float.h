@@ -70,37 +70,40 @@ class Lines {
   int64_t left_ = 0;
 };
 
-// acc += A B over a.k terms.
+// acc += a b, a column of A times a row of B.
 template <int rows, int vectors, typename scalar_t>
-inline __attribute__((always_inline)) void multiply_add(vec<scalar_t> (&acc)[rows][vectors], const Operand<scalar_t>& a,
-                                                        const scalar_t* b, int64_t ldb, Ahead& ahead) {
-  const scalar_t* column = a.data;
-  for (int64_t k = 0; k < a.k;) {
-    __builtin_prefetch(ahead.line);
-    ahead.line += ahead.step;
-    for (const int64_t end = std::min(k + kTermsPerLine, a.k); k < end; ++k, column += a.k_stride, b += ldb) {
-      vec<scalar_t> factor[vectors];
-#pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) {
-        factor[v] = load(b + v * kLanes<scalar_t>);
-      }
+inline __attribute__((always_inline)) void add_term(vec<scalar_t> (&acc)[rows][vectors], const scalar_t* column,
+                                                    int64_t row_stride, const vec<scalar_t> (&factor)[vectors]) {
 #pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        const scalar_t value = column[r * a.row_stride];
+  for (int r = 0; r < rows; ++r) {
+    const scalar_t value = column[r * row_stride];
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v) {
-          acc[r][v] += value * factor[v];
-        }
-      }
+    for (int v = 0; v < vectors; ++v) {
+      acc[r][v] += value * factor[v];
     }
   }
 }
 
-// C (rows, vectors) = [bias or C or 0] + A1 B1 + A2 B2, B2 following B1.
+template <int vectors, typename scalar_t>
+inline __attribute__((always_inline)) void load_row(vec<scalar_t> (&row)[vectors], const scalar_t* b) {
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; ++v) {
+    row[v] = load(b + v * kLanes<scalar_t>);
+  }
+}
+
+template <int vectors, typename scalar_t>
+inline __attribute__((always_inline)) void store_row(const vec<scalar_t> (&row)[vectors], scalar_t* c) {
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; ++v) {
+    store(c + v * kLanes<scalar_t>, row[v]);
+  }
+}
+
+// acc = C or bias or 0.
 template <int rows, int vectors, typename scalar_t>
-void register_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, const scalar_t* b, int64_t ldb,
-                   const scalar_t* bias, scalar_t* c, int64_t ldc, bool accumulate, Ahead ahead) {
-  vec<scalar_t> acc[rows][vectors];
+inline __attribute__((always_inline)) void begin_sums(vec<scalar_t> (&acc)[rows][vectors], const scalar_t* bias,
+                                                      const scalar_t* c, int64_t ldc, bool accumulate) {
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
@@ -110,15 +113,84 @@ void register_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, con
                                     : vec<scalar_t>{};
     }
   }
-  multiply_add<rows, vectors>(acc, a1, b, ldb, ahead);
-  multiply_add<rows, vectors>(acc, a2, b + a1.k * ldb, ldb, ahead);
+}
+
+template <int rows, int vectors, typename scalar_t>
+inline __attribute__((always_inline)) void end_sums(const vec<scalar_t> (&acc)[rows][vectors], scalar_t* c,
+                                                    int64_t ldc) {
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) {
-      store(c + r * ldc + v * kLanes<scalar_t>, acc[r][v]);
+    store_row(acc[r], c + r * ldc);
+  }
+}
+
+// acc += A B over a.k terms.
+template <int rows, int vectors, typename scalar_t>
+inline __attribute__((always_inline)) void multiply_add(vec<scalar_t> (&acc)[rows][vectors], const Operand<scalar_t>& a,
+                                                        const scalar_t* b, int64_t ldb, Ahead& ahead) {
+  const scalar_t* column = a.data;
+  const auto term = [&] {
+    vec<scalar_t> factor[vectors];
+    load_row(factor, b);
+    add_term(acc, column, a.row_stride, factor);
+    column += a.k_stride;
+    b += ldb;
+  };
+  int64_t k = 0;
+  for (; k + kTermsPerLine <= a.k; k += kTermsPerLine) {
+    __builtin_prefetch(ahead.line);
+    ahead.line += ahead.step;
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kTermsPerLine; ++i) {
+      term();
     }
   }
+  for (; k < a.k; ++k) {
+    term();
+  }
+}
+
+// C (rows, vectors) = [bias or C or 0] + A1 B1 + A2 B2, B2 following B1.
+template <int rows, int vectors, typename scalar_t>
+void register_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, const scalar_t* b, int64_t ldb,
+                   const scalar_t* bias, scalar_t* c, int64_t ldc, bool accumulate, Ahead ahead) {
+  vec<scalar_t> acc[rows][vectors];
+  begin_sums(acc, bias, c, ldc, accumulate);
+  multiply_add<rows, vectors>(acc, a1, b, ldb, ahead);
+  multiply_add<rows, vectors>(acc, a2, b + a1.k * ldb, ldb, ahead);
+  end_sums(acc, c, ldc);
+}
+
+// As multiply_add, and B into its panel. The rows so far below are asked for, up to `last`.
+template <int rows, int vectors, typename scalar_t>
+inline __attribute__((always_inline)) void multiply_add_packing(vec<scalar_t> (&acc)[rows][vectors],
+                                                                const Operand<scalar_t>& a, const scalar_t* b,
+                                                                int64_t ldb, const scalar_t* last, scalar_t* panel) {
+  constexpr int64_t width = vectors * kLanes<scalar_t>, ahead = 16;
+  const scalar_t* column = a.data;
+  for (int64_t k = 0; k < a.k; ++k, column += a.k_stride, b += ldb, panel += width) {
+    const scalar_t* below = last - b > ahead * ldb ? b + ahead * ldb : last;
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < width; i += 64 / sizeof(scalar_t)) {
+      __builtin_prefetch(below + i);
+    }
+    vec<scalar_t> factor[vectors];
+    load_row(factor, b);
+    store_row(factor, panel);
+    add_term(acc, column, a.row_stride, factor);
+  }
+}
+
+// As register_tile, of whole tiles of rows and a panel of B that stands in rows: it is laid out on the way.
+template <typename scalar_t>
+void packing_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, const scalar_t* b, int64_t ldb,
+                  const scalar_t* bias, scalar_t* c, int64_t ldc, bool accumulate, scalar_t* panel) {
+  vec<scalar_t> acc[kRegisterTileRows][kVectors];
+  begin_sums(acc, bias, c, ldc, accumulate);
+  const scalar_t* last = b + std::max<int64_t>(a1.k + a2.k - 1, 0) * ldb;
+  multiply_add_packing(acc, a1, b, ldb, last, panel);
+  multiply_add_packing(acc, a2, b + a1.k * ldb, ldb, last, panel + a1.k * kPanel<scalar_t>);
+  end_sums(acc, c, ldc);
 }
 
 template <typename scalar_t>
@@ -281,7 +353,7 @@ void add_streamed(ConstMatrix<scalar_t> a, ConstStored<scalar_t> b, Matrix<scala
 template <int rows, bool passing, typename scalar_t>
 void add_row_groups(const ConstMatrix<scalar_t>& a, const ConstMatrix<scalar_t>& b, int64_t ahead,
                     const Matrix<scalar_t>& c) {
-  constexpr int terms = kStreamedTerms, lanes = kLanes<scalar_t>;
+  constexpr int terms = kStreamedTerms;
   // Vectors may stand for anything: what is behind a reference would be read again after each is stored.
   const scalar_t *values = a.data, *first = b.data;
   scalar_t* sums = c.data;
@@ -291,10 +363,7 @@ void add_row_groups(const ConstMatrix<scalar_t>& a, const ConstMatrix<scalar_t>&
     vec<scalar_t> factor[terms][kVectors];
 #pragma GCC unroll 4
     for (int i = 0; i < terms; ++i) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        factor[i][v] = load(panel + i * ldb + v * lanes);
-      }
+      load_row(factor[i], panel + i * ldb);
 #pragma GCC unroll 2
       for (int64_t line = 0; line < kPanel<scalar_t>; line += 64 / sizeof(scalar_t)) {
         const scalar_t* below = panel + (ahead + i) * ldb + line;
@@ -308,31 +377,12 @@ void add_row_groups(const ConstMatrix<scalar_t>& a, const ConstMatrix<scalar_t>&
     for (int64_t r = 0; r < count; r += rows) {
       scalar_t* target = sums + r * ldc + column;
       vec<scalar_t> sum[rows][kVectors];
+      begin_sums<rows, kVectors, scalar_t>(sum, nullptr, target, ldc, true);
 #pragma GCC unroll 4
-      for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
-          sum[i][v] = load(target + i * ldc + v * lanes);
-        }
+      for (int i = 0; i < terms; ++i) {
+        add_term(sum, values + r * lda + i, lda, factor[i]);
       }
-#pragma GCC unroll 4
-      for (int term = 0; term < terms; ++term) {
-#pragma GCC unroll 4
-        for (int i = 0; i < rows; ++i) {
-          const scalar_t value = values[(r + i) * lda + term];
-#pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) {
-            sum[i][v] += value * factor[term][v];
-          }
-        }
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
-          store(target + i * ldc + v * lanes, sum[i][v]);
-        }
-      }
+      end_sums(sum, target, ldc);
     }
   }
 }
@@ -431,9 +481,6 @@ void multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const sc
     const bool whole = width == panel_width;
     // The register tile reads floats: elsewhere a panel is widened before.
     const bool packed = panels != nullptr || !whole || c.rows > kRowsWithoutPacking || b.storage != Storage::kComputed;
-    if (packed && panels == nullptr) {
-      pack_panel<scalar_t>(b.columns(column, width), panel);
-    }
     const scalar_t* source = panels != nullptr ? panels + column * k : packed ? panel : b.view().data + column;
     const int64_t stride = packed ? panel_width : b.ld;
     const scalar_t* start = bias == nullptr ? nullptr : bias + column;
@@ -448,7 +495,17 @@ void multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const sc
                  ? Lines(source + panel_width * k, 64, k * panel_width * static_cast<int64_t>(sizeof(scalar_t)) / 64)
                  : Lines(b.at(0, column + panel_width), b.ld * b.element_size(), k);
     }
-    for (int64_t row = 0; row < c.rows; row += kRegisterTileRows) {
+    int64_t row = 0;
+    if (packed && panels == nullptr) {
+      static_assert(kRowsWithoutPacking >= kRegisterTileRows);
+      if (whole && b.storage == Storage::kComputed) {
+        packing_tile<scalar_t>(a1, a2, b.view().data + column, b.ld, start, c.data + column, c.ld, accumulate, panel);
+        row = kRegisterTileRows;
+      } else {
+        pack_panel<scalar_t>(b.columns(column, width), panel);
+      }
+    }
+    for (; row < c.rows; row += kRegisterTileRows) {
       const int64_t end = std::min(row + kRegisterTileRows, c.rows);
       multiply_tile<scalar_t>(a1.from_row(row), a2.from_row(row), source, stride, start,
                               c.row_range(row, end).columns(column, width), accumulate, next.next(k));

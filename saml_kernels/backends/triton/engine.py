@@ -44,7 +44,8 @@ def trunk_forward(
     plan: Plan,
     save: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
-    """own, aux, the own rows of α of every mutual layer, all in the caller's order, and what backward needs."""
+    """own, aux, the own rows of α of every mutual layer if the plan returns them, all in the caller's order, and what
+    backward needs."""
     shape = trunk_shape(x_local, x_global, lists, plan)
     rows, like = x_local.shape[0], x_local
     choice = _trunk_choice(shape, rows, x_local)
@@ -72,9 +73,8 @@ def trunk_forward(
         save_streams=save and not plan.recompute,
     )
     own, aux = outputs.values()
-    if not save:
-        return own, aux, list(alphas.values()), {}
-    return own, aux, list(alphas.values()), saved | outputs | alphas | grouping._asdict()
+    scores = list(alphas.values()) if plan.return_scores else []
+    return own, aux, scores, saved | outputs | alphas | grouping._asdict() if save else {}
 
 
 def trunk_backward(
