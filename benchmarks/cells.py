@@ -25,6 +25,9 @@ GRAPH = ", graph"
 """Ends the name under which a contender's replayed graph is timed."""
 WARM_UPS = 2
 """Calls before a capture: what is compiled or allocated at first calls must not be captured."""
+SCREENING_CALLS = 5
+SCREENING_SECONDS = 0.2
+"""What a peer has to show that it may stay: so many calls, fewer where they take longer together."""
 
 
 class Host:
@@ -84,7 +87,7 @@ class Plan:
     modes: tuple[str, ...] = ("eager",)
     """And "graph". A peer that cannot be captured is timed eagerly all the same."""
     keep_peers: int | None = None
-    """Peers of each precision that stay after one timed call each, the fastest ones; None: all."""
+    """Peers of each precision that stay after a few timed calls each, the fastest ones; None: all."""
     memory: bool = False
     products: bool = False
     """Matrix products of layer 1's size take part."""
@@ -256,8 +259,17 @@ def _peers(name: str, entries: Sequence[Entry], timed: Container[str]) -> list[s
     ]
 
 
+def seconds_of_fastest(call: Call, clock: timing.Clock) -> float:
+    """The fastest of a few warm calls, one where it takes long: a single short one may meet an interruption."""
+    call()
+    taken: list[float] = []
+    while len(taken) < SCREENING_CALLS and sum(taken) < SCREENING_SECONDS:
+        taken.append(clock(call, 1))
+    return min(taken)
+
+
 def _screen(host: Host, entries: list[Entry], kind: str, keep: int | None) -> dict[str, float]:
-    """Calls of peers that are not among the fastest ``keep`` of their precision, with the seconds of one warm call."""
+    """Calls of peers that are not among the fastest ``keep`` of their precision, with their seconds."""
     if keep is None:
         return {}
     out: dict[str, float] = {}
@@ -265,7 +277,6 @@ def _screen(host: Host, entries: list[Entry], kind: str, keep: int | None) -> di
     for dtype in {entry.contender.dtype for entry in peers}:
         seconds = {}
         for name, call in [item for e in peers if e.contender.dtype == dtype for item in e.calls[kind].items()]:
-            call()
-            seconds[name] = host.clock(call, 1)
+            seconds[name] = seconds_of_fastest(call, host.clock)
         out |= {name: seconds[name] for name in sorted(seconds, key=seconds.__getitem__)[keep:]}
     return out

@@ -47,7 +47,7 @@ class Row(NamedTuple):
     p20: float | None
     p80: float | None
     rounds: int
-    """0: not in the rounds; ``median`` is one warm call, of a peer that was too slow to stay."""
+    """0: not in the rounds; ``median`` is the fastest of a few calls, of a peer that was too slow to stay."""
     ratio: float | None = None
     """Over the best peer of its precision; median."""
     ratio_p20: float | None = None
@@ -112,7 +112,7 @@ class Cell:
         return row if row and row.rounds else None
 
     def median(self, name: str, measured: str) -> float | None:
-        """Seconds; of a peer that was screened out, those of its one call."""
+        """Seconds; of a peer that was screened out, those of its fastest call."""
         row = self.rows.get((name, measured))
         return row.median if row else None
 

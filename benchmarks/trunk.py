@@ -47,7 +47,7 @@ class Suite:
     budget: float
     """Seconds for the rounds of one cell and pass."""
     keep_peers: int | None = None
-    """Peers per precision that stay after one timed call each, the fastest ones; None: all."""
+    """Peers per precision that stay after a few timed calls each, the fastest ones; None: all."""
     memory_cells: tuple[Cell, ...] = ()
     keeps_layouts: bool = False
     """The kernels keep the layouts of weights between calls without gradients, as a server asks them to."""

@@ -45,6 +45,16 @@ def test_run_writes_what_the_tables_read(tmp_path: Path, monkeypatch: pytest.Mon
     assert figures.headline_table(record).count("\n") == 2 + 1 + len(cell.contenders)
 
 
+def test_an_interrupted_call_does_not_screen_a_peer_out() -> None:
+    calls: list[str] = []
+    for taken, fastest, count in (((0.05, 0.001, 0.002, 0.001, 0.001), 0.001, 5), ((0.3, 0.1), 0.3, 1)):
+        calls.clear()
+        clock = iter(taken)
+        assert cells.seconds_of_fastest(lambda: calls.append("call"), lambda _, __, clock=clock: next(clock)) == fastest
+        assert len(taken) - len(list(clock)) == count
+        assert calls == ["call"]
+
+
 def test_only_disturbed_cells_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = [Cell(8, 2, 4, 4, (4,)), Cell(16, 2, 4, 4, (4,))]
     suite = trunk.Suite("two cells", tuple(two), (REFERENCE,), budget=0.01)
