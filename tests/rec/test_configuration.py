@@ -176,6 +176,12 @@ def test_a_file_that_is_not_there_or_no_text(saml_rec, tmp_path):
     assert "expected a regular file" in saml_rec("train", "--config", "/dev/null").stderr
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_key(saml_rec, tmp_path, config_of):
+    path = config_of(**QUICK)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert saml_rec("train", "--config", path).exit_code == 0
+
+
 def test_what_is_required_may_stand_in_the_file(saml_rec, tmp_path):
     (tmp_path / "c.toml").write_text("epochs = 1")
     result = saml_rec("train", "--config", tmp_path / "c.toml")

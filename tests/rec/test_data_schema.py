@@ -186,6 +186,7 @@ def test_the_split_column_is_no_feature():
         (b'label = "a"\nlabel = "b"', "is not valid TOML"),
         (b'label = "a"\rscenario = "b"', "is not valid TOML"),
         (b'\rlabel = "a"', "is not valid TOML"),
+        (b"label = " + b"[" * 100_000 + b"]" * 100_000, "is not a schema file: its values are nested too deeply"),
         (b"\xff\xfe", "is not UTF-8"),
         (b"", "label is missing"),
     ],
@@ -202,6 +203,8 @@ def test_no_file(tmp_path):
         load_schema(tmp_path / "missing.toml")
     with pytest.raises(InputError, match="is a directory"):
         load_schema(tmp_path)
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        load_schema(tmp_path / ("x" * 300))
 
 
 def test_built_in_code_it_is_checked_as_well():
