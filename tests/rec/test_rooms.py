@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "python" / "saml_rec"
 ROOMS = (
-    ("errors", "lazy", "files", "console", "sealed", "run_directory", "processes"),
+    ("errors", "lazy", "files", "toml_file", "console", "sealed", "run_directory", "processes"),
     ("data",),
     ("datasets", "models"),
     ("evaluation",),
