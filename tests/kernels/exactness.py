@@ -1,9 +1,11 @@
 """What tests hold exact, in Triton's interpreter and out of it: derivatives place by place, sums that cancel."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from problems import Case, make
 from torch import Tensor
 
 import saml_kernels
@@ -21,6 +23,14 @@ TAIL = (80.0, 86.9, 87.1, 88.5, 89.0, 95.0, 103.9, 105.0, 200.0, 1e4, 1e10, 1e30
 """Where exp leaves the range of a float32, and beyond."""
 NOTHING = 1e-36
 """What counts as 0: 100 times a sigmoid whose reciprocal is too large for a float32."""
+NOT_FINITE_FOREIGN = (
+    (torch.bfloat16, NAN),
+    (torch.int8, NAN),
+    (torch.int8, float("inf")),
+    (torch.float8_e4m3fn, NAN),
+    (torch.float8_e4m3fn, -float("inf")),
+)
+"""Types of foreign streams, each with a value that they must not make finite."""
 
 
 def column(values: Sequence[float]) -> Tensor:
@@ -51,6 +61,19 @@ def check_not_a_number_goes_on(operation: str, name: str, backend: str) -> None:
     expected = value_and_derivative(TORCH[name], z.double(), dv.double())
     for found, wanted in zip(out, expected, strict=True):
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-12, equal_nan=True)
+
+
+def check_not_finite_foreign_values(dtype: torch.dtype, value: float, backend: str) -> None:
+    """A foreign view makes its row NaN by the stream that reads it, a weight the rows of other scenarios."""
+    problem = make(Case(M=3, per_branch=True, activation="tanh", foreign_dtype=dtype)).to(torch.float32)
+    assert problem.run(backend=backend).own.isfinite().all()
+    view = dataclasses.replace(problem, x_local=problem.x_local.clone())
+    view.x_local[0, (problem.scenario[0] + 1) % 3, 0] = value
+    own = view.run(backend=backend).own
+    assert own[0].isnan().all()
+    assert own[1:].isfinite().all()
+    problem.params.branch_weights[0][0, 0] = value
+    assert problem.run(backend=backend).own[problem.scenario != 0].isnan().all()
 
 
 def check_tail(operation: str, name: str, backend: str) -> None:

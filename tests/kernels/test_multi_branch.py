@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import math
 
+import exactness
 import hypothesis
 import naive
 import problems
@@ -140,21 +140,11 @@ def test_foreign_dtype_stays_near_full_precision(dtype, furthest, backend):
     assert 0 < distance < furthest
 
 
-@pytest.mark.parametrize("backend", [name for name in TRUNK_BACKENDS if name != "triton"])
-@pytest.mark.parametrize(
-    ("dtype", "value"), [(torch.bfloat16, math.nan), (torch.int8, math.nan), (torch.int8, math.inf)], ids=str
-)
+@on_every_backend
+@pytest.mark.parametrize(("dtype", "value"), exactness.NOT_FINITE_FOREIGN, ids=str)
 def test_a_value_that_is_not_finite_is_not_rounded_to_one_that_is(dtype, value, backend):
-    """A foreign view reaches its row by the stream that reads it, a weight the rows of other scenarios."""
-    problem = make(Case(M=3, per_branch=True, activation="tanh", foreign_dtype=dtype)).to(torch.float32)
-    assert problem.run(backend=backend).own.isfinite().all()
-    view = dataclasses.replace(problem, x_local=problem.x_local.clone())
-    view.x_local[0, (problem.scenario[0] + 1) % 3, 0] = value
-    own = view.run(backend=backend).own
-    assert own[0].isnan().all()
-    assert own[1:].isfinite().all()
-    problem.params.branch_weights[0][0, 0] = value
-    assert problem.run(backend=backend).own[problem.scenario != 0].isnan().all()
+    with skip_unavailable(backend):
+        exactness.check_not_finite_foreign_values(dtype, value, backend)
 
 
 @on_every_backend

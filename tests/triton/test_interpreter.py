@@ -424,6 +424,13 @@ def test_weights_are_quantized_as_the_reference_rounds_them(dtype):
     assert not found[:, :, 19:].float().any()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value"), [each for each in exactness.NOT_FINITE_FOREIGN if each[0] != torch.bfloat16], ids=str
+)
+def test_foreign_values_that_are_not_finite(dtype, value):
+    exactness.check_not_finite_foreign_values(dtype, value, "triton")
+
+
 def test_foreign_bfloat16_leaves_the_own_stream_alone():
     """The interpreter rounds to bfloat16 rightly, it only multiplies wrongly; with one branch nothing is foreign."""
     case = Case(M=1, B=9, foreign_dtype=torch.bfloat16)

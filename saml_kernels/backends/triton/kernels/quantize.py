@@ -23,9 +23,16 @@ def scaled(x, scale, LARGEST: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
+def largest_magnitude(x, axis: tl.constexpr):
+    """The largest |x| along an axis, infinity where x has a NaN, which tl.max would pass over."""
+    return tl.max(tl.where(x == x, tl.abs(x), float("inf")), axis)
+
+
+@triton.jit
 def scale_of(magnitude, LARGEST: tl.constexpr):
-    """magnitude / LARGEST, 1 for zeros."""
-    return tl.where(magnitude > 0, tl.div_rn(magnitude, magnitude * 0 + LARGEST), 1.0)
+    """magnitude / LARGEST, 1 for zeros; NaN for infinity, so that the product is NaN whatever its factors are."""
+    finite = tl.where(magnitude == float("inf"), float("nan"), magnitude)
+    return tl.where(magnitude > 0, tl.div_rn(finite, tl.zeros_like(magnitude) + LARGEST), 1.0)
 
 
 @triton.jit
@@ -65,7 +72,7 @@ def quantize_rows(STAGE: tl.constexpr, pointers, item, batch):
             for block in range(0, STAGE.width, block_k):
                 k = item.zero + block + tl.arange(0, block_k)
                 x = load_pair(STAGE, pointers, first_row, second_row, row_mask, k)
-                magnitude = tl.maximum(magnitude, tl.max(tl.abs(x), 1))
+                magnitude = tl.maximum(magnitude, largest_magnitude(x, 1))
             factor = scale_of(magnitude, STAGE.largest)
             tl.store(pointers.scale[0] + row * STAGE.views + view, factor, mask=row_mask)
         out_row = row * (STAGE.views * STAGE.width) + view * STAGE.width
@@ -99,7 +106,7 @@ def quantize_weight_kernel(
         for block in range(0, K, BLOCK_K):
             k = block + tl.arange(0, BLOCK_K)
             x = tl.load(w + k[:, None] * N + n[None, :], mask=(k < K)[:, None] & (n < N)[None, :], other=0.0)
-            magnitude = tl.maximum(magnitude, tl.max(tl.abs(x.to(tl.float32)), 0))
+            magnitude = tl.maximum(magnitude, largest_magnitude(x.to(tl.float32), 0))
         factor = scale_of(magnitude, LARGEST)
         tl.store(scale + branch * N + n, factor, mask=n < N)
     for block in range(0, WIDTH, BLOCK_K):
