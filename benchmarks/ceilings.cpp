@@ -3,6 +3,7 @@
 // Every loop has more independent sums than the instruction has cycles of latency times issues a cycle, and operands
 // that the compiler may not take for constant. Rates are of all threads together.
 
+#include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -19,103 +20,44 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Loop = void (*)(std::int64_t repeats);
 
-// A value in a register that the compiler knows nothing of.
-#define OPAQUE(constraint, value) asm volatile("" : "+" constraint(value))
-// Sums that began alike would be computed once.
-#define UNLIKE(constraint, sums) \
-  for (auto& sum : sums) OPAQUE(constraint, sum)
-
 constexpr int kSums = 12;
 // Where a sum waits for an addition only.
 constexpr int kPairSums = 4;
 
-void float32_baseline(std::int64_t repeats) {
-  __m128 sums[kSums] = {};
-  UNLIKE("x", sums);
-  __m128 x = _mm_set1_ps(0.5f), y = _mm_set1_ps(0.25f);
-  for (std::int64_t i = 0; i < repeats; ++i) {
-    OPAQUE("x", x);
-#pragma GCC unroll 12
-    for (auto& sum : sums) sum = _mm_add_ps(sum, _mm_mul_ps(x, y));
-  }
-  UNLIKE("x", sums);
-}
+// A value in a register that the compiler knows nothing of.
+#define OPAQUE(constraint, value) asm volatile("" : "+" constraint(value))
 
-__attribute__((target("avx2,fma"))) void float32_avx2(std::int64_t repeats) {
-  __m256 sums[kSums] = {};
-  UNLIKE("x", sums);
-  __m256 x = _mm256_set1_ps(0.5f), y = _mm256_set1_ps(0.25f);
-  for (std::int64_t i = 0; i < repeats; ++i) {
-    OPAQUE("x", x);
-#pragma GCC unroll 12
-    for (auto& sum : sums) sum = _mm256_fmadd_ps(x, y, sum);
+// Vectors x and y multiplied and added to each of so many sums. Sums that began alike would be computed once, and so
+// would products of an x that stays the same.
+#define LOOP(name, target_, vector, constraint, count, x_, y_, added) \
+  __attribute__((target(target_))) void name(std::int64_t repeats) {  \
+    vector sums[count] = {}, x = x_, y = y_;                          \
+    for (auto& sum : sums) OPAQUE(constraint, sum);                   \
+    for (std::int64_t i = 0; i < repeats; ++i) {                      \
+      _Pragma("GCC unroll 12") for (auto& sum : sums) {               \
+        OPAQUE(constraint, x);                                        \
+        sum = added;                                                  \
+      }                                                               \
+    }                                                                 \
+    for (auto& sum : sums) OPAQUE(constraint, sum);                   \
   }
-  UNLIKE("x", sums);
-}
 
-__attribute__((target("avx512f"))) void float32_avx512(std::int64_t repeats) {
-  __m512 sums[kSums] = {};
-  UNLIKE("v", sums);
-  __m512 x = _mm512_set1_ps(0.5f), y = _mm512_set1_ps(0.25f);
-  for (std::int64_t i = 0; i < repeats; ++i) {
-    OPAQUE("v", x);
-#pragma GCC unroll 12
-    for (auto& sum : sums) sum = _mm512_fmadd_ps(x, y, sum);
-  }
-  UNLIKE("v", sums);
-}
-
-__attribute__((target("avx2"))) void int8_avx2(std::int64_t repeats) {
-  __m256i sums[kPairSums] = {};
-  UNLIKE("x", sums);
-  __m256i x = _mm256_set1_epi16(3), y = _mm256_set1_epi16(5);
-  for (std::int64_t i = 0; i < repeats; ++i) {
-#pragma GCC unroll 4
-    for (auto& sum : sums) {
-      OPAQUE("x", x);
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, y));
-    }
-  }
-  UNLIKE("x", sums);
-}
-
-__attribute__((target("avx512f,avx512bw"))) void int8_avx512(std::int64_t repeats) {
-  __m512i sums[kPairSums] = {};
-  UNLIKE("v", sums);
-  __m512i x = _mm512_set1_epi16(3), y = _mm512_set1_epi16(5);
-  for (std::int64_t i = 0; i < repeats; ++i) {
-#pragma GCC unroll 4
-    for (auto& sum : sums) {
-      OPAQUE("v", x);
-      sum = _mm512_add_epi32(sum, _mm512_madd_epi16(x, y));
-    }
-  }
-  UNLIKE("v", sums);
-}
-
-__attribute__((target("avx512f,avx512vnni"))) void int8_vnni(std::int64_t repeats) {
-  __m512i sums[kSums] = {};
-  UNLIKE("v", sums);
-  __m512i x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(5);
-  for (std::int64_t i = 0; i < repeats; ++i) {
-    OPAQUE("v", x);
-#pragma GCC unroll 12
-    for (auto& sum : sums) sum = _mm512_dpbusd_epi32(sum, x, y);
-  }
-  UNLIKE("v", sums);
-}
-
-__attribute__((target("avx512f,avx512bf16"))) void bfloat16_avx512(std::int64_t repeats) {
-  __m512 sums[kSums] = {};
-  UNLIKE("v", sums);
-  __m512i x = _mm512_set1_epi16(0x3f00), y = _mm512_set1_epi16(0x3e80);
-  for (std::int64_t i = 0; i < repeats; ++i) {
-    OPAQUE("v", x);
-#pragma GCC unroll 12
-    for (auto& sum : sums) sum = _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y);
-  }
-  UNLIKE("v", sums);
-}
+LOOP(float32_baseline, "sse2", __m128, "x", kSums, _mm_set1_ps(0.5f), _mm_set1_ps(0.25f),
+     _mm_add_ps(sum, _mm_mul_ps(x, y)))
+LOOP(float32_avx2, "avx2,fma", __m256, "x", kSums, _mm256_set1_ps(0.5f), _mm256_set1_ps(0.25f),
+     _mm256_fmadd_ps(x, y, sum))
+LOOP(float32_avx512, "avx512f", __m512, "v", kSums, _mm512_set1_ps(0.5f), _mm512_set1_ps(0.25f),
+     _mm512_fmadd_ps(x, y, sum))
+LOOP(int8_avx2, "avx2", __m256i, "x", kPairSums, _mm256_set1_epi16(3), _mm256_set1_epi16(5),
+     _mm256_add_epi32(sum, _mm256_madd_epi16(x, y)))
+LOOP(int8_avx512, "avx512f,avx512bw", __m512i, "v", kPairSums, _mm512_set1_epi16(3), _mm512_set1_epi16(5),
+     _mm512_add_epi32(sum, _mm512_madd_epi16(x, y)))
+LOOP(int8_avx2_vnni, "avx2,avxvnni", __m256i, "x", kSums, _mm256_set1_epi8(3), _mm256_set1_epi8(5),
+     _mm256_dpbusd_avx_epi32(sum, x, y))
+LOOP(int8_avx512_vnni, "avx512f,avx512vnni", __m512i, "v", kSums, _mm512_set1_epi8(3), _mm512_set1_epi8(5),
+     _mm512_dpbusd_epi32(sum, x, y))
+LOOP(bfloat16_avx512, "avx512f,avx512bf16", __m512, "v", kSums, (__m512)_mm512_set1_epi16(0x3f00),
+     (__m512)_mm512_set1_epi16(0x3e80), _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y))
 
 struct TileShapes {
   std::uint8_t palette = 1;
@@ -172,11 +114,14 @@ bool has(const char* feature) {
   if (is("sse2")) return true;
   if (is("avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (is("avx512")) return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
-  if (is("vnni")) return __builtin_cpu_supports("avx512vnni");
+  if (is("avx512_vnni")) return __builtin_cpu_supports("avx512vnni");
   if (is("bf16")) return __builtin_cpu_supports("avx512bf16");
-  // The compiler's function knows AMX only from later versions on.
-  unsigned a = 7, b = 0, c = 0, d = 0;
-  asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+  // The compiler's function knows these only from later versions on.
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (is("avx2_vnni")) {
+    return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+  }
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
   const bool tile = d >> 24 & 1, bf16 = d >> 22 & 1, int8 = d >> 25 & 1;
   return tile && (is("amx-bf16") ? bf16 : int8) && tiles_allowed();
 }
@@ -196,7 +141,8 @@ const Rate kRates[] = {
     {"float32 avx512", "avx512", float32_avx512, kSums * 16 * 2},
     {"int8 avx2", "avx2", int8_avx2, kPairSums * 16 * 2},
     {"int8 avx512", "avx512", int8_avx512, kPairSums * 32 * 2},
-    {"int8 avx512_vnni", "vnni", int8_vnni, kSums * 64 * 2},
+    {"int8 avx2_vnni", "avx2_vnni", int8_avx2_vnni, kSums * 32 * 2},
+    {"int8 avx512_vnni", "avx512_vnni", int8_avx512_vnni, kSums * 64 * 2},
     {"bfloat16 avx512_bf16", "bf16", bfloat16_avx512, kSums * 32 * 2},
     {"bfloat16 amx", "amx-bf16", bfloat16_amx, 4 * kTile * 32},
     {"int8 amx", "amx-int8", int8_amx, 4 * kTile * 64},

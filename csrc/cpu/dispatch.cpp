@@ -24,10 +24,16 @@ bool amx_permitted() { return false; }
 #endif
 
 #if defined(__x86_64__)
-// Not every compiler's __builtin_cpu_supports knows it.
+// Not every compiler's __builtin_cpu_supports knows these two.
 bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+bool has_avx_vnni() {
+  constexpr unsigned kAvxVnni = 1u << 4;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
 }
 #endif
 
@@ -40,7 +46,9 @@ const std::vector<const Capability*>& supported_capabilities() {
     __builtin_cpu_init();
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const bool bfloat16_dot = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    const bool int8_dot = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool bfloat16_dot = int8_dot && __builtin_cpu_supports("avx512bf16");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (bfloat16_dot && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
         __builtin_cpu_supports("amx-int8") && amx_permitted()) {
       result.push_back(&kAmx);
@@ -48,10 +56,16 @@ const std::vector<const Capability*>& supported_capabilities() {
     if (bfloat16_dot) {
       result.push_back(&kAvx512Bf16);
     }
+    if (int8_dot) {
+      result.push_back(&kAvx512Vnni);
+    }
     if (avx512) {
       result.push_back(&kAvx512);
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
+    if (avx2 && has_avx_vnni()) {
+      result.push_back(&kAvx2Vnni);
+    }
+    if (avx2) {
       result.push_back(&kAvx2);
     }
 #endif

@@ -273,11 +273,13 @@ extern const Capability kBaseline;
 extern const TrunkKernels<double> kBaselineDoubles;
 #if defined(__x86_64__)
 extern const Capability kAvx2;
+extern const Capability kAvx2Vnni;
 extern const Capability kAvx512;
+extern const Capability kAvx512Vnni;
 extern const Capability kAvx512Bf16;
 extern const Capability kAmx;
+// Dot products of int8 or bfloat16 and tiles have nothing more for doubles: what they extend runs these.
 extern const TrunkKernels<double> kAvx2Doubles;
-// What AVX-512 with bfloat16 and AMX run too: they have nothing more for doubles.
 extern const TrunkKernels<double> kAvx512Doubles;
 #endif
 

@@ -5,7 +5,8 @@
 namespace saml_kernels {
 
 const std::vector<const Capability*>& supported_capabilities() {
-  static const std::vector<const Capability*> supported = {&kAmx, &kAvx512Bf16, &kAvx512, &kAvx2, &kBaseline};
+  static const std::vector<const Capability*> supported = {&kAmx,      &kAvx512Bf16, &kAvx512Vnni, &kAvx512,
+                                                           &kAvx2Vnni, &kAvx2,       &kBaseline};
   return supported;
 }
 

@@ -1,4 +1,4 @@
-// AVX-512, its bfloat16 and int8 dot products, and AMX, in plain C++ as Intel's Software Developer's Manual defines
+// AVX-512, dot products of bfloat16 and int8, and AMX, in plain C++ as Intel's Software Developer's Manual defines
 // them: the kernels for these instruction sets run on any x86-64 machine with AVX2, and a sanitizer sees what they
 // read, also through tiles. Stands for <immintrin.h>. Only what the kernels use is here; another intrinsic stops the
 // build, because the compiler may not use these instruction sets there.
@@ -16,8 +16,8 @@
 #include <cstring>
 #include <initializer_list>
 
-// Narrower vectors need nothing of this.
-#if SAML_VECTOR_BYTES == 64
+// AVX2 alone needs nothing of this.
+#if SAML_VECTOR_BYTES == 64 || SAML_HAS_INT8_DOT
 #pragma GCC diagnostic ignored "-Wignored-attributes"
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
@@ -197,6 +197,12 @@ inline __m512i dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
   return add_epi32(sum, each<Words>(a, b, [](uint32_t x, uint32_t y) { return byte_products(x, y); }));
 }
 
+inline __m256i dpbusd_avx_epi32(__m256i sum, __m256i a, __m256i b) {
+  using NarrowWords = Lanes<uint32_t, __m256i>;
+  const auto products = each<NarrowWords>(a, b, [](uint32_t x, uint32_t y) { return byte_products(x, y); });
+  return _mm256_add_epi32(sum, products);
+}
+
 inline __m512 cvtph_ps(__m256i a) {
   __m256 parts[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(a)), _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))};
   return loadu_ps(parts);
@@ -323,6 +329,7 @@ inline void tile_dpbusd(int sums, int a, int b) { tile_product(sums, a, b, multi
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_zero
+#define _mm256_dpbusd_avx_epi32 saml_kernels::emulated::dpbusd_avx_epi32
 #define _mm512_add_epi32 saml_kernels::emulated::add_epi32
 #define _mm512_castsi512_ps saml_kernels::emulated::castsi512_ps
 #define _mm512_cvtepu16_epi32 saml_kernels::emulated::cvtepu16_epi32

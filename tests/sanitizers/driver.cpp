@@ -101,13 +101,18 @@ int main(int count, char** arguments) {
     }
     for (const Case& original : cases()) {
       const std::string where = std::string(capability->name) + ", " + original.name;
-      check_case<float>(original, *capability, threads_only, where + ", float");
       Case rounded = original;
       rounded.options.foreign_rounding = Rounding::kInt8;
       check_case<float>(rounded, *capability, threads_only, where + ", foreign int8");
+      ++checked;
+      // All else is the code of avx2 and avx512.
+      if (name == "avx2_vnni" || name == "avx512_vnni") {
+        continue;
+      }
+      check_case<float>(original, *capability, threads_only, where + ", float");
       rounded.options.foreign_rounding = Rounding::kBfloat16;
       check_case<float>(rounded, *capability, threads_only, where + ", foreign bfloat16");
-      checked += 3;
+      checked += 2;
       if (threads_only) {
         continue;
       }

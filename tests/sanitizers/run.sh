@@ -80,6 +80,6 @@ cd "$root"
 preload="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libubsan.so)"
 env LD_PRELOAD="$preload" PYTHONPATH="$stage/python" PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
   ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
-  "$python" -m pytest -q -n "$(nproc)" -p no:cacheprovider -k "not compile" \
+  "$python" -m pytest -q -n "$(nproc)" -p no:cacheprovider -k "not compile and (not vnni or int8)" \
   tests/kernels/test_cpp_*.py tests/kernels/test_backend_choice.py tests/kernels/test_extension.py \
   tests/kernels/test_operators.py tests/kernels/test_grouping.py

@@ -129,24 +129,21 @@ template <int rows, int vectors, typename scalar_t>
 inline __attribute__((always_inline)) void multiply_add(vec<scalar_t> (&acc)[rows][vectors], const Operand<scalar_t>& a,
                                                         const scalar_t* b, int64_t ldb, Ahead& ahead) {
   const scalar_t* column = a.data;
-  const auto term = [&] {
-    vec<scalar_t> factor[vectors];
-    load_row(factor, b);
-    add_term(acc, column, a.row_stride, factor);
-    column += a.k_stride;
-    b += ldb;
-  };
   int64_t k = 0;
   for (; k + kTermsPerLine <= a.k; k += kTermsPerLine) {
     __builtin_prefetch(ahead.line);
     ahead.line += ahead.step;
 #pragma GCC unroll 4
-    for (int64_t i = 0; i < kTermsPerLine; ++i) {
-      term();
+    for (int64_t i = 0; i < kTermsPerLine; ++i, column += a.k_stride, b += ldb) {
+      vec<scalar_t> factor[vectors];
+      load_row(factor, b);
+      add_term(acc, column, a.row_stride, factor);
     }
   }
-  for (; k < a.k; ++k) {
-    term();
+  for (; k < a.k; ++k, column += a.k_stride, b += ldb) {
+    vec<scalar_t> factor[vectors];
+    load_row(factor, b);
+    add_term(acc, column, a.row_stride, factor);
   }
 }
 

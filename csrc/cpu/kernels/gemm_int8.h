@@ -10,43 +10,51 @@
 // right one. Without either pairs of 16 bits are multiplied: pairs of bytes would overflow their 16-bit sums, and what
 // keeps them from it costs more than twice the memory.
 
-#if SAML_HAS_TILES
-using Int8Factor = int8_t;
-constexpr int kInt8Rows = kBlockSide;
-#elif SAML_HAS_INT8_DOT
-using Int8Factor = int8_t;
-constexpr int kInt8Rows = kRegisterTileRows;
+typedef int32_t Int32Lanes __attribute__((vector_size(SAML_VECTOR_BYTES)));
+
+#if !SAML_HAS_TILES
+#if SAML_VECTOR_BYTES == 64
 using Lanes = __m512i;
 inline Lanes load_lanes(const void* p) { return _mm512_loadu_si512(p); }
 inline Lanes in_all_lanes(int32_t terms) { return _mm512_set1_epi32(terms); }
-inline Lanes add_products(Lanes sum, Lanes a, Lanes b) { return _mm512_dpbusd_epi32(sum, a, b); }
-#elif SAML_VECTOR_BYTES == 64
-using Int8Factor = int16_t;
-constexpr int kInt8Rows = 12;
-using Lanes = __m512i;
-inline Lanes load_lanes(const void* p) { return _mm512_loadu_si512(p); }
-inline Lanes in_all_lanes(int32_t terms) { return _mm512_set1_epi32(terms); }
-inline Lanes add_products(Lanes sum, Lanes a, Lanes b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
 #elif SAML_VECTOR_BYTES == 32
-using Int8Factor = int16_t;
-// With six rows the registers do not hold the products that wait to be added.
-constexpr int kInt8Rows = 4;
 using Lanes = __m256i;
 inline Lanes load_lanes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline Lanes in_all_lanes(int32_t terms) { return _mm256_set1_epi32(terms); }
-inline Lanes add_products(Lanes sum, Lanes a, Lanes b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
 #else
-using Int8Factor = int8_t;
-constexpr int kInt8Rows = 4;
-typedef int32_t Lanes __attribute__((vector_size(SAML_VECTOR_BYTES)));
+using Lanes = Int32Lanes;
 inline Lanes load_lanes(const void* p) {
   Lanes lanes;
   std::memcpy(&lanes, p, sizeof(lanes));
   return lanes;
 }
 inline Lanes in_all_lanes(int32_t terms) { return terms - Lanes{}; }
+#endif
+#endif
+
+#if SAML_HAS_TILES
+using Int8Factor = int8_t;
+#elif SAML_HAS_INT8_DOT
+using Int8Factor = int8_t;
+#if SAML_VECTOR_BYTES == 64
+inline Int32Lanes add_products(Int32Lanes sum, Lanes a, Lanes b) {
+  return (Int32Lanes)_mm512_dpbusd_epi32((Lanes)sum, a, b);
+}
+#else
+inline Int32Lanes add_products(Int32Lanes sum, Lanes a, Lanes b) {
+  return (Int32Lanes)_mm256_dpbusd_avx_epi32((Lanes)sum, a, b);
+}
+#endif
+#elif SAML_VECTOR_BYTES == 64
+using Int8Factor = int16_t;
+inline Int32Lanes add_products(Int32Lanes sum, Lanes a, Lanes b) { return sum + (Int32Lanes)_mm512_madd_epi16(a, b); }
+#elif SAML_VECTOR_BYTES == 32
+using Int8Factor = int16_t;
+inline Int32Lanes add_products(Int32Lanes sum, Lanes a, Lanes b) { return sum + (Int32Lanes)_mm256_madd_epi16(a, b); }
+#else
+using Int8Factor = int8_t;
 // As the dot-product instruction does it.
-inline Lanes add_products(Lanes sum, Lanes a, Lanes b) {
+inline Int32Lanes add_products(Int32Lanes sum, Lanes a, Lanes b) {
   for (int shift = 0; shift < 32; shift += 8) {
     sum += ((a >> shift) & 0xff) * ((b << (24 - shift)) >> 24);
   }
@@ -54,8 +62,7 @@ inline Lanes add_products(Lanes sum, Lanes a, Lanes b) {
 }
 #endif
 
-typedef int32_t Int32Lanes __attribute__((vector_size(SAML_VECTOR_BYTES)));
-
+constexpr int kInt8Rows = SAML_HAS_TILES ? kBlockSide : kRegisterTileRows;
 constexpr int kFactorBits = 8 * sizeof(Int8Factor);
 constexpr int64_t kTermsOfLane = sizeof(int32_t) / sizeof(Int8Factor);
 constexpr int32_t kInt8Offset = kTermsOfLane == 4 ? 128 : 0;
@@ -87,20 +94,27 @@ int64_t int8_panels_size(const Weights<scalar_t>& weights) {
   return (lanes_of(weights.k()) + 2) * round_up(weights.n, kPanel<float>) * 4;
 }
 
-// The larger magnitude; NaN once there is one.
-inline float larger_magnitude(float largest, float x) {
-  const float magnitude = x < 0 ? -x : x;
-  return magnitude > largest || magnitude != magnitude ? magnitude : largest;
+// Bits of |x|. As integers they are in order of magnitude, NaN above all.
+inline int32_t magnitude_bits(float x) {
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits & 0x7fffffff;
+}
+
+inline float of_bits(int32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
 }
 
 inline float int8_scale(float largest) { return largest == 0 ? 1.0f : largest / 127.0f; }
 
+// Of a NaN, or of infinities, the scale makes the result NaN: what stands here may be any int8.
 inline int32_t round_to_int8(float x, float scale) {
   float quotient = x / scale;
-  // Of a NaN, or of infinities, the scale makes the result NaN.
-  quotient = quotient == quotient ? quotient : 0.0f;
   quotient = quotient > 127.0f ? 127.0f : quotient;
   quotient = quotient < -127.0f ? -127.0f : quotient;
+  quotient = quotient == quotient ? quotient : 0.0f;
   // The integer stands in the low mantissa bits of the sum, rounded to even.
   const float shifted = quotient + 12582912.0f;
   int32_t bits;
@@ -108,24 +122,36 @@ inline int32_t round_to_int8(float x, float scale) {
   return bits - 0x4b400000;
 }
 
+inline Int32Lanes round_to_int8(vec<float> x, vec<float> scale) {
+  const vec<float> nothing = {}, most = nothing + 127.0f;
+  vec<float> quotient = x / scale;
+  quotient = quotient > most ? most : quotient;
+  quotient = quotient < -most ? -most : quotient;
+  quotient = quotient == quotient ? quotient : nothing;
+  return (Int32Lanes)(quotient + 12582912.0f) - 0x4b400000;
+}
+
 // Rows of [A1 ; A2] rounded to int8, lanes_of(k) lanes apart, and their scales.
 inline void quantise_rows(const Concatenated<float>& a, Range rows, int32_t* target, float* scales) {
   const int64_t lanes = lanes_of(a.cols());
   for (int64_t r = rows.begin; r < rows.end; ++r) {
     const MatrixView<const float> parts[] = {a.left, a.right};
-    float largest = 0;
+    int32_t largest = 0;
     for (const MatrixView<const float>& part : parts) {
+      const float* x = part.row(r);
       for (int64_t i = 0; i < part.cols; ++i) {
-        largest = larger_magnitude(largest, part.row(r)[i]);
+        largest = std::max(largest, magnitude_bits(x[i]));
       }
     }
-    const float scale = scales[r] = int8_scale(largest);
+    const float scale = scales[r] = int8_scale(of_bits(largest));
     Int8Factor* factor = reinterpret_cast<Int8Factor*>(target + r * lanes);
     for (const MatrixView<const float>& part : parts) {
+      const float* x = part.row(r);
       for (int64_t i = 0; i < part.cols; ++i) {
         // Of a byte the bit is 128: flipped, a reads as a + 128 without its sign.
-        *factor++ = static_cast<Int8Factor>(round_to_int8(part.row(r)[i], scale) ^ kInt8Offset);
+        factor[i] = static_cast<Int8Factor>(round_to_int8(x[i], scale) ^ kInt8Offset);
       }
+      factor += part.cols;
     }
     std::fill(factor, reinterpret_cast<Int8Factor*>(target + (r + 1) * lanes), Int8Factor(0));
   }
@@ -135,33 +161,47 @@ inline void quantise_rows(const Concatenated<float>& a, Range rows, int32_t* tar
 template <typename element_t>
 void pack_int8_panels(const MatrixView<const element_t>& b, const Int8Panels& panels) {
   constexpr int64_t panel_width = kPanel<float>;
-  constexpr uint32_t mask = (1u << kFactorBits) - 1u;
+  constexpr int32_t mask = (1 << kFactorBits) - 1;
   const int64_t padded = round_up(b.cols, panel_width), lanes = lanes_of(b.rows);
-  std::fill_n(panels.scales, padded, 0.0f);
+  // Until the scales are known the columns' magnitudes stand in the place of what is to take off.
+  std::fill_n(panels.excess, padded, 0);
   for (int64_t i = 0; i < b.rows; ++i) {
+    const auto row = b.row(i);
     for (int64_t n = 0; n < b.cols; ++n) {
-      panels.scales[n] = larger_magnitude(panels.scales[n], widened(b.row(i)[n]));
+      panels.excess[n] = std::max(panels.excess[n], magnitude_bits(widened(row[n])));
     }
   }
   for (int64_t n = 0; n < padded; ++n) {
-    panels.scales[n] = int8_scale(panels.scales[n]);
+    panels.scales[n] = int8_scale(of_bits(panels.excess[n]));
   }
-  std::fill_n(panels.excess, padded, 0);
+  constexpr int lanes_of_vector = kLanes<float>;
   for (int64_t column = 0; column < b.cols; column += panel_width) {
     const int64_t width = std::min(panel_width, b.cols - column);
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      int32_t* packed = panels.terms + column * lanes + lane * panel_width;
-      std::fill_n(packed, panel_width, 0);
+    int32_t* packed = panels.terms + column * lanes;
+    Int32Lanes sums[kVectors] = {};
+    alignas(64) float edge[panel_width] = {};
+    for (int64_t lane = 0; lane < lanes; ++lane, packed += panel_width) {
+      Int32Lanes terms[kVectors] = {};
       const int64_t begin = lane * kTermsOfLane;
       for (int64_t j = 0; j < std::min(kTermsOfLane, b.rows - begin); ++j) {
-        const element_t* row = b.row(begin + j) + column;
-        for (int64_t n = 0; n < width; ++n) {
-          const int32_t value = round_to_int8(widened(row[n]), panels.scales[column + n]);
-          packed[n] |= static_cast<int32_t>((static_cast<uint32_t>(value) & mask) << (kFactorBits * j));
-          panels.excess[column + n] += kInt8Offset * value;
+        const auto row = b.row(begin + j) + column;
+        if (width < panel_width) {
+          widen_values(row, width, edge);
+        }
+        for (int v = 0; v < kVectors; ++v) {
+          const int n = v * lanes_of_vector;
+          const vec<float> x = width < panel_width ? load(edge + n) : load_widened(row + n);
+          const Int32Lanes value = round_to_int8(x, load(panels.scales + column + n));
+          terms[v] |= (value & mask) << static_cast<int>(kFactorBits * j);
+          sums[v] += value;
         }
       }
+      std::memcpy(packed, terms, sizeof(terms));
     }
+    for (int v = 0; v < kVectors; ++v) {
+      sums[v] *= kInt8Offset;
+    }
+    std::memcpy(panels.excess + column, sums, sizeof(sums));
   }
 }
 
@@ -227,32 +267,44 @@ inline void block_int8(int64_t rows, const int32_t* a, const float* row_scales, 
 
 #else
 
-template <int rows>
-void register_tile_int8(const int32_t* a, const float* row_scales, int64_t terms, const int32_t* panel,
-                        const float* scales, const int32_t* excess, const float* bias, float* c, int64_t ldc) {
-  constexpr int lanes = kLanes<float>;
-  Lanes sums[rows][kVectors] = {};
+template <int rows, int vectors>
+inline __attribute__((always_inline)) void add_all_products(Int32Lanes (&sums)[rows][vectors], const int32_t* a,
+                                                            int64_t terms, const int32_t* panel) {
   for (int64_t i = 0; i < terms; ++i, panel += kPanel<float>) {
-    Lanes b[kVectors];
+    Lanes b[vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      b[v] = load_lanes(panel + v * lanes);
+    for (int v = 0; v < vectors; ++v) {
+      b[v] = load_lanes(panel + v * kLanes<float>);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const Lanes value = in_all_lanes(a[r * terms + i]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < vectors; ++v) {
         sums[r][v] = add_products(sums[r][v], value, b[v]);
       }
     }
   }
+}
+
+template <int rows>
+void register_tile_int8(const int32_t* a, const float* row_scales, int64_t terms, const int32_t* panel,
+                        const float* scales, const int32_t* excess, const float* bias, float* c, int64_t ldc) {
+  Int32Lanes sums[rows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      const int n = v * lanes;
-      store(c + r * ldc + n, restored((Int32Lanes)sums[r][v], row_scales[r], scales + n, excess + n, bias + n));
+      sums[r][v] = Int32Lanes{};
+    }
+  }
+  add_all_products<rows, kVectors>(sums, a, terms, panel);
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const int n = v * kLanes<float>;
+      store(c + r * ldc + n, restored(sums[r][v], row_scales[r], scales + n, excess + n, bias + n));
     }
   }
 }
