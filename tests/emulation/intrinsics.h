@@ -330,7 +330,6 @@ inline void tile_dpbusd(int sums, int a, int b) { tile_product(sums, a, b, multi
 #undef _tile_stored
 #undef _tile_zero
 #define _mm256_dpbusd_avx_epi32 saml_kernels::emulated::dpbusd_avx_epi32
-#define _mm512_add_epi32 saml_kernels::emulated::add_epi32
 #define _mm512_castsi512_ps saml_kernels::emulated::castsi512_ps
 #define _mm512_cvtepu16_epi32 saml_kernels::emulated::cvtepu16_epi32
 #define _mm512_cvtneps_pbh saml_kernels::emulated::cvtneps_pbh
