@@ -26,6 +26,7 @@ struct Weights {
   const scalar_t* shared = nullptr;                // of products the second factor, (k1 + k2, n), for all matrices
   const scalar_t* bias = nullptr;                  // (matrices, n)
   scalar_t* panels = nullptr;                      // null: not laid out
+  scalar_t* rounded_panels = nullptr;              // floats rounded to bfloat16; null: not laid out
   scalar_t* transposed_panels = nullptr;           // of the transpose, which backward reads; null: not laid out
   uint16_t* bfloat16_panels = nullptr;             // bfloat16 parts; null: not laid out
   uint16_t* transposed_bfloat16_panels = nullptr;  // of the transpose, which backward reads
@@ -227,7 +228,7 @@ struct PanelItem {
 
 // Which layouts of weights a capability's products read.
 struct Layouts {
-  bool bfloat16;     // products of bfloat16 factors read bfloat16 panels; input gradients, transposed ones
+  bool bfloat16;  // products of bfloat16 factors read bfloat16 panels, else rounded ones; input gradients, transposed
   bool float_parts;  // so do products of float factors, in three parts
 };
 

@@ -57,6 +57,11 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
       function(1, weights.bfloat16_panels, kernel.bfloat16_panels_size,
                readers.forward &&
                    (in_parts || (has.bfloat16 && (rounded >= kUses || (kept && reads_rounded && !has.float_parts)))));
+      // Else every tile would round the weight again.
+      function(5, weights.rounded_panels, kernel.panels_size,
+               readers.forward && !has.bfloat16 &&
+                   ((rounded >= kUses && trunk.num_tiles() > 1) ||
+                    (kept && reads_rounded && trunk.rows > kRowsBeforePanels)));
       // The tile unit multiplies nothing else; vectors, where few tiles read a transposed panel, transpose it for each.
       const bool rounds = has.bfloat16 && trunk.own_bfloat16;
       function(2, weights.transposed_bfloat16_panels, kernel.transposed_panels_size,

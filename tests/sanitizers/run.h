@@ -265,6 +265,9 @@ class Run {
       if (trunk_.experts && !transposed_units) {
         weights.transposed_panels = unset(weights.matrices, kernel_.transposed_float_panels_size(weights)).data;
       }
+      if (!layouts.bfloat16 && std::max(trunk_.own_rounding(), trunk_.foreign_rounding) == Rounding::kBfloat16) {
+        weights.rounded_panels = unset(weights.matrices, kernel_.panels_size(weights)).data;
+      }
       if (layouts.bfloat16) {
         weights.bfloat16_panels = bfloat16(kernel_.bfloat16_panels_size(weights));
       }

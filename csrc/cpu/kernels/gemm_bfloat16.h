@@ -210,16 +210,21 @@ inline void round_values(const float* source, int64_t count, float* target) {
   }
 }
 
+// Rows of [A1 ; A2], a.cols() apart.
+inline void round_rows(const Concatenated<float>& a, Range rows, float* target) {
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    float* row = target + r * a.cols();
+    round_values(a.left.row(r), a.left.cols, row);
+    round_values(a.right.row(r), a.right.cols, row + a.left.cols);
+  }
+}
+
 // panels: those of a B that stands in bfloat16, or null.
 inline void multiply_bfloat16(const Concatenated<float>& a, const StoredMatrix<const float>& b, const float* panels,
                               const float* bias, const MatrixView<float>& c, float* panel, float* a_space) {
   constexpr int64_t panel_width = kPanel<float>;
   const int64_t k = a.cols();
-  for (int64_t r = 0; r < a.rows(); ++r) {
-    float* row = a_space + r * k;
-    round_values(a.left.row(r), a.left.cols, row);
-    round_values(a.right.row(r), a.right.cols, row + a.left.cols);
-  }
+  round_rows(a, {0, a.rows()}, a_space);
   const Concatenated<float> rounded{{a_space, a.rows(), k, k}};
   if (b.storage == Storage::kBfloat16) {
     multiply<float>(rounded, b, panels, bias, c, panel);

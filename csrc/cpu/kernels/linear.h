@@ -16,10 +16,14 @@ constexpr bool kHasTiles = SAML_HAS_TILES != 0 && std::is_same_v<scalar_t, float
 template <typename scalar_t>
 constexpr bool kHasBfloat16Panels = SAML_HAS_BFLOAT16_DOT != 0 && std::is_same_v<scalar_t, float>;
 
+// They are floats that bfloat16 holds too.
+template <typename scalar_t>
+constexpr bool kRoundsFloats = SAML_HAS_BFLOAT16_DOT == 0 && std::is_same_v<scalar_t, float>;
+
 template <typename scalar_t>
 struct ProductScratch {
   scalar_t* panel = nullptr;
-  scalar_t* rounded = nullptr;
+  scalar_t* rounded = nullptr;  // with rounded panels, of the rows prepared last
   scalar_t* transposed = nullptr;
   uint16_t* tiles = nullptr;     // of the rows prepared last
   int32_t* int8_rows = nullptr;  // of the rows prepared last
@@ -83,6 +87,13 @@ void lay_out(const PanelItem<scalar_t>& item) {
   if (weights.panels != nullptr) {
     pack_panels(matrix, weights.panels + item.matrix * panels_size(weights));
   }
+  if constexpr (kRoundsFloats<scalar_t>) {
+    if (weights.rounded_panels != nullptr) {
+      scalar_t* panels = weights.rounded_panels + item.matrix * panels_size(weights);
+      pack_panels(matrix, panels);
+      round_values(panels, panels_size(weights), panels);
+    }
+  }
   if (weights.transposed_panels != nullptr) {
     pack_transposed_panels(matrix, weights.transposed_panels + item.matrix * transposed_float_panels_size(weights));
   }
@@ -128,6 +139,11 @@ inline void prepare_rows(Range rows, const Concatenated<scalar_t>& a, const Weig
       lay_out_left(a, rows, weights.parts, scratch.tiles);
     }
   }
+  if constexpr (kRoundsFloats<scalar_t>) {
+    if (weights.rounded_panels != nullptr) {
+      round_rows(a, rows, scratch.rounded);
+    }
+  }
   if constexpr (std::is_same_v<scalar_t, float>) {
     if (weights.int8_panels != nullptr) {
       quantise_rows(a, rows, scratch.int8_rows, scratch.row_scales);
@@ -171,6 +187,16 @@ inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& 
     if (bfloat16_panels != nullptr) {
       const TileFactors factors{scratch.tiles, bfloat16_panels, tiles_of(weights.k(), kTileDepth), weights.parts};
       multiply_tiles(factors, bfloat16 ? 1 : weights.parts, rows, Sums::kFromBias, bias, z);
+      return;
+    }
+  }
+  if constexpr (kRoundsFloats<scalar_t>) {
+    if (bfloat16 && weights.rounded_panels != nullptr) {
+      const int64_t k = weights.k();
+      const StoredMatrix<const scalar_t> in_panels(nullptr, k, weights.n, weights.n, Storage::kComputed);
+      multiply<scalar_t>({{scratch.rounded + rows.begin * k, rows.size(), k, k}}, in_panels,
+                         weights.rounded_panels + i * panels_size(weights), bias, z.row_range(rows.begin, rows.end),
+                         scratch.panel);
       return;
     }
   }
