@@ -228,7 +228,7 @@ struct PanelItem {
 
 // Which layouts of weights a capability's products read.
 struct Layouts {
-  bool bfloat16;  // products of bfloat16 factors read bfloat16 panels, else rounded ones; input gradients, transposed
+  bool bfloat16;     // products of bfloat16 factors read bfloat16 panels; input gradients, transposed ones
   bool float_parts;  // so do products of float factors, in three parts
 };
 

@@ -5,12 +5,11 @@ import platform
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
-import saml_kernels
 from saml_kernels import extension
 
 INFO = extension.build_info()
@@ -46,7 +45,7 @@ class Counts(NamedTuple):
 @pytest.fixture(scope="module")
 def loops() -> dict[tuple[str, str], dict[int, list[Counts]]]:
     """By instruction and register, then by how many of the instruction a loop has: the loops."""
-    (library,) = Path(saml_kernels.__file__).parent.glob("_ops.*.so")
+    library = extension.library_path(torch.__version__)
     command = ["objdump", "--disassemble", "--no-show-raw-insn", str(library)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     code = [(int(address, 16), name, operands) for address, name, operands in INSTRUCTION.findall(text)]

@@ -16,7 +16,7 @@ constexpr bool kHasTiles = SAML_HAS_TILES != 0 && std::is_same_v<scalar_t, float
 template <typename scalar_t>
 constexpr bool kHasBfloat16Panels = SAML_HAS_BFLOAT16_DOT != 0 && std::is_same_v<scalar_t, float>;
 
-// They are floats that bfloat16 holds too.
+// Or they are products of floats that have been rounded.
 template <typename scalar_t>
 constexpr bool kRoundsFloats = SAML_HAS_BFLOAT16_DOT == 0 && std::is_same_v<scalar_t, float>;
 
