@@ -95,17 +95,7 @@ int64_t int8_panels_size(const Weights<scalar_t>& weights) {
 }
 
 // Bits of |x|. As integers they are in order of magnitude, NaN above all.
-inline int32_t magnitude_bits(float x) {
-  int32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  return bits & 0x7fffffff;
-}
-
-inline float of_bits(int32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof(x));
-  return x;
-}
+inline int32_t magnitude_bits(float x) { return static_cast<int32_t>(bits_of(x) & 0x7fffffffu); }
 
 inline float int8_scale(float largest) { return largest == 0 ? 1.0f : largest / 127.0f; }
 
@@ -116,10 +106,7 @@ inline int32_t round_to_int8(float x, float scale) {
   quotient = quotient < -127.0f ? -127.0f : quotient;
   quotient = quotient == quotient ? quotient : 0.0f;
   // The integer stands in the low mantissa bits of the sum, rounded to even.
-  const float shifted = quotient + 12582912.0f;
-  int32_t bits;
-  std::memcpy(&bits, &shifted, sizeof(bits));
-  return bits - 0x4b400000;
+  return static_cast<int32_t>(bits_of(quotient + 12582912.0f)) - 0x4b400000;
 }
 
 inline Int32Lanes round_to_int8(vec<float> x, vec<float> scale) {
@@ -143,7 +130,7 @@ inline void quantise_rows(const Concatenated<float>& a, Range rows, int32_t* tar
         largest = std::max(largest, magnitude_bits(x[i]));
       }
     }
-    const float scale = scales[r] = int8_scale(of_bits(largest));
+    const float scale = scales[r] = int8_scale(float_of(static_cast<uint32_t>(largest)));
     Int8Factor* factor = reinterpret_cast<Int8Factor*>(target + r * lanes);
     for (const MatrixView<const float>& part : parts) {
       const float* x = part.row(r);
@@ -172,7 +159,7 @@ void pack_int8_panels(const MatrixView<const element_t>& b, const Int8Panels& pa
     }
   }
   for (int64_t n = 0; n < padded; ++n) {
-    panels.scales[n] = int8_scale(of_bits(panels.excess[n]));
+    panels.scales[n] = int8_scale(float_of(static_cast<uint32_t>(panels.excess[n])));
   }
   constexpr int lanes_of_vector = kLanes<float>;
   for (int64_t column = 0; column < b.cols; column += panel_width) {
