@@ -94,6 +94,12 @@ SUITES: Final = {
         keep_peers=2,
         memory_cells=_grid((4096,), _SCENARIOS, _wide),
     ),
+    "grid_bfloat16": Suite(
+        "the same where all is bfloat16",
+        _grid(_ROWS, _SCENARIOS, _wide),
+        (*LOW_PRECISION_PEERS, CPP_LOW_PRECISION),
+        budget=20,
+    ),
     "small": Suite(
         "narrow layers over batch size and number of scenarios",
         _grid(_ROWS, (4, 8), _narrow),

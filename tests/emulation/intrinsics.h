@@ -108,6 +108,25 @@ inline __m512i set1_epi32(int value) {
 
 inline __m512 castsi512_ps(__m512i value) { return loadu_ps(&value); }
 
+inline __m512 maskz_loadu_ps(__mmask16 mask, const void* from) {
+  Floats result;
+  for (int i = 0; i < Floats::kCount; ++i) {
+    if ((mask >> i & 1) != 0) {
+      std::memcpy(&result.lane[i], static_cast<const char*>(from) + 4 * i, 4);
+    }
+  }
+  return result.value();
+}
+
+inline void mask_storeu_epi32(void* to, __mmask16 mask, __m512i value) {
+  const Words source(value);
+  for (int i = 0; i < Words::kCount; ++i) {
+    if ((mask >> i & 1) != 0) {
+      std::memcpy(static_cast<char*>(to) + 4 * i, &source.lane[i], 4);
+    }
+  }
+}
+
 template <typename lanes_t, typename register_t, typename function_t>
 inline register_t each(const register_t& a, const register_t& b, const function_t& function) {
   const lanes_t left(a), right(b);
@@ -339,6 +358,8 @@ inline void tile_dpbusd(int sums, int a, int b) { tile_product(sums, a, b, multi
 #define _mm512_load_ps saml_kernels::emulated::load_ps
 #define _mm512_loadu_si512 saml_kernels::emulated::loadu_si512
 #define _mm512_madd_epi16 saml_kernels::emulated::madd_epi16
+#define _mm512_mask_storeu_epi32 saml_kernels::emulated::mask_storeu_epi32
+#define _mm512_maskz_loadu_ps saml_kernels::emulated::maskz_loadu_ps
 #define _mm512_or_si512 saml_kernels::emulated::or_si512
 #define _mm512_set1_epi32 saml_kernels::emulated::set1_epi32
 #define _mm512_setzero_ps saml_kernels::emulated::setzero_ps

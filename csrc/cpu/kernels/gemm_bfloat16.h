@@ -164,23 +164,31 @@ inline void multiply_units(const MatrixView<const uint16_t>& a, const PanelOf& p
   }
 }
 
-// C = bias + [A1 ; A2] B with rounded factors. a_space holds rows * (a.cols() + 2) bfloat16; panels are the rounded
-// ones of B, or null, and then panel_space holds one.
-inline void multiply_bfloat16(const Concatenated<float>& a, const StoredMatrix<const float>& b, const uint16_t* panels,
-                              const float* bias, const MatrixView<float>& c, float* panel_space, float* a_space) {
-  uint16_t *panel = reinterpret_cast<uint16_t*>(panel_space), *rounded = reinterpret_cast<uint16_t*>(a_space);
-  const int64_t first = round_up(a.left.cols, 2), k = first + round_up(a.right.cols, 2);
-  round_rows(a.left, rounded, k);
-  round_rows(a.right, rounded + first, k);
+// Terms of a row of [A1 ; A2] in units: of each part an even number.
+inline int64_t unit_terms(int64_t k1, int64_t k2) { return round_up(k1, 2) + round_up(k2, 2); }
+
+// Rows of [A1 ; A2] in units, unit_terms apart.
+inline void round_rows(const Concatenated<float>& a, Range rows, uint16_t* target) {
+  const int64_t terms = unit_terms(a.left.cols, a.right.cols);
+  uint16_t* first = target + rows.begin * terms;
+  round_rows(a.left.row_range(rows.begin, rows.end), first, terms);
+  round_rows(a.right.row_range(rows.begin, rows.end), first + round_up(a.left.cols, 2), terms);
+}
+
+// C = bias + [A1 ; A2] B with rounded factors: A in units, of which A1 has k1 columns. panels are the rounded ones of
+// B, or null, and then panel_space holds one.
+inline void multiply_bfloat16(const MatrixView<const uint16_t>& a, int64_t k1, const StoredMatrix<const float>& b,
+                              const uint16_t* panels, const float* bias, const MatrixView<float>& c,
+                              float* panel_space) {
+  uint16_t* panel = reinterpret_cast<uint16_t*>(panel_space);
   const auto panel_of = [&](int64_t column, int64_t width) -> const uint16_t* {
     if (panels != nullptr) {
-      return panels + column * k;
+      return panels + column * a.cols;
     }
-    with_stored_elements<float>(b.columns(column, width),
-                                [&](const auto& columns) { pack_units(columns, a.left.cols, panel); });
+    with_stored_elements<float>(b.columns(column, width), [&](const auto& columns) { pack_units(columns, k1, panel); });
     return panel;
   };
-  multiply_units({rounded, c.rows, k, k}, panel_of, bias, c, false);
+  multiply_units(a, panel_of, bias, c, false);
 }
 
 // dA = [dA +] dC Wᵀ with rounded factors. a_space holds rows * (dc.cols + 1) bfloat16; panels are the rounded ones of

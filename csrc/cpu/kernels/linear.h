@@ -23,11 +23,13 @@ constexpr bool kRoundsFloats = SAML_HAS_BFLOAT16_DOT == 0 && std::is_same_v<scal
 template <typename scalar_t>
 struct ProductScratch {
   scalar_t* panel = nullptr;
-  scalar_t* rounded = nullptr;  // with rounded panels, of the rows prepared last
+  scalar_t* rounded = nullptr;  // to bfloat16, of the rows prepared last: floats, or units
   scalar_t* transposed = nullptr;
   uint16_t* tiles = nullptr;     // of the rows prepared last
   int32_t* int8_rows = nullptr;  // of the rows prepared last
   float* row_scales = nullptr;   // of these
+
+  uint16_t* units() const { return reinterpret_cast<uint16_t*>(rounded); }
 
   ProductScratch() = default;
   // For up to that many rows, and products over at most k terms and of at most k columns.
@@ -144,6 +146,11 @@ inline void prepare_rows(Range rows, const Concatenated<scalar_t>& a, const Weig
       round_rows(a, rows, scratch.rounded);
     }
   }
+  if constexpr (kHasBfloat16Panels<scalar_t> && !kHasTiles<scalar_t>) {
+    if (weights.bfloat16_panels != nullptr) {
+      round_rows(a, rows, scratch.units());
+    }
+  }
   if constexpr (std::is_same_v<scalar_t, float>) {
     if (weights.int8_panels != nullptr) {
       quantise_rows(a, rows, scratch.int8_rows, scratch.row_scales);
@@ -200,18 +207,21 @@ inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& 
       return;
     }
   }
-  if constexpr (std::is_same_v<scalar_t, float>) {
+  if constexpr (kHasBfloat16Panels<scalar_t>) {
     if (bfloat16) {
-      const Concatenated<scalar_t> factor = a.row_range(rows.begin, rows.end);
-      const Matrix<scalar_t> target = z.row_range(rows.begin, rows.end);
-      const auto product = [&](const auto* panels) {
-        multiply_bfloat16(factor, weights.matrix(i), panels, bias, target, scratch.panel, scratch.rounded);
-      };
-      if constexpr (kHasBfloat16Panels<scalar_t>) {
-        product(bfloat16_panels);
-      } else {
-        product(static_cast<const scalar_t*>(matrix_of(weights.panels, i, panels_size(weights))));
+      if (bfloat16_panels == nullptr) {
+        round_rows(a, rows, scratch.units());
       }
+      const int64_t terms = unit_terms(weights.k1, weights.k2);
+      multiply_bfloat16({scratch.units() + rows.begin * terms, rows.size(), terms, terms}, weights.k1,
+                        weights.matrix(i), bfloat16_panels, bias, z.row_range(rows.begin, rows.end), scratch.panel);
+      return;
+    }
+  } else if constexpr (std::is_same_v<scalar_t, float>) {
+    if (bfloat16) {
+      multiply_bfloat16(a.row_range(rows.begin, rows.end), weights.matrix(i),
+                        matrix_of(weights.panels, i, panels_size(weights)), bias, z.row_range(rows.begin, rows.end),
+                        scratch.panel, scratch.rounded);
       return;
     }
   }

@@ -48,9 +48,11 @@ inline void mix_streams(int64_t m, int64_t d, const scalar_t* streams, const sca
   }
 }
 
+inline double clamped_norm(double squared) { return std::max(std::sqrt(squared), kNormEpsilon); }
+
 template <typename scalar_t>
 inline double clamped_norm(const scalar_t* v, int64_t d) {
-  return std::max(std::sqrt(dot(v, v, d)), kNormEpsilon);
+  return clamped_norm(dot(v, v, d));
 }
 
 // V + g ∘ mix for one row; a scalar gate has one value.
@@ -73,6 +75,7 @@ struct MutualScratch {
   scalar_t* gate;   // of a tile's rows; of all branches where a unit needs its whole table
   scalar_t* mixes;  // Σ_j α_j V_j of a row, one a thread
   double* cosines;  // of a row, and norms, one a thread
+  double* owns;     // V_t of a row, one a thread
   int64_t width;    // of a mix
   int64_t numbers;  // cosines and norms of a row
   scalar_t* alpha;  // a foreign row of α
@@ -87,6 +90,7 @@ struct MutualScratch {
     numbers = m * branches + m;
     mixes = scratch.take(trunk.team.workers * width);
     cosines = scratch.template take<double>(trunk.team.workers * numbers);
+    owns = scratch.template take<double>(trunk.team.workers * width);
     alpha = scratch.take(m);
   }
 };
@@ -125,13 +129,19 @@ void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, Co
     const Segment s = segments[segment];
     scalar_t* mix = scratch.mixes + worker * scratch.width;
     double* cosine = scratch.cosines + worker * scratch.numbers;
+    double* v_t = scratch.owns + worker * scratch.width;
     const ConstMatrix<scalar_t> own = streams.columns(s.scenario * d, d);
     for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
       const scalar_t* v = streams.row(r);
-      const double own_norm = clamped_norm(v + s.scenario * d, d);
+      std::copy_n(own.row(r), d, v_t);
+      const double own_norm = clamped_norm(own.row(r), d);
       for (int64_t j = 0; j < m; ++j) {
-        cosine[j] =
-            j == s.scenario ? 0.0 : dot(v + s.scenario * d, v + j * d, d) / (own_norm * clamped_norm(v + j * d, d));
+        if (j == s.scenario) {
+          cosine[j] = 0;
+          continue;
+        }
+        const Dots<1> of = dots<1>(v + j * d, {v_t}, d);
+        cosine[j] = of.with[0] / (own_norm * clamped_norm(of.squared));
       }
       score_weights(trunk, cosine, s.scenario, alpha.row(r));
       mix_streams(m, d, v, alpha.row(r), mix);
@@ -184,8 +194,9 @@ void mutual_table(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, Cons
 template <typename scalar_t>
 struct MutualBackwardScratch {
   scalar_t* mix;     // Σ_j α_j V_j of a row
-  scalar_t* scaled;  // G of a row
   double* row;       // c, n, p and dc of a row
+  double* own;       // V_t of a row
+  double* scaled;    // G of a row
   double* d_cosine;  // the cosines' part of a row's gradient
   ProductScratch<scalar_t>& product;
 
@@ -193,9 +204,10 @@ struct MutualBackwardScratch {
                         ProductScratch<scalar_t>& products, Scratch<scalar_t>& scratch)
       : product(products) {
     mix = scratch.take(widest.stream);
-    scaled = scratch.take(widest.stream);
     row = scratch.template take<double>(4 * trunk.num_scenarios);
     d_cosine = scratch.template take<double>(widest.stream);
+    own = scratch.template take<double>(widest.stream);
+    scaled = scratch.template take<double>(widest.stream);
   }
 };
 
@@ -226,7 +238,7 @@ void mutual_backward_row(const Trunk<scalar_t>& trunk, const Layer<scalar_t>& la
   double* n = c + m;
   double* p = n + m;
   double* dc = p + m;
-  scalar_t* scaled = scratch.scaled;
+  double* scaled = scratch.scaled;
 
   mix_streams(m, d, streams, alpha, scratch.mix);
   const bool scalar_gate = layer.gate_width == 1;
@@ -243,15 +255,16 @@ void mutual_backward_row(const Trunk<scalar_t>& trunk, const Layer<scalar_t>& la
 
   const double raw_norm = std::sqrt(dot(own, own, d));
   const double n_t = std::max(raw_norm, kNormEpsilon);
+  std::copy_n(own, d, scratch.own);
   double sum_c = 0, mean_p = 0;
   for (int64_t j = 0; j < m; ++j) {
     if (j == t) {
       continue;
     }
-    const scalar_t* v = streams + j * d;
-    n[j] = clamped_norm(v, d);
-    c[j] = dot(own, v, d) / (n_t * n[j]);
-    p[j] = dot(scaled, v, d);
+    const Dots<2> of = dots<2>(streams + j * d, {scratch.own, scaled}, d);
+    n[j] = clamped_norm(of.squared);
+    c[j] = of.with[0] / (n_t * n[j]);
+    p[j] = of.with[1];
     sum_c += c[j];
     mean_p += alpha[j] * p[j];
   }

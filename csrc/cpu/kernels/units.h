@@ -35,6 +35,15 @@ inline __m512 widen(__m256bh x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16));
 }
 
+// Units of the numbers of two rows, rounded.
+inline __m512i units_of(__m512 even, __m512 odd) {
+  const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
+  const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd));
+  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+
 // Parts of a number, each the rounding of what the ones before it leave, stand kTileElements apart.
 
 // 16 units of one row: its columns column .. column + 32.

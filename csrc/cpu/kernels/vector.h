@@ -70,6 +70,45 @@ inline double dot(const scalar_t* a, const scalar_t* b, int64_t n) {
   return total;
 }
 
+// ⟨v, v⟩ and the products of v with factors that are double already, in one pass over v.
+template <int count>
+struct Dots {
+  double squared;
+  double with[count];
+};
+
+template <int count, typename scalar_t>
+inline Dots<count> dots(const scalar_t* v, const double* const (&factors)[count], int64_t n) {
+  constexpr int lanes = kLanes<double>, chains = 2;
+  vec<double> squared[chains] = {}, products[count][chains] = {};
+  int64_t i = 0;
+  for (; i + chains * lanes <= n; i += chains * lanes) {
+#pragma GCC unroll 2
+    for (int chain = 0; chain < chains; ++chain) {
+      const int64_t place = i + chain * lanes;
+      const vec<double> x = load_double(v + place);
+      squared[chain] += x * x;
+#pragma GCC unroll 2
+      for (int f = 0; f < count; ++f) {
+        products[f][chain] += x * load_double(factors[f] + place);
+      }
+    }
+  }
+  Dots<count> found{sum<double>(squared[0] + squared[1]), {}};
+  for (int f = 0; f < count; ++f) {
+    found.with[f] = sum<double>(products[f][0] + products[f][1]);
+  }
+  for (; i < n; ++i) {
+    stay_scalar();
+    const double x = static_cast<double>(v[i]);
+    found.squared += x * x;
+    for (int f = 0; f < count; ++f) {
+      found.with[f] += x * factors[f][i];
+    }
+  }
+  return found;
+}
+
 inline float power_of_two(int32_t n) {
   const uint32_t bits = static_cast<uint32_t>(n + 127) << 23;
   float power;

@@ -65,6 +65,18 @@ struct GradientInput {
   int64_t cols() const { return left.cols + right.cols; }
   int64_t row_of_left(int64_t row) const { return order == nullptr ? row : order[row]; }
 
+  // Columns begin .. end of a row: where they stand together as numbers, or copied into space.
+  const scalar_t* part(int64_t row, int64_t begin, int64_t end, scalar_t* space) const {
+    if (begin >= left.cols) {
+      return right.row(row) + (begin - left.cols);
+    }
+    if (end <= left.cols && left.storage == Storage::kComputed) {
+      return left.view().row(row_of_left(row)) + begin;
+    }
+    copy(row, begin, end, space);
+    return space;
+  }
+
   // Columns begin .. end of a row.
   void copy(int64_t row, int64_t begin, int64_t end, scalar_t* target) const {
     const int64_t split = std::clamp(left.cols, begin, end);
@@ -147,23 +159,22 @@ struct FloatTerms {
 struct UnitTerms {
   static constexpr int64_t kRowsOfTerm = 2;
   static constexpr int64_t kTerms = kGradientChunk / kRowsOfTerm;
+  static_assert(kRegisterTileRows <= kTileSide);
 
   GradientScratch<float>& scratch;
   alignas(64) float slices[2][kGradientItemRows<float>];
-  alignas(64) uint16_t units[2 * (kGradientItemRows<float> + kTileSide)];
 
   explicit UnitTerms(GradientScratch<float>& space) : scratch(space) {}
 
   void set_left(const GradientInput<float>& input, Range rows, int64_t begin, int64_t end, int64_t term) {
-    for (int64_t r = 0; r < rows.size(); ++r) {
-      input.copy(rows.begin + r, begin, end, slices[r]);
-    }
-    const Concatenated<float> source{{slices[0], rows.size(), end - begin, kGradientItemRows<float>}};
-    for (int64_t i = 0; i < end - begin; i += kTileSide) {
-      store_pair_units(source, 0, i, 1, units + 2 * i);
-    }
+    const float* even = input.part(rows.begin, begin, end, slices[0]);
+    const float* odd = rows.size() > 1 ? input.part(rows.begin + 1, begin, end, slices[1]) : nullptr;
     for (int64_t i = 0; i < end - begin; i += kRegisterTileRows) {
-      std::copy_n(units + 2 * i, 2 * kRegisterTileRows, scratch.left + 2 * (i * kTerms + term * kRegisterTileRows));
+      const __mmask16 columns = first_lanes(std::min<int64_t>(kRegisterTileRows, end - begin - i));
+      const __m512 pair = odd == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(columns, odd + i);
+      const __m512i units = units_of(_mm512_maskz_loadu_ps(columns, even + i), pair);
+      _mm512_mask_storeu_epi32(scratch.left + 2 * (i * kTerms + term * kRegisterTileRows),
+                               first_lanes(kRegisterTileRows), units);
     }
   }
 
