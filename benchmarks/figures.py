@@ -107,11 +107,11 @@ def speed_up_table(record: Record) -> str:
     """The kernels' speed-up over the best peer: a row per batch size, a column per number of scenarios."""
     by_shape = {(cell.B, cell.M): cell for cell in cells(record)}
     scenarios = sorted({M for _, M in by_shape})
+    entries = [item for cell in by_shape.values() for item in cell.contenders.items()]
+    kernels = dict.fromkeys(name for name, entry in entries if not entry["peer"])
     parts = []
     for kind in PASSES:
-        for name in OURS:
-            if not any(name in cell.contenders for cell in by_shape.values()):
-                continue
+        for name in kernels:
             lines = [
                 [str(B), *[_speed_up_entry(by_shape.get((B, M)), name, kind) for M in scenarios]]
                 for B in sorted({B for B, _ in by_shape})
@@ -208,6 +208,8 @@ TABLES: Final[dict[str, tuple[str, Callable[[Record], str]]]] = {
     "machine": ("headline", machine_table),
     "headline": ("headline", headline_table),
     "grid": ("grid", speed_up_table),
+    "grid_bfloat16": ("grid_bfloat16", speed_up_table),
+    "grid_bfloat16_limits": ("grid_bfloat16", limits_table),
     "small": ("small", speed_up_table),
     "few_rows": ("few_rows", speed_up_table),
     "few_rows_limits": ("few_rows", limits_table),

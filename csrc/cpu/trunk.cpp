@@ -4,6 +4,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/accumulate.h>
@@ -21,7 +22,6 @@
 
 #include "../trunk_spec.h"
 #include "dispatch.h"
-#include "fresh_memory.h"
 #include "kept_layouts.h"
 #include "shared_tile.h"
 #include "weight_layouts.h"
@@ -322,7 +322,7 @@ class LayoutMemory {
     constexpr at::ScalarType type = std::is_same_v<element_t, uint16_t> ? at::kBFloat16
                                     : std::is_same_v<element_t, int8_t> ? at::kChar
                                                                         : c10::CppTypeToScalarType<scalar_t>::value;
-    const at::Tensor made = fresh({count}, type);
+    const at::Tensor made = at::empty({count}, type);
     panels = hold<element_t>(made);
     if (const at::Tensor* weight = parameter(weights)) {
       made_.push_back({*weight, {kernels_, kind, count}, made});
@@ -467,19 +467,19 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
     for (const auto& matrix : saved_matrices(saved[l], layer, trunk.num_scenarios, arguments.recompute)) {
       if (arguments.save && matrix.wanted) {
         Tensors& list = matrix.factor ? result.factors : result.saved;
-        list.push_back(fresh(shape_of(matrix, trunk.rows), options));
+        list.push_back(at::empty(shape_of(matrix, trunk.rows), options));
         *matrix.view = mutable_matrix<scalar_t>(list.back());
       }
     }
     if (layer.has_mutual_unit()) {
-      result.scores.push_back(fresh({trunk.rows, trunk.num_scenarios}, options));
+      result.scores.push_back(at::empty({trunk.rows, trunk.num_scenarios}, options));
       saved[l].alpha = mutable_matrix<scalar_t>(result.scores.back());
     }
   }
   const LayerShape& last = problem.layers.back();
-  result.own = arguments.all_branches ? fresh({trunk.rows, trunk.num_scenarios, last.width}, callers)
-                                      : fresh({trunk.rows, last.width}, callers);
-  result.aux = fresh({trunk.rows, last.aux_width}, callers);
+  result.own = arguments.all_branches ? at::empty({trunk.rows, trunk.num_scenarios, last.width}, callers)
+                                      : at::empty({trunk.rows, last.width}, callers);
+  result.aux = at::empty({trunk.rows, last.aux_width}, callers);
   const ForwardPass<scalar_t> pass{trunk, saved.data(), mutable_stored<scalar_t>(result.own),
                                    mutable_stored<scalar_t>(result.aux)};
   const TrunkSpec& spec = arguments.trunk;
@@ -500,8 +500,8 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
 // Gradients like these parameters.
 template <typename scalar_t>
 ParameterGradient gradient_of(const at::Tensor& weight, const at::Tensor& bias, Tensors& weights, Tensors& biases) {
-  weights.push_back(fresh(weight.sizes(), weight.options()));
-  biases.push_back(fresh(bias.sizes(), bias.options()));
+  weights.push_back(at::empty(weight.sizes(), weight.options()));
+  biases.push_back(at::empty(bias.sizes(), bias.options()));
   return {mutable_stored<scalar_t>(weights.back()).data, mutable_stored<scalar_t>(biases.back()).data,
           storage_of<scalar_t>(weight)};
 }
@@ -523,7 +523,7 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
   const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
   TrunkBackwardResults result;
   const auto preact_gradient = [&](int64_t width) {
-    result.preact_gradients.push_back(fresh({trunk.rows, width}, options));
+    result.preact_gradients.push_back(at::empty({trunk.rows, width}, options));
     return mutable_matrix<scalar_t>(result.preact_gradients.back());
   };
   std::vector<Saved<const scalar_t>> saved(problem.layers.size());
@@ -545,9 +545,9 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
       gradients[l].dz_gate = preact_gradient(layer.gate_width);
     }
   }
-  result.x_local = fresh({0}, callers);
-  result.x_global = fresh({0}, callers);
-  result.gated = spec.gated.has_value() ? fresh(spec.gated->sizes(), callers) : fresh({0}, callers);
+  result.x_local = at::empty({0}, callers);
+  result.x_global = at::empty({0}, callers);
+  result.gated = spec.gated.has_value() ? at::empty(spec.gated->sizes(), callers) : at::empty({0}, callers);
   BackwardPass<scalar_t> pass{.trunk = trunk,
                               .saved = saved.data(),
                               .gradients = gradients.data(),
@@ -557,12 +557,12 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
   if (arguments.need_local) {
     // Foreign views of a per-branch input receive nothing.
     result.x_local =
-        trunk.per_branch_input ? at::zeros(spec.x_local.sizes(), callers) : fresh(spec.x_local.sizes(), callers);
+        trunk.per_branch_input ? at::zeros(spec.x_local.sizes(), callers) : at::empty(spec.x_local.sizes(), callers);
     pass.grad_x_local = mutable_stored<scalar_t>(result.x_local);
   }
   if (arguments.need_global) {
     const bool read = problem.layers[0].aux_width > 0;
-    result.x_global = read ? fresh(spec.x_global.sizes(), callers) : at::zeros(spec.x_global.sizes(), callers);
+    result.x_global = read ? at::empty(spec.x_global.sizes(), callers) : at::zeros(spec.x_global.sizes(), callers);
     pass.grad_x_global = read ? mutable_stored<scalar_t>(result.x_global) : StoredMatrix<scalar_t>();
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
@@ -635,7 +635,7 @@ TrunkWeightGradientsResults trunk_weight_gradients(const TrunkWeightGradientsArg
   run_gradient_items(pass, kernels<scalar_t>(), false);
   for (size_t l = 0; l < spec.shared_weights.size(); ++l) {
     const at::Tensor& shared = spec.shared_weights[l];
-    result.shared_weights.push_back(fresh(shared.sizes(), shared.options()));
+    result.shared_weights.push_back(at::empty(shared.sizes(), shared.options()));
     split_gradient<scalar_t>(result.branch_weights[l], spec.branch_weights[l], shared, result.shared_weights.back());
   }
   return result;
@@ -648,8 +648,8 @@ MutualForwardResults mutual_forward(const MutualSpec& unit) {
   const LayerShape& layer = problem.layers[0];
   const auto options = unit.streams.options();
   MutualForwardResults result{
-      fresh({trunk.rows, layer.width}, options), fresh({trunk.rows, trunk.num_scenarios}, options),
-      fresh({trunk.rows, layer.width}, options), fresh({trunk.rows, layer.gate_width}, options)};
+      at::empty({trunk.rows, layer.width}, options), at::empty({trunk.rows, trunk.num_scenarios}, options),
+      at::empty({trunk.rows, layer.width}, options), at::empty({trunk.rows, layer.gate_width}, options)};
   const Saved<scalar_t> saved{.own = mutable_matrix<scalar_t>(result.own),
                               .gate = mutable_matrix<scalar_t>(result.gate),
                               .alpha = mutable_matrix<scalar_t>(result.scores)};
@@ -666,11 +666,11 @@ MutualBackwardResults mutual_backward(const MutualBackwardArguments& arguments) 
   const Problem<scalar_t> problem = describe<scalar_t>(unit);
   const Trunk<scalar_t>& trunk = problem.trunk;
   const auto options = unit.streams.options();
-  const at::Tensor gate_preact = fresh({trunk.rows, problem.layers[0].gate_width}, options);
+  const at::Tensor gate_preact = at::empty({trunk.rows, problem.layers[0].gate_width}, options);
   // Foreign streams receive nothing.
   MutualBackwardResults result{at::zeros(unit.streams.sizes(), options),
-                               fresh(unit.gate_weight.sizes(), unit.gate_weight.options()),
-                               fresh(unit.gate_bias.sizes(), unit.gate_bias.options())};
+                               at::empty(unit.gate_weight.sizes(), unit.gate_weight.options()),
+                               at::empty(unit.gate_bias.sizes(), unit.gate_bias.options())};
   const Saved<const scalar_t> saved{.own = matrix<scalar_t>(arguments.own),
                                     .gate = matrix<scalar_t>(arguments.gate),
                                     .alpha = matrix<scalar_t>(arguments.scores)};
@@ -697,12 +697,12 @@ ExpertsForwardResults experts_forward(const ExpertsForwardArguments& arguments) 
   const Trunk<scalar_t>& trunk = problem.trunk;
   const auto callers = arguments.experts.x.options();
   const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
-  ExpertsForwardResults result{fresh({trunk.rows, trunk.num_scenarios, problem.layers.back().width}, callers), {}};
+  ExpertsForwardResults result{at::empty({trunk.rows, trunk.num_scenarios, problem.layers.back().width}, callers), {}};
   std::vector<Saved<scalar_t>> saved(problem.layers.size());
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     for (const auto& matrix : saved_of_experts(saved[l], problem.layers[l], l + 1 == problem.layers.size())) {
       if (arguments.save && matrix.wanted) {
-        result.saved.push_back(fresh({offsets.back(), matrix.width}, options));
+        result.saved.push_back(at::empty({offsets.back(), matrix.width}, options));
         *matrix.view = mutable_matrix<scalar_t>(result.saved.back());
       }
     }
@@ -734,17 +734,17 @@ ExpertsBackwardResults experts_backward(const ExpertsBackwardArguments& argument
         *read.view = matrix<scalar_t>(arguments.saved[next++]);
       }
     }
-    preact_gradients.push_back(fresh({offsets.back(), problem.layers[l].width}, options));
+    preact_gradients.push_back(at::empty({offsets.back(), problem.layers[l].width}, options));
     gradients[l].dz = mutable_matrix<scalar_t>(preact_gradients.back());
   }
-  ExpertsBackwardResults result{fresh({0}, callers), {}, {}};
+  ExpertsBackwardResults result{at::empty({0}, callers), {}, {}};
   BackwardPass<scalar_t> pass{.trunk = trunk,
                               .saved = saved.data(),
                               .gradients = gradients.data(),
                               .grad_own = stored<scalar_t>(arguments.gradient),
                               .out = stored<scalar_t>(arguments.out)};
   if (arguments.need_input) {
-    result.x = fresh(spec.x.sizes(), callers);
+    result.x = at::empty(spec.x.sizes(), callers);
     pass.grad_x_local = mutable_stored<scalar_t>(result.x);
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();

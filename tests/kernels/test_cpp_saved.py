@@ -1,8 +1,6 @@
 """What the compiled CPU kernels allocate, save for backward, and hold at their worst moment."""
 
-import re
 from itertools import accumulate
-from pathlib import Path
 
 import pytest
 import torch
@@ -107,26 +105,3 @@ def test_inference(mode):
     assert not out.own.requires_grad
     for a, b in zip((out.own, out.aux, *out.scores[:2]), (trained.own, trained.aux, *trained.scores[:2]), strict=True):
         assert torch.equal(a, b)
-
-
-def flags_of_memory_at(address):
-    """The kernel's flags of the mapping that holds it; skips where it does not tell them."""
-    found = False
-    for line in Path("/proc/self/smaps").read_text(encoding="ascii").splitlines():
-        if place := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            found = int(place[1], 16) <= address < int(place[2], 16)
-        elif found and line.startswith("VmFlags:"):
-            return line.split()[1:]
-    return pytest.skip("the system tells no flags of memory")
-
-
-@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no large pages on this system")
-def test_large_results_and_gradients_are_asked_for_in_large_pages():
-    rows, d, width, page = 2048, 1024, 2048, 2**21
-    x = torch.randn(rows, d)
-    weight, bias = torch.randn(1, d, width, requires_grad=True), torch.randn(1, width, requires_grad=True)
-    out = saml_kernels.grouped_mlp(x, torch.zeros(rows, dtype=torch.int64), [weight], [bias], backend="cpp")
-    out.sum().backward()
-    for tensor in (out, weight.grad):
-        assert tensor.nbytes >= 4 * page
-        assert "hg" in flags_of_memory_at(tensor.data_ptr() + page), tensor.shape
