@@ -37,14 +37,15 @@ int64_t round_up_rows(int64_t rows, int64_t multiple) {
   return std::max<int64_t>((rows + multiple - 1) / multiple, 1) * multiple;
 }
 
-// Rows of a tile: many use a weight often while it is in cache, few leave every core its share. How a row is computed
-// depends on neither, so the number of threads may decide.
+// Rows of a tile: many use a weight often while it is in cache, few leave every core its share, and as many tiles a
+// thread as any other. How a row is computed depends on neither, so the number of threads may decide.
 int64_t tile_rows(int64_t rows, int64_t multiple) {
   constexpr int64_t kTilesPerThread = 2;
   const int64_t threads = at::get_num_threads();
   // One thread has nobody to wait for: every tile more reads the weights once more.
-  const int64_t share = threads == 1 ? rows : rows / (kTilesPerThread * threads);
-  return std::min(round_up_rows(share, multiple), kMostRows);
+  const int64_t least = threads == 1 ? 1 : kTilesPerThread * threads;
+  const int64_t tiles = std::max(least, round_up_rows((rows + kMostRows - 1) / kMostRows, threads));
+  return std::min(round_up_rows((rows + tiles - 1) / tiles, multiple), kMostRows);
 }
 
 // The environment variable is read at every call, so that one process can test every path.

@@ -98,8 +98,13 @@ inline void round_rows(const MatrixView<const float>& a, uint16_t* target, int64
 // Up to kPanel columns of B, padded to an even k with zeros.
 template <typename element_t>
 inline void pack_units(const MatrixView<const element_t>& b, uint16_t* panel) {
+  constexpr int64_t ahead = 16;
   const Concatenated<element_t> source{b};
   for (int64_t i = 0; i < b.rows; i += 2) {
+    // Every row is a line far from the one before it.
+    for (int64_t r = i + ahead; r < std::min(i + ahead + 2, b.rows); ++r) {
+      __builtin_prefetch(b.row(r));
+    }
     for (int64_t v = 0; v < kPanel<float>; v += kTileSide) {
       store_pair_units(source, i, v, 1, panel + i * kPanel<float> + 2 * v);
     }

@@ -35,11 +35,14 @@ inline __m512 widen(__m256bh x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16));
 }
 
-// Units of the numbers of two rows, rounded.
+// Units of two rows.
+inline __m512i units_of(__m256i even, __m256i odd) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+}
+
+// The same of numbers that are rounded.
 inline __m512i units_of(__m512 even, __m512 odd) {
-  const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
-  const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd));
-  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+  return units_of((__m256i)_mm512_cvtneps_pbh(even), (__m256i)_mm512_cvtneps_pbh(odd));
 }
 
 inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
@@ -50,6 +53,12 @@ inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u 
 template <typename element_t>
 inline void store_row_units(const Concatenated<element_t>& source, int64_t row, int64_t column, int64_t parts,
                             uint16_t* target) {
+  if constexpr (std::is_same_v<element_t, Bfloat16>) {
+    if (parts == 1 && row < source.rows() && column + kTileDepth <= source.left.cols) {
+      std::memcpy(target, source.left.row(row) + column, kTileDepth * sizeof(Bfloat16));
+      return;
+    }
+  }
   __m512 low = load_16(source, row, column), high = load_16(source, row, column + 16);
   for (int64_t part = 0; part < parts; ++part) {
     const __m256bh low_part = _mm512_cvtneps_pbh(low), high_part = _mm512_cvtneps_pbh(high);
@@ -64,6 +73,15 @@ inline void store_row_units(const Concatenated<element_t>& source, int64_t row, 
 template <typename element_t>
 inline void store_pair_units(const Concatenated<element_t>& source, int64_t row, int64_t column, int64_t parts,
                              uint16_t* target) {
+  if constexpr (std::is_same_v<element_t, Bfloat16>) {
+    if (parts == 1 && row + 1 < source.rows() && column + kTileSide <= source.left.cols) {
+      __m256i even, odd;
+      std::memcpy(&even, source.left.row(row) + column, sizeof(even));
+      std::memcpy(&odd, source.left.row(row + 1) + column, sizeof(odd));
+      _mm512_storeu_si512(target, units_of(even, odd));
+      return;
+    }
+  }
   __m512 even = load_16(source, row, column), odd = load_16(source, row + 1, column);
   for (int64_t part = 0; part < parts; ++part) {
     const __m256bh even_part = _mm512_cvtneps_pbh(even), odd_part = _mm512_cvtneps_pbh(odd);
