@@ -120,7 +120,7 @@ inline void pack_units(const MatrixView<const element_t>& b, int64_t k1, uint16_
 
 template <typename element_t>
 inline void pack_all_units(const MatrixView<const element_t>& b, int64_t k1, uint16_t* panels) {
-  const int64_t k = round_up(k1, 2) + round_up(b.rows - k1, 2);
+  const int64_t k = unit_terms(k1, b.rows - k1);
   for (int64_t column = 0; column < b.cols; column += kPanel<float>) {
     pack_units(b.columns(column, std::min(kPanel<float>, b.cols - column)), k1, panels + column * k);
   }
@@ -168,9 +168,6 @@ inline void multiply_units(const MatrixView<const uint16_t>& a, const PanelOf& p
     }
   }
 }
-
-// Terms of a row of [A1 ; A2] in units: of each part an even number.
-inline int64_t unit_terms(int64_t k1, int64_t k2) { return round_up(k1, 2) + round_up(k2, 2); }
 
 // Rows of [A1 ; A2] in units, unit_terms apart.
 inline void round_rows(const Concatenated<float>& a, Range rows, uint16_t* target) {

@@ -66,7 +66,7 @@ int64_t bfloat16_panels_size(const Weights<scalar_t>& weights) {
   if constexpr (kHasTiles<scalar_t>) {
     return tiles_size(weights.n, weights.k(), weights.parts);
   }
-  return (round_up(weights.k1, 2) + round_up(weights.k2, 2)) * round_up(weights.n, kPanel<scalar_t>);
+  return unit_terms(weights.k1, weights.k2) * round_up(weights.n, kPanel<scalar_t>);
 }
 
 template <typename scalar_t>

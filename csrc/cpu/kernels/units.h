@@ -9,6 +9,9 @@ constexpr int64_t kTileElements = kTileSide * kTileDepth;
 // Terms of a panel of the transpose of n columns, which are transposed a tile at a time.
 inline int64_t transposed_terms(int64_t n) { return round_up(n, kTileDepth); }
 
+// Terms of a row of two parts, of each an even number.
+inline int64_t unit_terms(int64_t k1, int64_t k2) { return round_up(k1, 2) + round_up(k2, 2); }
+
 #if SAML_HAS_BFLOAT16_DOT
 
 // 16 columns of a row, zero outside of the matrix.
@@ -85,11 +88,9 @@ inline void store_pair_units(const Concatenated<element_t>& source, int64_t row,
   __m512 even = load_16(source, row, column), odd = load_16(source, row + 1, column);
   for (int64_t part = 0; part < parts; ++part) {
     const __m256bh even_part = _mm512_cvtneps_pbh(even), odd_part = _mm512_cvtneps_pbh(odd);
-    const __m512i odd_bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)odd_part), 16);
-    const __m512i units = _mm512_or_si512(_mm512_cvtepu16_epi32((__m256i)even_part), odd_bits);
-    _mm512_storeu_si512(target + part * kTileElements, units);
+    _mm512_storeu_si512(target + part * kTileElements, units_of((__m256i)even_part, (__m256i)odd_part));
     even = _mm512_sub_ps(even, widen(even_part));
-    odd = _mm512_sub_ps(odd, _mm512_castsi512_ps(odd_bits));
+    odd = _mm512_sub_ps(odd, widen(odd_part));
   }
 }
 
