@@ -1,9 +1,10 @@
 """Peak memory of one training step, measured in a process of its own (Linux).
 
-The resident set's high-water mark is reset after warm-up (/proc/self/clear_refs) and read after one more step; the
-resident set before that step, with inputs, parameters and libraries in it and no gradients, is subtracted. The result
-counts everything the step holds at its worst moment: what it saves for backward, its temporaries, scratch memory
-outside torch's allocator (matrix libraries, kernels), and the gradients.
+The resident set's high-water mark is reset after warm-up (/proc/self/clear_refs) and read after two more steps; the
+resident set before these, with inputs, parameters and libraries in it, no gradients and nothing that kernels keep
+between steps, is subtracted. The result counts everything a step holds at its worst moment: what it saves for
+backward, its temporaries, scratch memory outside torch's allocator (matrix libraries, kernels), the gradients, and
+what the step before it left.
 
 glibc keeps freed blocks below a threshold that grows at run time, which blurs the mark by tens of MB. The process
 therefore runs with a fixed threshold (ENVIRONMENT); its results then agree with the sum over the allocations that
@@ -23,12 +24,14 @@ from unittest.mock import patch
 import torch
 
 from contenders import Contender
+from saml_kernels import release_memory
 from saml_kernels.testing.accuracy import one_line
 from saml_kernels.testing.problem import make
 from workload import Cell
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 WARM_UP_STEPS = 2
+MEASURED_STEPS = 2
 
 
 def unavailable() -> str | None:
@@ -55,10 +58,12 @@ def measure(contender: Contender, cell: Cell, seed: int, threads: int) -> int:
     for _ in range(WARM_UP_STEPS):
         step()
     gc.collect()
+    release_memory()
     ctypes.CDLL(None).malloc_trim(0)
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    step()
+    for _ in range(MEASURED_STEPS):
+        step()
     return _resident("VmHWM") - before
 
 

@@ -86,6 +86,7 @@ TORCH_LIBRARY(saml_kernels, library) {
       "group_by_scenario_and_clear(Tensor scenario, int num_scenarios, int num_counters) -> "
       "(Tensor permutation, Tensor offsets, Tensor counters)");
   library.def("keep_layouts(bool keep) -> ()", &keep_layouts);
+  library.def("release_memory() -> int", &release_memory);
   library.def(schema<&trunk_forward_cpu>("trunk_forward").c_str());
   library.def(schema<&trunk_backward_cpu>("trunk_backward").c_str());
   library.def(schema<&trunk_weight_gradients_cpu>("trunk_weight_gradients").c_str());

@@ -202,6 +202,9 @@ struct ExpertsBackwardResults {
 // Starts keeping laid out weights between calls that save nothing for backward, or ends it: once for every start.
 void keep_layouts(bool keep);
 
+// Gives the pages that are kept for calls to come back to the system; their bytes.
+int64_t release_memory();
+
 TrunkForwardResults trunk_forward_cpu(const TrunkForwardArguments& arguments);
 TrunkBackwardResults trunk_backward_cpu(const TrunkBackwardArguments& arguments);
 TrunkWeightGradientsResults trunk_weight_gradients_cpu(const TrunkWeightGradientsArguments& arguments);

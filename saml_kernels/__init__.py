@@ -5,7 +5,7 @@ from saml_kernels.backends import BackendUnavailable, available_backends
 from saml_kernels.functional import branch_scores, expert_outputs, grouped_mlp, multi_branch, mutual_unit
 from saml_kernels.fusion import DomainIndicatorAdapter, FusedTowerDict, FusedTowers, fuse
 from saml_kernels.grouping import group_by_scenario
-from saml_kernels.kept import keep_layouts
+from saml_kernels.kept import keep_layouts, release_memory
 from saml_kernels.types import Grouping, TrunkOutput, TrunkParams
 
 __version__ = "0.1.0"
@@ -28,4 +28,5 @@ __all__ = [
     "layers",
     "multi_branch",
     "mutual_unit",
+    "release_memory",
 ]

@@ -1,4 +1,4 @@
-"""Laid out weights kept between calls, for serving on the CPU."""
+"""What the C++ kernels keep between calls: laid out weights where it is asked for, and memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +31,21 @@ def keep_layouts() -> Iterator[None]:
     finally:
         if keep is not None:
             keep(False)
+
+
+def release_memory() -> int:
+    """Gives the memory that the C++ kernels keep for calls to come back to the system.
+
+    Results, gradients and what a step saves for its backward, in blocks of 1 MiB and more, are written into pages that
+    stay with the process when the tensors are gone: the system takes longer to hand a page out than a kernel to fill
+    it. What is kept and what is in use are together never more than what was in use at once since the last call of this
+    function, and pages that some hundred steps did not need go back by themselves. SAML_KERNELS_KEEP_MEMORY=0 in the
+    environment keeps nothing.
+
+    Returns:
+        Bytes given back; 0 without the extension.
+    """
+    if extension.EXTENSION_MISSING is not None:
+        return 0
+    released: int = torch.ops.saml_kernels.release_memory()
+    return released

@@ -4,7 +4,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/accumulate.h>
@@ -15,7 +14,6 @@
 #include <fstream>
 #include <initializer_list>
 #include <iterator>
-#include <new>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -23,6 +21,7 @@
 #include "../trunk_spec.h"
 #include "dispatch.h"
 #include "kept_layouts.h"
+#include "kept_memory.h"
 #include "shared_tile.h"
 #include "weight_layouts.h"
 #include "work_items.h"
@@ -73,15 +72,6 @@ const TrunkKernels<scalar_t>& kernels() {
   }
 }
 
-struct AlignedBlock {
-  static constexpr std::align_val_t kAlignment{64};
-  explicit AlignedBlock(int64_t bytes) : data(::operator new(static_cast<size_t>(bytes), kAlignment)) {}
-  ~AlignedBlock() { ::operator delete(data, kAlignment); }
-  AlignedBlock(const AlignedBlock&) = delete;
-  AlignedBlock& operator=(const AlignedBlock&) = delete;
-  void* data;
-};
-
 // function(item, scratch) for items 0 .. count, each thread taking the next one when it is free.
 template <typename Function>
 void for_each_item(int64_t count, int64_t scratch_bytes, const Function& function) {
@@ -91,9 +81,9 @@ void for_each_item(int64_t count, int64_t scratch_bytes, const Function& functio
   std::atomic<int64_t> next{0};
   const int64_t workers = std::min<int64_t>(count, at::get_num_threads());
   at::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
-    const AlignedBlock scratch(scratch_bytes);
+    const c10::DataPtr scratch = KeptMemory::instance().scratch(scratch_bytes);
     for (int64_t item = next++; item < count; item = next++) {
-      function(item, scratch.data);
+      function(item, scratch.get());
     }
   });
 }
@@ -323,7 +313,7 @@ class LayoutMemory {
     constexpr at::ScalarType type = std::is_same_v<element_t, uint16_t> ? at::kBFloat16
                                     : std::is_same_v<element_t, int8_t> ? at::kChar
                                                                         : c10::CppTypeToScalarType<scalar_t>::value;
-    const at::Tensor made = at::empty({count}, type);
+    const at::Tensor made = fresh({count}, type);
     panels = hold<element_t>(made);
     if (const at::Tensor* weight = parameter(weights)) {
       made_.push_back({*weight, {kernels_, kind, count}, made});
@@ -468,19 +458,19 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
     for (const auto& matrix : saved_matrices(saved[l], layer, trunk.num_scenarios, arguments.recompute)) {
       if (arguments.save && matrix.wanted) {
         Tensors& list = matrix.factor ? result.factors : result.saved;
-        list.push_back(at::empty(shape_of(matrix, trunk.rows), options));
+        list.push_back(fresh(shape_of(matrix, trunk.rows), options));
         *matrix.view = mutable_matrix<scalar_t>(list.back());
       }
     }
     if (layer.has_mutual_unit()) {
-      result.scores.push_back(at::empty({trunk.rows, trunk.num_scenarios}, options));
+      result.scores.push_back(fresh({trunk.rows, trunk.num_scenarios}, options));
       saved[l].alpha = mutable_matrix<scalar_t>(result.scores.back());
     }
   }
   const LayerShape& last = problem.layers.back();
-  result.own = arguments.all_branches ? at::empty({trunk.rows, trunk.num_scenarios, last.width}, callers)
-                                      : at::empty({trunk.rows, last.width}, callers);
-  result.aux = at::empty({trunk.rows, last.aux_width}, callers);
+  result.own = arguments.all_branches ? fresh({trunk.rows, trunk.num_scenarios, last.width}, callers)
+                                      : fresh({trunk.rows, last.width}, callers);
+  result.aux = fresh({trunk.rows, last.aux_width}, callers);
   const ForwardPass<scalar_t> pass{trunk, saved.data(), mutable_stored<scalar_t>(result.own),
                                    mutable_stored<scalar_t>(result.aux)};
   const TrunkSpec& spec = arguments.trunk;
@@ -489,7 +479,10 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
   const int64_t scratch_bytes = kernel.forward_scratch(trunk);
   if (trunk.team.workers > 1) {
     at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-      shared.compute([&] { kernel.forward_tile(pass, 0, AlignedBlock(scratch_bytes).data); });
+      shared.compute([&] {
+        const c10::DataPtr scratch = KeptMemory::instance().scratch(scratch_bytes);
+        kernel.forward_tile(pass, 0, scratch.get());
+      });
     });
     return result;
   }
@@ -501,8 +494,8 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
 // Gradients like these parameters.
 template <typename scalar_t>
 ParameterGradient gradient_of(const at::Tensor& weight, const at::Tensor& bias, Tensors& weights, Tensors& biases) {
-  weights.push_back(at::empty(weight.sizes(), weight.options()));
-  biases.push_back(at::empty(bias.sizes(), bias.options()));
+  weights.push_back(fresh(weight.sizes(), weight.options()));
+  biases.push_back(fresh(bias.sizes(), bias.options()));
   return {mutable_stored<scalar_t>(weights.back()).data, mutable_stored<scalar_t>(biases.back()).data,
           storage_of<scalar_t>(weight)};
 }
@@ -524,7 +517,7 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
   const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
   TrunkBackwardResults result;
   const auto preact_gradient = [&](int64_t width) {
-    result.preact_gradients.push_back(at::empty({trunk.rows, width}, options));
+    result.preact_gradients.push_back(fresh({trunk.rows, width}, options));
     return mutable_matrix<scalar_t>(result.preact_gradients.back());
   };
   std::vector<Saved<const scalar_t>> saved(problem.layers.size());
@@ -546,9 +539,9 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
       gradients[l].dz_gate = preact_gradient(layer.gate_width);
     }
   }
-  result.x_local = at::empty({0}, callers);
-  result.x_global = at::empty({0}, callers);
-  result.gated = spec.gated.has_value() ? at::empty(spec.gated->sizes(), callers) : at::empty({0}, callers);
+  result.x_local = fresh({0}, callers);
+  result.x_global = fresh({0}, callers);
+  result.gated = spec.gated.has_value() ? fresh(spec.gated->sizes(), callers) : fresh({0}, callers);
   BackwardPass<scalar_t> pass{.trunk = trunk,
                               .saved = saved.data(),
                               .gradients = gradients.data(),
@@ -558,12 +551,12 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
   if (arguments.need_local) {
     // Foreign views of a per-branch input receive nothing.
     result.x_local =
-        trunk.per_branch_input ? at::zeros(spec.x_local.sizes(), callers) : at::empty(spec.x_local.sizes(), callers);
+        trunk.per_branch_input ? at::zeros(spec.x_local.sizes(), callers) : fresh(spec.x_local.sizes(), callers);
     pass.grad_x_local = mutable_stored<scalar_t>(result.x_local);
   }
   if (arguments.need_global) {
     const bool read = problem.layers[0].aux_width > 0;
-    result.x_global = read ? at::empty(spec.x_global.sizes(), callers) : at::zeros(spec.x_global.sizes(), callers);
+    result.x_global = read ? fresh(spec.x_global.sizes(), callers) : at::zeros(spec.x_global.sizes(), callers);
     pass.grad_x_global = read ? mutable_stored<scalar_t>(result.x_global) : StoredMatrix<scalar_t>();
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
@@ -636,7 +629,7 @@ TrunkWeightGradientsResults trunk_weight_gradients(const TrunkWeightGradientsArg
   run_gradient_items(pass, kernels<scalar_t>(), false);
   for (size_t l = 0; l < spec.shared_weights.size(); ++l) {
     const at::Tensor& shared = spec.shared_weights[l];
-    result.shared_weights.push_back(at::empty(shared.sizes(), shared.options()));
+    result.shared_weights.push_back(fresh(shared.sizes(), shared.options()));
     split_gradient<scalar_t>(result.branch_weights[l], spec.branch_weights[l], shared, result.shared_weights.back());
   }
   return result;
@@ -649,8 +642,8 @@ MutualForwardResults mutual_forward(const MutualSpec& unit) {
   const LayerShape& layer = problem.layers[0];
   const auto options = unit.streams.options();
   MutualForwardResults result{
-      at::empty({trunk.rows, layer.width}, options), at::empty({trunk.rows, trunk.num_scenarios}, options),
-      at::empty({trunk.rows, layer.width}, options), at::empty({trunk.rows, layer.gate_width}, options)};
+      fresh({trunk.rows, layer.width}, options), fresh({trunk.rows, trunk.num_scenarios}, options),
+      fresh({trunk.rows, layer.width}, options), fresh({trunk.rows, layer.gate_width}, options)};
   const Saved<scalar_t> saved{.own = mutable_matrix<scalar_t>(result.own),
                               .gate = mutable_matrix<scalar_t>(result.gate),
                               .alpha = mutable_matrix<scalar_t>(result.scores)};
@@ -667,11 +660,11 @@ MutualBackwardResults mutual_backward(const MutualBackwardArguments& arguments) 
   const Problem<scalar_t> problem = describe<scalar_t>(unit);
   const Trunk<scalar_t>& trunk = problem.trunk;
   const auto options = unit.streams.options();
-  const at::Tensor gate_preact = at::empty({trunk.rows, problem.layers[0].gate_width}, options);
+  const at::Tensor gate_preact = fresh({trunk.rows, problem.layers[0].gate_width}, options);
   // Foreign streams receive nothing.
   MutualBackwardResults result{at::zeros(unit.streams.sizes(), options),
-                               at::empty(unit.gate_weight.sizes(), unit.gate_weight.options()),
-                               at::empty(unit.gate_bias.sizes(), unit.gate_bias.options())};
+                               fresh(unit.gate_weight.sizes(), unit.gate_weight.options()),
+                               fresh(unit.gate_bias.sizes(), unit.gate_bias.options())};
   const Saved<const scalar_t> saved{.own = matrix<scalar_t>(arguments.own),
                                     .gate = matrix<scalar_t>(arguments.gate),
                                     .alpha = matrix<scalar_t>(arguments.scores)};
@@ -698,12 +691,12 @@ ExpertsForwardResults experts_forward(const ExpertsForwardArguments& arguments) 
   const Trunk<scalar_t>& trunk = problem.trunk;
   const auto callers = arguments.experts.x.options();
   const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
-  ExpertsForwardResults result{at::empty({trunk.rows, trunk.num_scenarios, problem.layers.back().width}, callers), {}};
+  ExpertsForwardResults result{fresh({trunk.rows, trunk.num_scenarios, problem.layers.back().width}, callers), {}};
   std::vector<Saved<scalar_t>> saved(problem.layers.size());
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     for (const auto& matrix : saved_of_experts(saved[l], problem.layers[l], l + 1 == problem.layers.size())) {
       if (arguments.save && matrix.wanted) {
-        result.saved.push_back(at::empty({offsets.back(), matrix.width}, options));
+        result.saved.push_back(fresh({offsets.back(), matrix.width}, options));
         *matrix.view = mutable_matrix<scalar_t>(result.saved.back());
       }
     }
@@ -735,17 +728,17 @@ ExpertsBackwardResults experts_backward(const ExpertsBackwardArguments& argument
         *read.view = matrix<scalar_t>(arguments.saved[next++]);
       }
     }
-    preact_gradients.push_back(at::empty({offsets.back(), problem.layers[l].width}, options));
+    preact_gradients.push_back(fresh({offsets.back(), problem.layers[l].width}, options));
     gradients[l].dz = mutable_matrix<scalar_t>(preact_gradients.back());
   }
-  ExpertsBackwardResults result{at::empty({0}, callers), {}, {}};
+  ExpertsBackwardResults result{fresh({0}, callers), {}, {}};
   BackwardPass<scalar_t> pass{.trunk = trunk,
                               .saved = saved.data(),
                               .gradients = gradients.data(),
                               .grad_own = stored<scalar_t>(arguments.gradient),
                               .out = stored<scalar_t>(arguments.out)};
   if (arguments.need_input) {
-    result.x = at::empty(spec.x.sizes(), callers);
+    result.x = fresh(spec.x.sizes(), callers);
     pass.grad_x_local = mutable_stored<scalar_t>(result.x);
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
@@ -769,6 +762,8 @@ void keep_layouts(bool keep) {
     KeptLayouts::instance().end();
   }
 }
+
+int64_t release_memory() { return KeptMemory::instance().release(); }
 
 TrunkForwardResults trunk_forward_cpu(const TrunkForwardArguments& arguments) {
   TORCH_CHECK_VALUE(!arguments.all_branches || arguments.trunk.mutual_layers.empty(),

@@ -237,8 +237,8 @@ def test_there_is_no_operator_without_a_check():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("saml_kernels::")
     }
-    # keep_layouts takes and gives no tensor: tests/kernels/test_cpp_kept.py.
-    assert names == {*NAMES, *ABOUT_THE_LIBRARY, "keep_layouts"}
+    # keep_layouts and release_memory take and give no tensor: tests/kernels/test_cpp_kept.py, test_cpp_memory.py.
+    assert names == {*NAMES, *ABOUT_THE_LIBRARY, "keep_layouts", "release_memory"}
 
 
 def test_all_branches_exclude_mutual_layers():
