@@ -48,9 +48,14 @@ def _computed(tensor: Tensor) -> Tensor:
     return tensor.new_empty(0, dtype=torch.promote_types(tensor.dtype, torch.float32))
 
 
+def _stored(tensor: Tensor) -> Tensor:
+    """An empty one of the type in which layers save for backward: bfloat16 stays, as products take such factors."""
+    return tensor.new_empty(0) if tensor.dtype == torch.bfloat16 else _computed(tensor)
+
+
 @_fake("trunk_forward")
 def _trunk_forward(call: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    x_local, computed = call.x_local, _computed(call.x_local)
+    x_local, computed, stored = call.x_local, _computed(call.x_local), _stored(call.x_local)
     rows, scenarios = x_local.shape[0], call.branch_weights[0].shape[0]
     scores: list[Tensor] = []
     factors: list[Tensor] = []
@@ -71,13 +76,13 @@ def _trunk_forward(call: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor
             (aux_width > 0, (rows, aux_width)),
         )
         read_once = (
-            (preact, (rows, width)),
-            (aux_width > 0 and preact, (rows, aux_width)),
-            (mutual and not call.recompute, (rows, scenarios, width)),
-            (mutual, (rows, gate_width)),
+            (preact, computed, (rows, width)),
+            (aux_width > 0 and preact, computed, (rows, aux_width)),
+            (mutual and not call.recompute, stored, (rows, scenarios, width)),
+            (mutual, stored, (rows, gate_width)),
         )
-        factors += [computed.new_empty(shape) for wanted, shape in read_twice if call.save and wanted]
-        saved += [computed.new_empty(shape) for wanted, shape in read_once if call.save and wanted]
+        factors += [stored.new_empty(shape) for wanted, shape in read_twice if call.save and wanted]
+        saved += [like.new_empty(shape) for wanted, like, shape in read_once if call.save and wanted]
     own = x_local.new_empty((rows, scenarios, width) if call.all_branches else (rows, width))
     return own, x_local.new_empty(rows, aux_width), scores, factors, saved
 
@@ -91,7 +96,7 @@ def _trunk_backward(call: Any) -> tuple[Tensor | list[Tensor], ...]:
         widths = [weight.shape[2]]
         widths += [call.aux_weights[layer].shape[1]] if call.aux_weights else []
         widths += [gate_weights[layer].shape[2]] if layer in gate_weights else []
-        preact_gradients += [_computed(call.x_local).new_empty(rows, width) for width in widths]
+        preact_gradients += [_stored(call.x_local).new_empty(rows, width) for width in widths]
     return (
         torch.empty_like(call.x_local) if call.need_local else call.x_local.new_empty(0),
         torch.empty_like(call.x_global) if call.need_global else call.x_global.new_empty(0),
@@ -128,12 +133,15 @@ def _mutual_backward(call: Any) -> tuple[Tensor, ...]:
 
 @_fake("experts_forward")
 def _experts_forward(call: Any) -> tuple[Tensor, list[Tensor]]:
-    rows, experts, computed = call.x.shape[0], call.weights[0].shape[0], _computed(call.x)
+    rows, experts = call.x.shape[0], call.weights[0].shape[0]
     saved: list[Tensor] = []
     for layer, weight in enumerate(call.weights):
         # In the order of saved_of_experts in csrc/cpu/trunk.h.
-        wanted = layer < len(call.weights) - 1, _NEEDS_PREACT[call.activations[layer]]
-        saved += [computed.new_empty(experts * rows, weight.shape[2]) for each in wanted if call.save and each]
+        own = (layer < len(call.weights) - 1, _stored(call.x))
+        preact = (_NEEDS_PREACT[call.activations[layer]], _computed(call.x))
+        saved += [
+            like.new_empty(experts * rows, weight.shape[2]) for wanted, like in (own, preact) if call.save and wanted
+        ]
     return call.x.new_empty(rows, experts, call.weights[-1].shape[2]), saved
 
 

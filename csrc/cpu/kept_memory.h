@@ -24,6 +24,9 @@
 #include <utility>
 #include <vector>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
@@ -151,7 +154,23 @@ class KeptMemory final : public c10::Allocator {
     used_ += count;
     most_used_ = std::max(most_used_, used_);
     drop_excess();
-    return first_ + begin * kChunkBytes;
+    char* const block = first_ + begin * kChunkBytes;
+    forbid(block, count);
+    allow(block, bytes);
+    return block;
+  }
+
+  // What is kept may not be touched, nor what lies behind a block.
+  static void forbid([[maybe_unused]] void* begin, [[maybe_unused]] size_t count) {
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_POISON_MEMORY_REGION(begin, count * kChunkBytes);
+#endif
+  }
+
+  static void allow([[maybe_unused]] void* begin, [[maybe_unused]] size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(begin, bytes);
+#endif
   }
 
   // Lowest addresses first: so the pages that are kept are used again, and blocks of other sizes too.
@@ -176,6 +195,7 @@ class KeptMemory final : public c10::Allocator {
       memory.chunks_[i].state = State::kKept;
       memory.chunks_[i].last_request = memory.requests_;
     }
+    forbid(block, count);
     memory.used_ -= count;
     memory.kept_ += count;
     if constexpr (reported) {

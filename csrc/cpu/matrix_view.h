@@ -98,6 +98,11 @@ struct StoredMatrix {
   pointer at(int64_t r, int64_t c) const { return static_cast<byte_pointer>(data) + (r * ld + c) * element_size(); }
   StoredMatrix row_range(int64_t begin, int64_t end) const { return part(begin, 0, end - begin, cols); }
   StoredMatrix columns(int64_t begin, int64_t count) const { return part(0, begin, rows, count); }
+  operator StoredMatrix<const scalar_t>() const
+    requires(!std::is_const_v<scalar_t>)
+  {
+    return {data, rows, cols, ld, storage, shared, passing};
+  }
   // Where it is stored as what it is computed with.
   MatrixView<scalar_t> view() const { return {static_cast<scalar_t*>(data), rows, cols, ld}; }
 

@@ -371,6 +371,34 @@ Tensors kept_parameters(bool save, std::initializer_list<const Tensors*> lists) 
   return parameters;
 }
 
+// As what a layer saves for backward, and dZ, stand in memory: where products take bfloat16 factors in these.
+template <typename scalar_t>
+at::ScalarType saved_type(const Trunk<scalar_t>& trunk) {
+  return trunk.own_bfloat16 ? at::kBFloat16 : c10::CppTypeToScalarType<scalar_t>::value;
+}
+
+// A tensor for the matrix, in its place.
+template <typename scalar_t>
+at::Tensor make_saved(const Trunk<scalar_t>& trunk, const SavedMatrix<scalar_t>& matrix, at::IntArrayRef shape) {
+  const at::ScalarType type = matrix.stored != nullptr ? saved_type(trunk) : c10::CppTypeToScalarType<scalar_t>::value;
+  const at::Tensor made = fresh(shape, type);
+  if (matrix.stored != nullptr) {
+    *matrix.stored = mutable_stored<scalar_t>(made);
+  } else {
+    *matrix.preact = mutable_matrix<scalar_t>(made);
+  }
+  return made;
+}
+
+template <typename scalar_t>
+void read_saved(const SavedMatrix<const scalar_t>& matrix, const at::Tensor& tensor) {
+  if (matrix.stored != nullptr) {
+    *matrix.stored = stored<scalar_t>(tensor);
+  } else {
+    *matrix.preact = saml_kernels::matrix<scalar_t>(tensor);
+  }
+}
+
 template <typename element_t>
 at::DimVector shape_of(const SavedMatrix<element_t>& matrix, int64_t rows) {
   return matrix.branches > 0 ? at::DimVector{rows, matrix.branches, matrix.width} : at::DimVector{rows, matrix.width};
@@ -458,8 +486,7 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
     for (const auto& matrix : saved_matrices(saved[l], layer, trunk.num_scenarios, arguments.recompute)) {
       if (arguments.save && matrix.wanted) {
         Tensors& list = matrix.factor ? result.factors : result.saved;
-        list.push_back(fresh(shape_of(matrix, trunk.rows), options));
-        *matrix.view = mutable_matrix<scalar_t>(list.back());
+        list.push_back(make_saved(trunk, matrix, shape_of(matrix, trunk.rows)));
       }
     }
     if (layer.has_mutual_unit()) {
@@ -514,11 +541,10 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
   Problem<scalar_t> problem = describe<scalar_t>(spec);
   const Trunk<scalar_t>& trunk = problem.trunk;
   const auto callers = spec.x_local.options();
-  const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
   TrunkBackwardResults result;
   const auto preact_gradient = [&](int64_t width) {
-    result.preact_gradients.push_back(fresh({trunk.rows, width}, options));
-    return mutable_matrix<scalar_t>(result.preact_gradients.back());
+    result.preact_gradients.push_back(fresh({trunk.rows, width}, saved_type(trunk)));
+    return mutable_stored<scalar_t>(result.preact_gradients.back());
   };
   std::vector<Saved<const scalar_t>> saved(problem.layers.size());
   std::vector<LayerGradients<scalar_t>> gradients(problem.layers.size());
@@ -527,7 +553,7 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
     const Layer<scalar_t>& layer = problem.layers[l];
     for (const auto& read : saved_matrices(saved[l], layer, trunk.num_scenarios, arguments.recompute)) {
       if (read.wanted) {
-        *read.view = matrix<scalar_t>(read.factor ? arguments.factors[next_factor++] : arguments.saved[next_saved++]);
+        read_saved<scalar_t>(read, read.factor ? arguments.factors[next_factor++] : arguments.saved[next_saved++]);
       }
     }
     gradients[l].dz = preact_gradient(layer.width);
@@ -602,12 +628,12 @@ TrunkWeightGradientsResults trunk_weight_gradients(const TrunkWeightGradientsArg
   std::vector<Saved<const scalar_t>> saved(problem.layers.size());
   std::vector<LayerGradients<scalar_t>> gradients(problem.layers.size());
   size_t next_factor = 0, next_gradient = 0, unit = 0;
-  const auto preact_gradient = [&] { return mutable_matrix<scalar_t>(arguments.preact_gradients[next_gradient++]); };
+  const auto preact_gradient = [&] { return mutable_stored<scalar_t>(arguments.preact_gradients[next_gradient++]); };
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     const Layer<scalar_t>& layer = problem.layers[l];
     for (const auto& read : saved_matrices(saved[l], layer, trunk.num_scenarios, false)) {
       if (read.wanted && read.factor) {
-        *read.view = matrix<scalar_t>(arguments.factors[next_factor++]);
+        read_saved<scalar_t>(read, arguments.factors[next_factor++]);
       }
     }
     gradients[l].dz = preact_gradient();
@@ -690,14 +716,12 @@ ExpertsForwardResults experts_forward(const ExpertsForwardArguments& arguments) 
   Problem<scalar_t> problem = describe<scalar_t>(arguments.experts, offsets);
   const Trunk<scalar_t>& trunk = problem.trunk;
   const auto callers = arguments.experts.x.options();
-  const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
   ExpertsForwardResults result{fresh({trunk.rows, trunk.num_scenarios, problem.layers.back().width}, callers), {}};
   std::vector<Saved<scalar_t>> saved(problem.layers.size());
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     for (const auto& matrix : saved_of_experts(saved[l], problem.layers[l], l + 1 == problem.layers.size())) {
       if (arguments.save && matrix.wanted) {
-        result.saved.push_back(fresh({offsets.back(), matrix.width}, options));
-        *matrix.view = mutable_matrix<scalar_t>(result.saved.back());
+        result.saved.push_back(make_saved(trunk, matrix, {offsets.back(), matrix.width}));
       }
     }
   }
@@ -717,7 +741,6 @@ ExpertsBackwardResults experts_backward(const ExpertsBackwardArguments& argument
   Problem<scalar_t> problem = describe<scalar_t>(spec, offsets);
   const Trunk<scalar_t>& trunk = problem.trunk;
   const auto callers = spec.x.options();
-  const auto options = callers.dtype(c10::CppTypeToScalarType<scalar_t>::value);
   Tensors preact_gradients;
   std::vector<Saved<const scalar_t>> saved(problem.layers.size());
   std::vector<LayerGradients<scalar_t>> gradients(problem.layers.size());
@@ -725,11 +748,11 @@ ExpertsBackwardResults experts_backward(const ExpertsBackwardArguments& argument
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     for (const auto& read : saved_of_experts(saved[l], problem.layers[l], l + 1 == problem.layers.size())) {
       if (read.wanted) {
-        *read.view = matrix<scalar_t>(arguments.saved[next++]);
+        read_saved<scalar_t>(read, arguments.saved[next++]);
       }
     }
-    preact_gradients.push_back(fresh({offsets.back(), problem.layers[l].width}, options));
-    gradients[l].dz = mutable_matrix<scalar_t>(preact_gradients.back());
+    preact_gradients.push_back(fresh({offsets.back(), problem.layers[l].width}, saved_type(trunk)));
+    gradients[l].dz = mutable_stored<scalar_t>(preact_gradients.back());
   }
   ExpertsBackwardResults result{fresh({0}, callers), {}, {}};
   BackwardPass<scalar_t> pass{.trunk = trunk,

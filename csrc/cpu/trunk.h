@@ -61,23 +61,26 @@ struct Layer : LayerShape {
 };
 
 // What forward saves of a layer for backward, which reads it as const. Rows sorted; without data where it is not saved.
+// Where products take bfloat16 factors, what they read and what they give stands in bfloat16.
 template <typename element_t>
 struct Saved {
-  MatrixView<element_t> own = {};         // V_t before the mutual unit (B, d_l); of a gate sigmoid(Z_t)
+  StoredMatrix<element_t> own = {};       // V_t before the mutual unit (B, d_l); of a gate sigmoid(Z_t)
   MatrixView<element_t> own_preact = {};  // Z_t, its pre-activation (B, d_l)
-  MatrixView<element_t> mutual = {};      // M_t (B, d_l)
-  MatrixView<element_t> aux = {};         // A (B, a_l)
+  StoredMatrix<element_t> mutual = {};    // M_t (B, d_l)
+  StoredMatrix<element_t> aux = {};       // A (B, a_l)
   MatrixView<element_t> aux_preact = {};  // Za (B, a_l)
-  MatrixView<element_t> streams = {};     // V of all branches (B, M d_l)
-  MatrixView<element_t> gate = {};        // g (B, gate_width)
+  StoredMatrix<element_t> streams = {};   // V of all branches (B, M d_l)
+  StoredMatrix<element_t> gate = {};      // g (B, gate_width)
   MatrixView<element_t> alpha = {};       // own rows of α (B, M), written whenever there is a mutual unit
 };
 
 // A matrix of Saved, whether this layer has it, its shape, (B, width), or (B, branches, width) if branches is not 0,
-// and whether it is a factor of weight gradients: what is none can be given back before those are made.
+// and whether it is a factor of weight gradients: what is none can be given back before those are made. Of the two
+// places where it is one has none: a pre-activation stands as it is computed.
 template <typename element_t>
 struct SavedMatrix {
-  MatrixView<element_t>* view;
+  StoredMatrix<element_t>* stored;
+  MatrixView<element_t>* preact;
   bool wanted;
   int64_t branches;
   int64_t width;
@@ -90,20 +93,21 @@ std::array<SavedMatrix<element_t>, 7> saved_matrices(Saved<element_t>& saved, co
                                                      int64_t num_scenarios, bool recompute) {
   const bool auxiliary = layer.aux_width > 0, mutual = layer.has_mutual_unit();
   const bool preact = needs_preact(layer.activation);
-  return {{{&saved.own, true, 0, layer.width, true},
-           {&saved.own_preact, preact, 0, layer.width, false},
-           {&saved.mutual, mutual, 0, layer.width, true},
-           {&saved.aux, auxiliary, 0, layer.aux_width, true},
-           {&saved.aux_preact, auxiliary && preact, 0, layer.aux_width, false},
-           {&saved.streams, mutual && !recompute, num_scenarios, layer.width, false},
-           {&saved.gate, mutual, 0, layer.gate_width, false}}};
+  return {{{&saved.own, nullptr, true, 0, layer.width, true},
+           {nullptr, &saved.own_preact, preact, 0, layer.width, false},
+           {&saved.mutual, nullptr, mutual, 0, layer.width, true},
+           {&saved.aux, nullptr, auxiliary, 0, layer.aux_width, true},
+           {nullptr, &saved.aux_preact, auxiliary && preact, 0, layer.aux_width, false},
+           {&saved.streams, nullptr, mutual && !recompute, num_scenarios, layer.width, false},
+           {&saved.gate, nullptr, mutual, 0, layer.gate_width, false}}};
 }
 
 // The same of a layer of experts.
 template <typename element_t>
 std::array<SavedMatrix<element_t>, 2> saved_of_experts(Saved<element_t>& saved, const LayerShape& layer, bool last) {
   const bool preact = needs_preact(layer.activation);
-  return {{{&saved.own, !last, 0, layer.width, true}, {&saved.own_preact, preact, 0, layer.width, false}}};
+  return {{{&saved.own, nullptr, !last, 0, layer.width, true},
+           {nullptr, &saved.own_preact, preact, 0, layer.width, false}}};
 }
 
 // Stored as the parameter is.
@@ -117,9 +121,9 @@ struct ParameterGradient {
 template <typename scalar_t>
 struct LayerGradients {
   // Of the pre-activations: written with the input gradients, read by the weight gradients. Rows sorted.
-  MatrixView<scalar_t> dz = {};       // dZ_t (B, d_l)
-  MatrixView<scalar_t> dz_aux = {};   // dZa (B, a_l)
-  MatrixView<scalar_t> dz_gate = {};  // dz_g (B, gate_width)
+  StoredMatrix<scalar_t> dz = {};       // dZ_t (B, d_l)
+  StoredMatrix<scalar_t> dz_aux = {};   // dZa (B, a_l)
+  StoredMatrix<scalar_t> dz_gate = {};  // dz_g (B, gate_width)
 
   ParameterGradient branch = {};
   ParameterGradient auxiliary = {};

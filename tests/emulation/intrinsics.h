@@ -118,6 +118,16 @@ inline __m512 maskz_loadu_ps(__mmask16 mask, const void* from) {
   return result.value();
 }
 
+inline __m256i maskz_loadu_epi16(__mmask16 mask, const void* from) {
+  __m256i result = _mm256_setzero_si256();
+  for (int i = 0; i < 16; ++i) {
+    if ((mask >> i & 1) != 0) {
+      std::memcpy(reinterpret_cast<char*>(&result) + 2 * i, static_cast<const char*>(from) + 2 * i, 2);
+    }
+  }
+  return result;
+}
+
 inline void mask_storeu_epi32(void* to, __mmask16 mask, __m512i value) {
   const Words source(value);
   for (int i = 0; i < Words::kCount; ++i) {
@@ -349,6 +359,7 @@ inline void tile_dpbusd(int sums, int a, int b) { tile_product(sums, a, b, multi
 #undef _tile_stored
 #undef _tile_zero
 #define _mm256_dpbusd_avx_epi32 saml_kernels::emulated::dpbusd_avx_epi32
+#define _mm256_maskz_loadu_epi16 saml_kernels::emulated::maskz_loadu_epi16
 #define _mm512_castsi512_ps saml_kernels::emulated::castsi512_ps
 #define _mm512_cvtepu16_epi32 saml_kernels::emulated::cvtepu16_epi32
 #define _mm512_cvtneps_pbh saml_kernels::emulated::cvtneps_pbh

@@ -105,3 +105,26 @@ def test_inference(mode):
     assert not out.own.requires_grad
     for a, b in zip((out.own, out.aux, *out.scores[:2]), (trained.own, trained.aux, *trained.scores[:2]), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [(torch.float64,) * 2, (torch.float32,) * 2, (torch.float16, torch.float32), (torch.bfloat16,) * 2],
+)
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_what_layers_save_is_in_bfloat16_where_they_are(activation, dtype, stored, capability):
+    """Apart from scores and pre-activations, which stay as they are computed."""
+    B, M, widths = 37, 3, (50, 40, 30, 20)
+    case = Case(M=M, B=B, hidden_dims=widths[:2], aux_dims=widths[2:], activation=activation)
+    computed, found = torch.promote_types(dtype, torch.float32), {}
+
+    def pack(tensor):
+        found.setdefault(tuple(tensor.shape), set()).add(tensor.dtype)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        make(case).to(dtype).leaves().run(backend="cpp", recompute=False)
+    assert found[B, M, widths[0]] == {stored}
+    assert found[B, M] == {computed}
+    for width in widths:
+        assert found[B, width] == ({stored} if activation == "relu" else {stored, computed})

@@ -10,7 +10,7 @@ import torch
 from budget import examples
 from hypothesis import strategies as st
 from problems import backends
-from random_calls import CALLS, check_against_oracle, check_same, scenarios, seeds
+from random_calls import CALLS, Call, check_against_oracle, check_same, scenarios, seeds
 
 import saml_kernels
 
@@ -38,6 +38,35 @@ def test_errors_are_within_the_bounds(operation, data):
     assert {tensor.dtype for name, tensor in out.items() if "scores" not in name} == {dtype}
     if len(call.scenario) == 0:
         assert not any(tensor.any() for tensor in out.values())
+
+
+@pytest.mark.parametrize("wrong", [None, "output", "gradient"])
+def test_the_judge_of_a_sigmoid_that_is_one_in_float32(wrong):
+    """Its derivative is 0 in float32 and 1e-9 in float64; what is wrong otherwise is not forgiven for it."""
+
+    def function(tensors, scenario, *, backend):
+        del scenario
+        x = tensors["x"]
+        if wrong == "gradient" and backend == BACKEND:
+            return {"out": torch.sigmoid(x) + 9e-9 * x - (9e-9 * x).detach()}
+        return {"out": torch.sigmoid(x) * (1.001 if wrong == "output" and backend == BACKEND else 1)}
+
+    call = Call(
+        tensors={"x": torch.tensor([20.0])},
+        of_rows=("x",),
+        of_scenarios=(),
+        with_columns=(),
+        scenario=torch.tensor([0]),
+        M=1,
+        cotangents={"out": torch.ones(1)},
+        function=function,
+        options={},
+    )
+    if wrong is None:
+        check_against_oracle(call, BACKEND)
+        return
+    with pytest.raises(AssertionError, match="relative errors"):
+        check_against_oracle(call, BACKEND)
 
 
 @every_operation

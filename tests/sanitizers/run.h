@@ -97,6 +97,27 @@ class Run {
 
   Matrix unset(int64_t rows, int64_t cols) { return view(memory_.emplace_back(rows * cols), rows, cols); }
 
+  // As what a layer saves stands in memory.
+  StoredMatrix<scalar_t> unset_saved(int64_t rows, int64_t cols) {
+    if (!trunk_.own_bfloat16) {
+      return unset(rows, cols);
+    }
+    const Guarded<uint16_t>& buffer = bfloat16_memory_.emplace_back(rows * cols);
+    return {buffer.data(), rows, cols, buffer.data() == nullptr ? 0 : cols, Storage::kBfloat16};
+  }
+
+  void save(const SavedMatrix<scalar_t>& matrix, int64_t rows) {
+    if (!variant_.save || !matrix.wanted) {
+      return;
+    }
+    const int64_t cols = std::max<int64_t>(matrix.branches, 1) * matrix.width;
+    if (matrix.stored != nullptr) {
+      *matrix.stored = unset_saved(rows, cols);
+    } else {
+      *matrix.preact = unset(rows, cols);
+    }
+  }
+
   Matrix normal(int64_t rows, int64_t cols, double scale, double mean = 0) {
     const Guarded<scalar_t>& buffer = memory_.emplace_back(rows * cols);
     std::normal_distribution<double> distribution(mean, scale);
@@ -291,9 +312,7 @@ class Run {
         saved_[l].alpha = output("alpha", rows, m);
       }
       for (const auto& matrix : saved_matrices(saved_[l], layers_[l], m, variant_.recompute)) {
-        if (variant_.save && matrix.wanted) {
-          *matrix.view = unset(rows, std::max<int64_t>(matrix.branches, 1) * matrix.width);
-        }
+        save(matrix, rows);
       }
       read_back(l);
     }
@@ -324,9 +343,9 @@ class Run {
     for (size_t l = 0; l < layers_.size(); ++l) {
       const Layer<scalar_t>& layer = layers_[l];
       LayerGradients<scalar_t>& gradients = gradients_[l];
-      gradients.dz = unset(rows, layer.width);
-      gradients.dz_aux = unset(rows, layer.aux_width);
-      gradients.dz_gate = unset(rows, layer.gate_width);
+      gradients.dz = unset_saved(rows, layer.width);
+      gradients.dz_aux = unset_saved(rows, layer.aux_width);
+      gradients.dz_gate = unset_saved(rows, layer.gate_width);
       gradients.branch = gradient_output("", layer.branch);
       if (layer.aux_width > 0) {
         gradients.auxiliary = gradient_output("aux ", layer.auxiliary);
@@ -358,9 +377,7 @@ class Run {
     const int64_t rows = case_.rows, m = case_.scenarios;
     for (size_t l = 0; l < layers_.size(); ++l) {
       for (const auto& matrix : saved_of_experts(saved_[l], layers_[l], l + 1 == layers_.size())) {
-        if (variant_.save && matrix.wanted) {
-          *matrix.view = unset(m * rows, matrix.width);
-        }
+        save(matrix, m * rows);
       }
       read_back(l);
     }
@@ -373,7 +390,7 @@ class Run {
   void run_experts_backward() {
     const int64_t rows = case_.rows, m = case_.scenarios;
     for (size_t l = 0; l < layers_.size(); ++l) {
-      gradients_[l].dz = unset(m * rows, layers_[l].width);
+      gradients_[l].dz = unset_saved(m * rows, layers_[l].width);
       gradients_[l].branch = gradient_output("", layers_[l].branch);
     }
     BackwardPass<scalar_t> pass{trunk_, read_.data(), gradients_.data()};

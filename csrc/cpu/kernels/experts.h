@@ -29,9 +29,9 @@ int64_t experts_forward_scratch(const Trunk<scalar_t>& trunk) {
   return scratch.bytes();
 }
 
-// A tile's rows of expert k, of a matrix (K B, width).
-template <typename element_t, typename scalar_t>
-MatrixView<element_t> of_expert(const Tile<scalar_t>& tile, int64_t k, const MatrixView<element_t>& matrix) {
+// A tile's rows of expert k, of a matrix (K B, width), a view or stored.
+template <typename matrix_t, typename scalar_t>
+matrix_t of_expert(const Tile<scalar_t>& tile, int64_t k, const matrix_t& matrix) {
   const int64_t rows = tile.trunk().rows;
   return matrix.data == nullptr ? matrix : tile.of(matrix.row_range(k * rows, (k + 1) * rows));
 }
@@ -58,10 +58,10 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
       const Layer<scalar_t>& layer = trunk.layers[l];
       const Saved<scalar_t>& saved = pass.saved[l];
       const Matrix<scalar_t> buffer = tile.in(scratch.rows[l % 2], layer.width);
-      const Matrix<scalar_t> kept = of_expert(tile, k, saved.own), preact = of_expert(tile, k, saved.own_preact);
+      const Matrix<scalar_t> preact = of_expert(tile, k, saved.own_preact);
       // Products write rows close together; those of the result are far apart.
       const bool last = l + 1 == trunk.num_layers;
-      const StoredMatrix<scalar_t> result = last ? entry_of_expert(tile, k, pass.own) : StoredMatrix<scalar_t>(kept);
+      const StoredMatrix<scalar_t> result = last ? entry_of_expert(tile, k, pass.own) : of_expert(tile, k, saved.own);
       const bool in_place = result.data != nullptr && result.storage == Storage::kComputed;
       const Matrix<scalar_t> out = in_place ? result.view() : buffer;
       const Matrix<scalar_t> z = preact.data != nullptr ? preact : last ? buffer : out;
@@ -71,7 +71,7 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
       }
       linear(trunk.own_rounding(), tile.all(), input, layer.branch, k, z, l > 0 ? scratch.others : scratch.first);
       activate_rows(layer.activation, z, out);
-      if (last) {
+      if (result.data != nullptr) {
         write_rows(out, result);
       }
       previous = out;
@@ -83,15 +83,17 @@ template <typename scalar_t>
 struct ExpertsBackwardScratch {
   ProductScratch<scalar_t> product;
   scalar_t* rows;
-  // In 16 bits: the result, the gradient of x.
-  scalar_t* out;
+  // Of what stands in 16 bits: V_k, dZ_k, the gradient of x.
+  scalar_t* v;
+  scalar_t* dz;
   scalar_t* grad_x;
 
   ExpertsBackwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
       : product(trunk.tile_rows, Widest<scalar_t>(trunk).factor, true, scratch),
         rows(scratch.take(trunk.tile_rows * Widest<scalar_t>(trunk).stream)) {
-    const bool converts = in_16_bits(trunk.x_local.storage);
-    out = scratch.take(converts ? trunk.tile_rows * trunk.layers[trunk.num_layers - 1].width : 0);
+    const bool converts = trunk.own_bfloat16 || in_16_bits(trunk.x_local.storage);
+    v = scratch.take(converts ? trunk.tile_rows * Widest<scalar_t>(trunk).stream : 0);
+    dz = scratch.take(converts ? trunk.tile_rows * Widest<scalar_t>(trunk).stream : 0);
     grad_x = scratch.take(converts ? trunk.tile_rows * trunk.x_local.cols : 0);
   }
 };
@@ -120,9 +122,12 @@ void experts_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, v
       const Layer<scalar_t>& layer = trunk.layers[l];
       const Saved<const scalar_t>& saved = pass.saved[l];
       const ConstMatrix<scalar_t> v =
-          l == last ? rows_of(entry_of_expert(tile, k, pass.out), scratch.out) : of_expert(tile, k, saved.own);
-      const Matrix<scalar_t> dz = of_expert(tile, k, pass.gradients[l].dz);
+          rows_of(l == last ? entry_of_expert(tile, k, pass.out) : of_expert(tile, k, saved.own), scratch.v);
+      const StoredMatrix<scalar_t> saved_dz = of_expert(tile, k, pass.gradients[l].dz);
+      const bool in_place = saved_dz.storage == Storage::kComputed;
+      const Matrix<scalar_t> dz = in_place ? saved_dz.view() : tile.in(scratch.dz, layer.width);
       activate_rows_backward(layer.activation, v, of_expert(tile, k, saved.own_preact), d_v, dz);
+      write_rows(dz, saved_dz);
       if (l > 0) {
         const Matrix<scalar_t> d_in = tile.in(scratch.rows, layer.in_width);
         linear_dgrad(trunk.own_rounding(), tile.all(), dz, layer.branch, k, 0, d_in, false, scratch.product);

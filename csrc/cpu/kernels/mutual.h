@@ -198,6 +198,9 @@ struct MutualBackwardScratch {
   double* own;       // V_t of a row
   double* scaled;    // G of a row
   double* d_cosine;  // the cosines' part of a row's gradient
+  // Of what stands in 16 bits: V of a row, and g.
+  scalar_t* streams;
+  scalar_t* gate;
   ProductScratch<scalar_t>& product;
 
   MutualBackwardScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest,
@@ -208,6 +211,8 @@ struct MutualBackwardScratch {
     d_cosine = scratch.template take<double>(widest.stream);
     own = scratch.template take<double>(widest.stream);
     scaled = scratch.template take<double>(widest.stream);
+    streams = scratch.take(trunk.own_bfloat16 ? trunk.num_scenarios * widest.stream : 0);
+    gate = scratch.take(trunk.own_bfloat16 ? trunk.tile_rows * widest.stream : 0);
   }
 };
 
@@ -306,13 +311,14 @@ void mutual_backward_row(const Trunk<scalar_t>& trunk, const Layer<scalar_t>& la
 // The same of a tile's rows, with dz_g U_tᵀ: dM becomes dV_t.
 template <typename scalar_t>
 void mutual_backward(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, const Saved<const scalar_t>& saved,
-                     ConstMatrix<scalar_t> streams, Matrix<scalar_t> d_own, Matrix<scalar_t> dz_gate,
+                     ConstStored<scalar_t> streams, Matrix<scalar_t> d_own, Matrix<scalar_t> dz_gate,
                      MutualBackwardScratch<scalar_t>& scratch) {
-  const ConstMatrix<scalar_t> alpha = tile.of(saved.alpha), gate = tile.of(saved.gate);
+  const ConstMatrix<scalar_t> alpha = tile.of(saved.alpha), gate = rows_of(tile.of(saved.gate), scratch.gate);
   tile.for_each_segment([&](Segment s) {
     for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
-      mutual_backward_row(tile.trunk(), layer, s.scenario,
-                          {streams.row(r), alpha.row(r), gate.row(r), d_own.row(r), dz_gate.row(r)}, scratch);
+      mutual_backward_row(
+          tile.trunk(), layer, s.scenario,
+          {row_of(streams, r, scratch.streams), alpha.row(r), gate.row(r), d_own.row(r), dz_gate.row(r)}, scratch);
     }
     linear_dgrad(tile.trunk().own_rounding(), s.rows, dz_gate, layer.gates, s.scenario, 0, d_own, true,
                  scratch.product);

@@ -123,6 +123,19 @@ inline void with_stored_elements(const StoredMatrix<const scalar_t>& matrix, con
   function(matrix.view());
 }
 
+// The same of what a layer saves: as it is computed, or in bfloat16.
+template <typename scalar_t, typename Function>
+inline void with_saved_elements(const StoredMatrix<const scalar_t>& matrix, const Function& function) {
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    if (matrix.storage == Storage::kBfloat16) {
+      const auto* data = static_cast<const Bfloat16*>(matrix.data);
+      function(MatrixView<const Bfloat16>{data, matrix.rows, matrix.cols, matrix.ld});
+      return;
+    }
+  }
+  function(matrix.view());
+}
+
 // Of products too.
 template <typename scalar_t, typename Function>
 inline void with_elements(const StoredMatrix<const scalar_t>& matrix, const Function& function) {
@@ -151,9 +164,10 @@ inline void widen_values(pointer_t source, int64_t count, scalar_t* target) {
   }
 }
 
-// Columns begin .. begin + count of a row.
+// Columns begin .. begin + count of a row. Not inlined: every copy holds a loop of vectors for each type.
 template <typename scalar_t>
-inline void read_row(ConstStored<scalar_t> matrix, int64_t row, int64_t begin, int64_t count, scalar_t* target) {
+__attribute__((noinline)) void read_row(ConstStored<scalar_t> matrix, int64_t row, int64_t begin, int64_t count,
+                                        scalar_t* target) {
   with_elements<scalar_t>(matrix, [&](const auto& view) { widen_values(view.row(row) + begin, count, target); });
 }
 
@@ -179,9 +193,10 @@ inline MatrixView<const scalar_t> rows_of(const StoredMatrix<const scalar_t>& ma
   return {buffer, matrix.rows, matrix.cols, matrix.cols};
 }
 
-// A row, from columns begin on; nothing is done where the values stand there already.
+// A row, from columns begin on; nothing is done where the values stand there already. Not inlined either.
 template <typename scalar_t>
-inline void write_row(const scalar_t* values, int64_t count, Stored<scalar_t> matrix, int64_t row, int64_t begin) {
+__attribute__((noinline)) void write_row(const scalar_t* values, int64_t count, Stored<scalar_t> matrix, int64_t row,
+                                         int64_t begin) {
   if constexpr (std::is_same_v<scalar_t, float>) {
     const auto round = [&](auto kind) {
       auto* target = static_cast<decltype(kind)*>(matrix.at(row, begin));
@@ -204,9 +219,9 @@ inline void write_row(const scalar_t* values, int64_t count, Stored<scalar_t> ma
   }
 }
 
-// All its rows. Not inlined: every copy holds a loop of vectors for each type.
+// All its rows.
 template <typename scalar_t>
-__attribute__((noinline)) void write_rows(const MatrixView<scalar_t>& values, const StoredMatrix<scalar_t>& matrix) {
+inline void write_rows(ConstMatrix<scalar_t> values, const StoredMatrix<scalar_t>& matrix) {
   for (int64_t r = 0; r < matrix.rows; ++r) {
     write_row(values.row(r), matrix.cols, matrix, r, 0);
   }

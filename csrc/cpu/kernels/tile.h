@@ -59,9 +59,15 @@ class Tile {
   // A scratch buffer as a matrix of these rows.
   Matrix<scalar_t> in(scalar_t* buffer, int64_t width) const { return {buffer, rows(), width, width}; }
 
-  // These rows of what is saved, or the scratch buffer where it is not.
-  Matrix<scalar_t> of(Matrix<scalar_t> saved, scalar_t* otherwise, int64_t width) const {
-    return saved.data != nullptr ? of(saved) : in(otherwise, width);
+  // Where to compute what save() is to save: in its place, or in the scratch buffer.
+  Matrix<scalar_t> place(Stored<scalar_t> saved, scalar_t* otherwise, int64_t width) const {
+    const bool in_place = saved.data != nullptr && saved.storage == Storage::kComputed;
+    return in_place ? of(saved.view()) : in(otherwise, width);
+  }
+  void save(ConstMatrix<scalar_t> values, Stored<scalar_t> saved) const {
+    if (in_16_bits(saved.storage)) {
+      write_rows(values, of(saved));
+    }
   }
 
   // Rows of scenario k, none if they lie elsewhere.

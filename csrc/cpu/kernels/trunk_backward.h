@@ -8,6 +8,9 @@ struct BackwardScratch {
   ProductScratch<scalar_t> product;
   scalar_t* inputs[2];
   scalar_t* aux[2];
+  // Of what stands in 16 bits: V_t or A, and dZ_t or dZa.
+  scalar_t* saved;
+  scalar_t* dz;
   MutualBackwardScratch<scalar_t> mutual;
 
   BackwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
@@ -16,6 +19,8 @@ struct BackwardScratch {
         inputs{scratch.take(trunk.tile_rows * std::max(widest.factor, widest.width)),
                scratch.take(trunk.tile_rows * std::max(widest.factor, widest.width))},
         aux{scratch.take(trunk.tile_rows * widest.width), scratch.take(trunk.tile_rows * widest.width)},
+        saved(scratch.take(trunk.own_bfloat16 ? trunk.tile_rows * widest.width : 0)),
+        dz(scratch.take(trunk.own_bfloat16 ? trunk.tile_rows * widest.width : 0)),
         mutual(trunk, widest, product, scratch) {}
 };
 
@@ -29,7 +34,10 @@ class TileStreams {
       const Layer<scalar_t>& layer = pass.trunk.layers[l];
       const bool again = layer.has_mutual_unit() && pass.saved[l].streams.data == nullptr;
       const int64_t size = pass.trunk.tile_rows * pass.trunk.num_scenarios * layer.width;
-      again_.push_back(again ? scratch.take(size) : nullptr);
+      void* const space = !again                    ? nullptr
+                          : pass.trunk.own_bfloat16 ? static_cast<void*>(scratch.template take<uint16_t>(size))
+                                                    : scratch.take(size);
+      again_.push_back(space);
       any_again_ |= again;
     }
   }
@@ -44,25 +52,35 @@ class TileStreams {
     ConstMatrix<scalar_t> streams;
     for (int64_t l = 0; l < trunk.num_shared; ++l) {
       const Layer<scalar_t>& layer = trunk.layers[l];
-      const Matrix<scalar_t> out =
-          again_[l] != nullptr ? tile.in(again_[l], trunk.num_scenarios * layer.width) : layers.next_streams(l);
-      layers.all_branches(l, streams, tile.of(pass_.saved[l].aux), {}, out);
+      const Saved<const scalar_t>& saved = pass_.saved[l];
+      const ConstMatrix<scalar_t> aux = rows_of(tile.of(saved.aux), forward_scratch_.aux[0]);
+      const auto [out, rounded] = layers.place_of_streams(l, again(l, tile));
+      layers.all_branches(l, streams, aux, {}, rounded, out);
       streams = out;
       if (layer.has_mutual_unit() && l + 1 < trunk.num_shared) {
-        streams = layers.mutual_all(l, streams, tile.of(pass_.saved[l].mutual));
+        streams = layers.mutual_all(l, streams, rows_of(tile.of(saved.mutual), forward_scratch_.own[0]));
       }
     }
   }
 
-  ConstMatrix<scalar_t> of_layer(int64_t l, const Tile<scalar_t>& tile) const {
-    return again_[l] != nullptr ? tile.in(again_[l], pass_.trunk.num_scenarios * pass_.trunk.layers[l].width)
-                                : tile.of(pass_.saved[l].streams);
+  StoredMatrix<const scalar_t> of_layer(int64_t l, const Tile<scalar_t>& tile) const {
+    if (again_[l] == nullptr) {
+      return tile.of(pass_.saved[l].streams);
+    }
+    return again(l, tile);
   }
 
  private:
+  // As forward would have saved them; without data where it did, or nobody reads them.
+  StoredMatrix<scalar_t> again(int64_t l, const Tile<scalar_t>& tile) const {
+    const int64_t cols = pass_.trunk.num_scenarios * pass_.trunk.layers[l].width;
+    const Storage storage = pass_.trunk.own_bfloat16 ? Storage::kBfloat16 : Storage::kComputed;
+    return {again_[l], tile.rows(), cols, cols, storage};
+  }
+
   const BackwardPass<scalar_t>& pass_;
   ForwardScratch<scalar_t> forward_scratch_;
-  std::vector<scalar_t*> again_;  // of every shared layer; null where its streams are not computed again
+  std::vector<void*> again_;  // of every shared layer; null where its streams are not computed again
   bool any_again_ = false;
 };
 
@@ -87,16 +105,15 @@ void scatter_own(const Tile<scalar_t>& tile, Matrix<scalar_t> d_own, Stored<scal
 }
 
 // Of a gate, σ = sigmoid(Z_t^L): dgated = γ σ ∘ down into the caller's rows, and dZ_t^L = dgated ∘ gated ∘ (1 − σ).
-// buffer holds three rows of it.
+// sigma is σ, and buffer holds three rows of it.
 template <typename scalar_t>
-void gate_backward(const Tile<scalar_t>& tile, const BackwardPass<scalar_t>& pass, Matrix<scalar_t> dz,
-                   scalar_t* buffer) {
+void gate_backward(const Tile<scalar_t>& tile, const BackwardPass<scalar_t>& pass, ConstMatrix<scalar_t> sigmas,
+                   Matrix<scalar_t> dz, scalar_t* buffer) {
   const Trunk<scalar_t>& trunk = pass.trunk;
-  const ConstMatrix<scalar_t> own = tile.of(pass.saved[trunk.num_layers - 1].own);
   const scalar_t scale = trunk.gate_scale;
   for (int64_t r = 0; r < tile.rows(); ++r) {
     const int64_t row = tile.callers_row(r);
-    const scalar_t* sigma = own.row(r);
+    const scalar_t* sigma = sigmas.row(r);
     const scalar_t* down = row_of(pass.grad_own, row, buffer);
     const scalar_t* gated = row_of(trunk.gated, row, buffer + dz.cols);
     scalar_t *d_gated = place_of(pass.grad_gated, row, buffer + 2 * dz.cols), *d_z = dz.row(r);
@@ -130,7 +147,8 @@ void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* blo
   Matrix<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
   Matrix<scalar_t> d_aux = tile.in(scratch.aux[0], pass.grad_aux.cols);
   if (trunk.gated.data != nullptr) {
-    gate_backward(tile, pass, d_own, scratch.inputs[1]);
+    const ConstMatrix<scalar_t> sigmas = rows_of(tile.of(pass.saved[trunk.num_layers - 1].own), scratch.saved);
+    gate_backward(tile, pass, sigmas, d_own, scratch.inputs[1]);
   } else {
     tile.gather(pass.grad_own, d_own);
   }
@@ -144,11 +162,14 @@ void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* blo
     const int64_t in = layer.in_width, a = layer.aux_width;
 
     if (layer.has_mutual_unit()) {
-      mutual_backward(tile, layer, saved, all_streams.of_layer(l, tile), d_own, tile.of(gradients.dz_gate),
-                      scratch.mutual);
+      const Matrix<scalar_t> dz_gate = tile.place(gradients.dz_gate, scratch.dz, layer.gate_width);
+      mutual_backward(tile, layer, saved, all_streams.of_layer(l, tile), d_own, dz_gate, scratch.mutual);
+      tile.save(dz_gate, gradients.dz_gate);
     }
-    const Matrix<scalar_t> dz = tile.of(gradients.dz);
-    activate_rows_backward(layer.activation, tile.of(saved.own), tile.of(saved.own_preact), d_own, dz);
+    const Matrix<scalar_t> dz = tile.place(gradients.dz, scratch.dz, layer.width);
+    activate_rows_backward(layer.activation, rows_of(tile.of(saved.own), scratch.saved), tile.of(saved.own_preact),
+                           d_own, dz);
+    tile.save(dz, gradients.dz);
     // At the first layer x_l may not want its part.
     const int64_t first = l == 0 && pass.grad_x_local.data == nullptr ? in : 0;
     const Matrix<scalar_t> d_in = tile.in(scratch.inputs[turn], in + a);
@@ -165,8 +186,10 @@ void backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, void* blo
         d_a[i] += d_in.row(r)[in + i];
       }
     }
-    const Matrix<scalar_t> dz_aux = tile.of(gradients.dz_aux);
-    activate_rows_backward(layer.activation, tile.of(saved.aux), tile.of(saved.aux_preact), d_aux, dz_aux);
+    const Matrix<scalar_t> dz_aux = tile.place(gradients.dz_aux, scratch.dz, a);
+    activate_rows_backward(layer.activation, rows_of(tile.of(saved.aux), scratch.saved), tile.of(saved.aux_preact),
+                           d_aux, dz_aux);
+    tile.save(dz_aux, gradients.dz_aux);
     if (l > 0 || pass.grad_x_global.data != nullptr) {
       d_aux = tile.in(scratch.aux[turn], layer.aux_in);
       linear_dgrad(trunk.own_rounding(), tile.all(), dz_aux, layer.auxiliary, 0, 0, d_aux, false, scratch.product);
@@ -190,7 +213,7 @@ void mutual_backward_tile(const BackwardPass<scalar_t>& pass, int64_t number, vo
   BackwardScratch<scalar_t> scratch(trunk, pieces);
   const Matrix<scalar_t> d_own = tile.in(scratch.inputs[0], pass.grad_own.cols);
   tile.gather(pass.grad_own, d_own);
-  mutual_backward(tile, trunk.layers[0], pass.saved[0], tile.of(trunk.streams), d_own,
-                  tile.of(pass.gradients[0].dz_gate), scratch.mutual);
+  mutual_backward(tile, trunk.layers[0], pass.saved[0], StoredMatrix<const scalar_t>(tile.of(trunk.streams)), d_own,
+                  tile.of(pass.gradients[0].dz_gate.view()), scratch.mutual);
   scatter_own(tile, d_own, pass.grad_x_local);
 }

@@ -47,10 +47,10 @@ class TileLayers {
   }
 
   // Of the streams of all branches (rows, M d) the own ones.
-  void copy_own(ConstView streams, View own) const {
+  void copy_own(ConstView streams, const StoredMatrix<scalar_t>& own) const {
     tile_.for_each_segment([&](Segment s) {
       for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
-        std::copy_n(streams.row(r) + s.scenario * own.cols, own.cols, own.row(r));
+        write_row(streams.row(r) + s.scenario * own.cols, own.cols, own, r, 0);
       }
     });
   }
@@ -60,10 +60,18 @@ class TileLayers {
     return tile_.in(scratch_.streams[turn_++ % 2], trunk_.num_scenarios * trunk_.layers[l].width);
   }
 
+  // Where to compute V^l of all branches that are to stand here, and where to round it then: without data where not.
+  std::pair<View, StoredMatrix<scalar_t>> place_of_streams(int64_t l, const StoredMatrix<scalar_t>& streams) {
+    if (streams.data != nullptr && streams.storage == Storage::kComputed) {
+      return {streams.view(), {}};
+    }
+    return {next_streams(l), streams};
+  }
+
   // A^l.
   ConstView auxiliary(int64_t l, ConstView previous, const Saved<scalar_t>& saved) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
-    const View out = tile_.of(saved.aux, scratch_.aux[l % 2], layer.aux_width);
+    const View out = tile_.place(saved.aux, scratch_.aux[l % 2], layer.aux_width);
     const View z = saved.aux_preact.data != nullptr ? tile_.of(saved.aux_preact) : out;
     const Concatenated<scalar_t> input{previous};
     const SharedProducts<scalar_t> products(scratch_.team, tile_.rows(), 1, layer.auxiliary, trunk_.own_rounding());
@@ -72,11 +80,14 @@ class TileLayers {
       linear_of(trunk_.own_rounding(), tile_.all(), columns, input, layer.auxiliary, 0, z, product);
       activate_part(layer.activation, tile_.all(), columns, z, out);
     });
+    tile_.save(out, saved.aux);
     return out;
   }
 
-  // V^l of all branches into out: foreign rows in the foreign precision, own rows in the own.
-  void all_branches(int64_t l, ConstView previous, ConstView aux, View own_preact, View out) {
+  // V^l of all branches into out, and where that has data also into rounded, which stands in 16 bits: foreign rows in
+  // the foreign precision, own rows in the own.
+  void all_branches(int64_t l, ConstView previous, ConstView aux, View own_preact,
+                    const StoredMatrix<scalar_t>& rounded, View out) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
     const int64_t d = layer.width;
     const bool one_input = l == 0 && !trunk_.per_branch_input;
@@ -103,13 +114,16 @@ class TileLayers {
         std::copy_n(z.row(r) + columns.begin, columns.size(), own_preact.row(r) + columns.begin);
       }
       activate_part(layer.activation, tile_.all(), columns, z, z);
+      if (rounded.data != nullptr) {
+        write_rows(z.columns(columns.begin, columns.size()), rounded.columns(k * d + columns.begin, columns.size()));
+      }
     });
   }
 
   // V_t^l of the own branches only.
   ConstView own_branch(int64_t l, ConstView previous, ConstView aux, const Saved<scalar_t>& saved) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
-    const View out = tile_.of(saved.own, scratch_.own[l % 2], layer.width);
+    const View out = tile_.place(saved.own, scratch_.own[l % 2], layer.width);
     const View z = saved.own_preact.data != nullptr ? tile_.of(saved.own_preact) : out;
     const std::vector<Segment> segments = tile_.segments();
     const SharedProducts<scalar_t> products(scratch_.team, tile_.rows(), static_cast<int64_t>(segments.size()),
@@ -121,6 +135,7 @@ class TileLayers {
       linear_of(trunk_.own_rounding(), rows, columns, input, layer.branch, k, z, product);
       activate_part(layer.activation, rows, columns, z, out);
     });
+    tile_.save(out, saved.own);
     return out;
   }
 
@@ -128,7 +143,7 @@ class TileLayers {
   void gate(const Saved<scalar_t>& saved, const StoredMatrix<scalar_t>& callers) {
     const int64_t l = trunk_.num_layers - 1, d = callers.cols;
     const scalar_t scale = trunk_.gate_scale;
-    const View own = tile_.of(saved.own, scratch_.own[l % 2], d);
+    const View own = tile_.place(saved.own, scratch_.own[l % 2], d);
     // The layer before is not read any more.
     scalar_t *gated_row = scratch_.own[(l + 1) % 2], *out_row = gated_row + trunk_.gated.cols;
     for (int64_t r = 0; r < own.rows; ++r) {
@@ -142,14 +157,17 @@ class TileLayers {
       }
       write_row(out, d, callers, row, 0);
     }
+    tile_.save(own, saved.own);
   }
 
   // M_t^l.
   ConstView mutual_own(int64_t l, ConstView streams, const Saved<scalar_t>& saved) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
-    const View out = tile_.of(saved.mutual, scratch_.own[l % 2], layer.width);
-    const View gate = tile_.of(saved.gate, scratch_.mutual.gate, layer.gate_width);
+    const View out = tile_.place(saved.mutual, scratch_.own[l % 2], layer.width);
+    const View gate = tile_.place(saved.gate, scratch_.mutual.gate, layer.gate_width);
     mutual_own_row(tile_, layer, streams, tile_.of(saved.alpha), gate, out, scratch_.mutual);
+    tile_.save(out, saved.mutual);
+    tile_.save(gate, saved.gate);
     return out;
   }
 
@@ -213,8 +231,8 @@ void forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void* block
       own = layers.own_branch(l, own, aux, saved);
       continue;
     }
-    const Matrix<scalar_t> out = saved.streams.data != nullptr ? tile.of(saved.streams) : layers.next_streams(l);
-    layers.all_branches(l, streams, aux, tile.of(saved.own_preact), out);
+    const auto [out, rounded] = layers.place_of_streams(l, tile.of(saved.streams));
+    layers.all_branches(l, streams, aux, tile.of(saved.own_preact), rounded, out);
     streams = out;
     if (saved.own.data != nullptr) {
       layers.copy_own(streams, tile.of(saved.own));

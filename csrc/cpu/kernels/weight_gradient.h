@@ -55,20 +55,31 @@ int64_t gradient_scratch(const Trunk<scalar_t>& trunk) {
   return scratch.bytes();
 }
 
-// [left ; right], of which left may stand in the caller's order, or in 16 bits. right may be absent.
+// [left ; right], in 16 bits or not, of which left may stand in the caller's order. right may be absent.
 template <typename scalar_t>
 struct GradientInput {
   StoredMatrix<const scalar_t> left;
   const int64_t* order = nullptr;  // the row of left of every row; null: as they stand
-  MatrixView<const scalar_t> right = {};
+  StoredMatrix<const scalar_t> right = {};
 
   int64_t cols() const { return left.cols + right.cols; }
+  bool in_16_bits() const { return saml_kernels::in_16_bits(left.storage) || saml_kernels::in_16_bits(right.storage); }
   int64_t row_of_left(int64_t row) const { return order == nullptr ? row : order[row]; }
+
+  // Columns begin .. end of a row where they stand together in bfloat16, or null.
+  const uint16_t* bfloat16_part(int64_t row, int64_t begin, int64_t end) const {
+    const bool of_right = begin >= left.cols;
+    const StoredMatrix<const scalar_t>& side = of_right ? right : left;
+    if (side.storage != Storage::kBfloat16 || (!of_right && end > left.cols)) {
+      return nullptr;
+    }
+    return static_cast<const uint16_t*>(of_right ? side.at(row, begin - left.cols) : side.at(row_of_left(row), begin));
+  }
 
   // Columns begin .. end of a row: where they stand together as numbers, or copied into space.
   const scalar_t* part(int64_t row, int64_t begin, int64_t end, scalar_t* space) const {
-    if (begin >= left.cols) {
-      return right.row(row) + (begin - left.cols);
+    if (begin >= left.cols && right.storage == Storage::kComputed) {
+      return right.view().row(row) + (begin - left.cols);
     }
     if (end <= left.cols && left.storage == Storage::kComputed) {
       return left.view().row(row_of_left(row)) + begin;
@@ -82,7 +93,7 @@ struct GradientInput {
     const int64_t split = std::clamp(left.cols, begin, end);
     read_row(left, row_of_left(row), begin, split - begin, target);
     if (split < end) {
-      std::copy(right.row(row) + (split - left.cols), right.row(row) + (end - left.cols), target + (split - begin));
+      read_row(right, row, split - left.cols, end - split, target + (split - begin));
     }
   }
 };
@@ -91,7 +102,7 @@ struct GradientInput {
 template <typename scalar_t>
 struct WeightGradient {
   GradientInput<scalar_t> input;
-  ConstMatrix<scalar_t> dz;
+  StoredMatrix<const scalar_t> dz;
   StoredMatrix<scalar_t> weight;
   StoredMatrix<scalar_t> bias;
 };
@@ -100,12 +111,12 @@ struct WeightGradient {
 template <typename scalar_t>
 void sum_outer_products_in_tiles(const WeightGradient<scalar_t>& of, int64_t begin, int64_t end, int64_t parts,
                                  Matrix<scalar_t> out, GradientScratch<scalar_t>& scratch) {
-  const bool as_it_stands = of.input.order == nullptr && of.input.left.storage == Storage::kComputed;
+  const bool as_it_stands = of.input.order == nullptr && !of.input.in_16_bits();
   std::fill_n(out.data, out.rows * out.cols, scalar_t(0));
   for (int64_t start = 0; start < of.dz.rows; start += kGradientChunk) {
     const int64_t stop = std::min(start + kGradientChunk, of.dz.rows);
     if (as_it_stands) {
-      const Concatenated<scalar_t> input{of.input.left.view(), of.input.right};
+      const Concatenated<scalar_t> input{of.input.left.view(), of.input.right.view()};
       lay_out_columns<true>(input.row_range(start, stop), begin, out.rows, parts, scratch.left);
     } else {
       const Matrix<scalar_t> gathered{scratch.gathered, stop - start, out.rows, out.rows};
@@ -116,7 +127,10 @@ void sum_outer_products_in_tiles(const WeightGradient<scalar_t>& of, int64_t beg
     }
     for (int64_t column = 0; column < out.cols; column += kBlockSide) {
       const int64_t width = std::min(kBlockSide, out.cols - column);
-      lay_out_columns<false>(Concatenated<scalar_t>{of.dz.row_range(start, stop)}, column, width, parts, scratch.right);
+      with_saved_elements<scalar_t>(
+          of.dz.row_range(start, stop), [&]<typename element_t>(const MatrixView<const element_t>& dz) {
+            lay_out_columns<false>(Concatenated<element_t>{dz}, column, width, parts, scratch.right);
+          });
       const TileFactors factors{scratch.left, scratch.right, tiles_of(stop - start, kTileDepth), parts};
       multiply_tiles(factors, parts, {0, out.rows}, Sums::kAccumulate, nullptr, out.columns(column, width));
     }
@@ -142,7 +156,7 @@ struct FloatTerms {
     }
   }
 
-  void set_right(ConstMatrix<scalar_t> dz) { pack_panel(StoredMatrix<const scalar_t>(dz), scratch.panel); }
+  void set_right(const StoredMatrix<const scalar_t>& dz) { pack_panel(dz, scratch.panel); }
 
   // out += the product of so many terms; its rows are from `row` on.
   void multiply(int64_t row, int64_t terms, Matrix<scalar_t> out) const {
@@ -167,22 +181,42 @@ struct UnitTerms {
   explicit UnitTerms(GradientScratch<float>& space) : scratch(space) {}
 
   void set_left(const GradientInput<float>& input, Range rows, int64_t begin, int64_t end, int64_t term) {
-    const float* even = input.part(rows.begin, begin, end, slices[0]);
-    const float* odd = rows.size() > 1 ? input.part(rows.begin + 1, begin, end, slices[1]) : nullptr;
-    for (int64_t i = 0; i < end - begin; i += kRegisterTileRows) {
-      const __mmask16 columns = first_lanes(std::min<int64_t>(kRegisterTileRows, end - begin - i));
-      const __m512 pair = odd == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(columns, odd + i);
-      const __m512i units = units_of(_mm512_maskz_loadu_ps(columns, even + i), pair);
-      _mm512_mask_storeu_epi32(scratch.left + 2 * (i * kTerms + term * kRegisterTileRows),
-                               first_lanes(kRegisterTileRows), units);
+    const bool pair = rows.size() > 1;
+    if (const uint16_t* even = input.bfloat16_part(rows.begin, begin, end)) {
+      const uint16_t* odd = pair ? input.bfloat16_part(rows.begin + 1, begin, end) : nullptr;
+      set_units(end - begin, term, [&](int64_t i, __mmask16 columns) {
+        const __m256i second = odd == nullptr ? _mm256_setzero_si256() : _mm256_maskz_loadu_epi16(columns, odd + i);
+        return units_of(_mm256_maskz_loadu_epi16(columns, even + i), second);
+      });
+      return;
     }
+    const float* even = input.part(rows.begin, begin, end, slices[0]);
+    const float* odd = pair ? input.part(rows.begin + 1, begin, end, slices[1]) : nullptr;
+    set_units(end - begin, term, [&](int64_t i, __mmask16 columns) {
+      const __m512 second = odd == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(columns, odd + i);
+      return units_of(_mm512_maskz_loadu_ps(columns, even + i), second);
+    });
   }
 
-  void set_right(const MatrixView<const float>& dz) { pack_units(dz, reinterpret_cast<uint16_t*>(scratch.panel)); }
+  void set_right(const StoredMatrix<const float>& dz) {
+    with_saved_elements<float>(dz,
+                               [&](const auto& view) { pack_units(view, reinterpret_cast<uint16_t*>(scratch.panel)); });
+  }
 
   void multiply(int64_t row, int64_t terms, const MatrixView<float>& out) const {
     const UnitOperand a{scratch.left + 2 * row * kTerms, 2, 2 * kRegisterTileRows, terms};
     multiply_tile_units(a, reinterpret_cast<const uint16_t*>(scratch.panel), nullptr, out, true);
+  }
+
+ private:
+  // units(i, columns): those of so many columns from i on.
+  template <typename Units>
+  void set_units(int64_t count, int64_t term, const Units& units) {
+    for (int64_t i = 0; i < count; i += kRegisterTileRows) {
+      const __mmask16 columns = first_lanes(std::min<int64_t>(kRegisterTileRows, count - i));
+      _mm512_mask_storeu_epi32(scratch.left + 2 * (i * kTerms + term * kRegisterTileRows),
+                               first_lanes(kRegisterTileRows), units(i, columns));
+    }
   }
 };
 
@@ -208,7 +242,7 @@ void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64
       const int64_t width = std::min(panel_width, out.cols - column);
       terms.set_right(of.dz.row_range(start, stop).columns(column, width));
       for (int64_t r = start; r < stop && column + width < out.cols; ++r) {
-        prefetch_columns(StoredMatrix<const scalar_t>(of.dz), r, column + width, column + width + 1);
+        prefetch_columns(of.dz, r, column + width, column + width + 1);
       }
       for (int64_t i = 0; i < out.rows; i += kRegisterTileRows) {
         terms.multiply(i, count, out.row_range(i, std::min(i + kRegisterTileRows, out.rows)).columns(column, width));
@@ -219,18 +253,18 @@ void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64
 
 // In double, as rows may cancel: their sum is then small against what it is the sum of.
 template <typename scalar_t>
-void sum_rows(ConstMatrix<scalar_t> dz, Stored<scalar_t> out) {
+void sum_rows(ConstStored<scalar_t> dz, Stored<scalar_t> out) {
   constexpr int64_t kColumns = 256;
+  alignas(64) scalar_t values[kColumns];
   for (int64_t begin = 0; begin < dz.cols; begin += kColumns) {
     const int64_t count = std::min(kColumns, dz.cols - begin);
     alignas(64) double sums[kColumns] = {};
     for (int64_t r = 0; r < dz.rows; ++r) {
-      const scalar_t* row = dz.row(r) + begin;
+      const scalar_t* row = row_of(dz.columns(begin, count), r, values);
       for (int64_t i = 0; i < count; ++i) {
         sums[i] += static_cast<double>(row[i]);
       }
     }
-    scalar_t values[kColumns];
     for (int64_t i = 0; i < count; ++i) {
       values[i] = static_cast<scalar_t>(sums[i]);
     }
@@ -247,7 +281,7 @@ WeightGradient<scalar_t> weight_gradient(const BackwardPass<scalar_t>& pass, con
   const LayerGradients<scalar_t>& gradients = pass.gradients[item.layer];
   const int64_t k = item.scenario;
   const auto of_scenario = [&](const auto& matrix) { return matrix.row_range(trunk.offsets[k], trunk.offsets[k + 1]); };
-  const auto gradient = [&](const GradientInput<scalar_t>& input, Matrix<scalar_t> dz,
+  const auto gradient = [&](const GradientInput<scalar_t>& input, const StoredMatrix<const scalar_t>& dz,
                             const ParameterGradient& out) -> WeightGradient<scalar_t> {
     const int64_t height = input.cols(), n = dz.cols;
     const StoredMatrix<scalar_t> weights(out.weight, height, n, n, out.storage), biases(out.bias, 1, n, n, out.storage);
@@ -255,14 +289,15 @@ WeightGradient<scalar_t> weight_gradient(const BackwardPass<scalar_t>& pass, con
   };
   switch (item.kind) {
     case GradientItem::Kind::kBranch: {
-      const Matrix<scalar_t> dz = of_scenario(gradients.dz);
+      const StoredMatrix<scalar_t> dz = of_scenario(gradients.dz);
       if (before == nullptr) {
         const int64_t begin = trunk.per_branch_input ? k * layer.in_width : 0;
         const int64_t* order = trunk.experts ? nullptr : trunk.permutation + trunk.offsets[k];
-        const ConstMatrix<scalar_t> aux = trunk.experts ? ConstMatrix<scalar_t>() : of_scenario(saved.aux);
+        const StoredMatrix<const scalar_t> aux =
+            trunk.experts ? StoredMatrix<const scalar_t>() : of_scenario(saved.aux);
         return gradient({trunk.x_local.columns(begin, layer.in_width), order, aux}, dz, gradients.branch);
       }
-      const ConstMatrix<scalar_t> left = before->mutual.data != nullptr ? before->mutual : before->own;
+      const StoredMatrix<const scalar_t> left = before->mutual.data != nullptr ? before->mutual : before->own;
       return gradient({of_scenario(left), nullptr, of_scenario(saved.aux)}, dz, gradients.branch);
     }
     case GradientItem::Kind::kGate:
