@@ -28,6 +28,7 @@
 #include <sanitizer/asan_interface.h>
 #endif
 #if defined(__linux__)
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
@@ -99,6 +100,9 @@ class KeptMemory final : public c10::Allocator {
       first_ = static_cast<char*>(reserved);
       most_chunks_ = bytes / kChunkBytes;
     }
+    // Another thread may hold the lock while this one forks, and is not there in the child to release it.
+    pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+                   [] { instance().mutex_.unlock(); });
 #endif
   }
 

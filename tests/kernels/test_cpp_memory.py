@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import random
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -160,3 +162,42 @@ def test_several_threads():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+FORKS = """
+import os, sys, threading, time
+import torch
+import saml_kernels
+
+torch.set_num_threads(1)
+x = torch.ones(5000, 4)
+weights, biases = [torch.ones(2, 4, 32)], [torch.zeros(2, 32)]
+
+def call():
+    with torch.no_grad():
+        return saml_kernels.expert_outputs(x, weights, biases, backend="cpp")
+
+def busy():
+    while not done:
+        saml_kernels.release_memory()
+
+expected, done = call(), False
+threads = [threading.Thread(target=busy) for _ in range(2)]
+for thread in threads:
+    thread.start()
+children = []
+for _ in range(50):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(call(), expected) else 1)
+    children.append(child)
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+done = True
+for thread in threads:
+    thread.join()
+sys.exit(any(codes))
+"""
+
+
+def test_a_process_that_forks_while_others_allocate():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], timeout=120, check=True)
