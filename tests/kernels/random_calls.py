@@ -118,8 +118,8 @@ def check_against_oracle(call: Call, backend: str) -> None:
     """The kernels' outputs and gradients are within the bounds of their type.
 
     Where one is not, the bound is also what the rounding of inputs to the type makes of the exact result: a gradient of
-    few numbers may cancel, an argument of relu lie at 0, a sum of cosines be nearly 0. And what the oracle itself makes
-    of it in the type: a sigmoid that is 1 there has no derivative, however its argument is rounded.
+    few numbers may cancel, an argument of relu lie at 0, a sum of cosines be nearly 0. And twice what the oracle itself
+    errs by in the type: a sigmoid that is 1 there has no derivative, however its argument is rounded.
     """
     (dtype,) = {tensor.dtype for tensor in call.tensors.values()}
     ref = call.results(None, torch.float64)
@@ -134,7 +134,7 @@ def check_against_oracle(call: Call, backend: str) -> None:
     for name, distance in _moved(call, ref, torch.finfo(dtype).eps / 2).items():
         bounds[name] = max(bounds[name], CONDITION * distance)
     for name, error in errors(call.results(None), ref).items():
-        bounds[name] = max(bounds[name], 0.0 if math.isnan(error) else error)
+        bounds[name] = max(bounds[name], 0.0 if math.isnan(error) else 2 * error)
     wrong = {name: (error, bounds[name]) for name, error in found.items() if not error <= bounds[name]}
     assert not wrong, f"relative errors and their bounds: {wrong}"
 
