@@ -165,7 +165,7 @@ def test_several_threads():
 
 
 FORKS = """
-import os, sys, threading, time
+import os, sys, threading
 import torch
 import saml_kernels
 

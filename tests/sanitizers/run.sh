@@ -3,8 +3,8 @@
 #
 # Address and UndefinedBehavior: a driver that calls every kernel in memory that ends where it should, then the
 # extension in Python, where all memory is fresh and filled with NaN (tests of kept memory ask for that themselves; none
-# forks, as a child may wait for ever for a lock of the sanitizer's own). Thread: the driver, on threads the sanitizer knows
-# (OpenMP's it does not). Needs g++ with libasan, libubsan and libtsan. Environment: PYTHON (default .venv/bin/python),
+# forks, as a child may wait for ever for a lock of the sanitizer's own). Thread: the driver, on threads the sanitizer
+# knows (OpenMP's it does not). Needs g++ with libasan, libubsan and libtsan. Environment: PYTHON (default .venv/bin/python),
 # CXX (default g++).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -79,7 +79,8 @@ echo "== address, undefined behaviour: extension"
 cd "$root"
 # PYTHONSAFEPATH: this checkout's own package must not come first.
 preload="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libubsan.so)"
-env LD_PRELOAD="$preload" SAML_KERNELS_KEEP_MEMORY=0 PYTHONPATH="$stage/python" PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
+env LD_PRELOAD="$preload" SAML_KERNELS_KEEP_MEMORY=0 PYTHONPATH="$stage/python" PYTHONSAFEPATH=1 \
+  OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
   ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
   "$python" -m pytest -q -n "$(nproc)" -p no:cacheprovider -k "not compile and not forks and (not vnni or int8)" \
   tests/kernels/test_cpp_*.py tests/kernels/test_backend_choice.py tests/kernels/test_extension.py \
