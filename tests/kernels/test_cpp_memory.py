@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import random
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ pytestmark = CPP_ONLY
 
 VARIABLE = "SAML_KERNELS_KEEP_MEMORY"
 MIB = 2**20
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 # Weights of 2 to 4 MiB; with 800 rows what is saved is larger than they are.
 CASE = Case(M=3, B=40, local_dim=300, global_dim=40, hidden_dims=(310, 305), aux_dims=(290, 60), mutual_layers=(1,))
 TINY = Case(M=2, B=3, local_dim=500, global_dim=7, hidden_dims=(600,), aux_dims=(20,), mutual_layers=())
@@ -49,6 +52,12 @@ def same(left, right):
     return all(torch.equal(left[name], right[name]) for name in left | right)
 
 
+def addresses(mapping):
+    """Those of a mapping of /proc/self/smaps."""
+    begin, end = mapping.split(maxsplit=1)[0].split("-")
+    return range(int(begin, 16), int(end, 16))
+
+
 def test_results_are_the_same_bits(monkeypatch, capability):
     problem = problem_of(B=800)
     kept = [step(problem) for _ in range(3)]
@@ -63,6 +72,19 @@ def test_the_next_step_gets_the_same_pages():
     assert first
     assert large(step(problem)) == first
     assert large(step(problem)) == first
+
+
+@pytest.mark.skipif(not LARGE_PAGES.is_dir(), reason="needs a system with pages of 2 MiB")
+def test_the_system_is_asked_for_large_pages():
+    result = block(1.25)
+    flags = next(
+        words[1:]
+        for mapping in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+        if mapping and result.data_ptr() in addresses(mapping)
+        for words in map(str.split, mapping.splitlines())
+        if words[0] == "VmFlags:"
+    )
+    assert "hg" in flags
 
 
 def test_what_is_in_use_stays():
