@@ -129,10 +129,14 @@ inline void pack_all_units(const MatrixView<const element_t>& b, int64_t k1, uin
 // Of up to kPanel rows of B, a panel of Bᵀ.
 template <typename element_t>
 inline void pack_transposed_units(const MatrixView<const element_t>& b, uint16_t* panel) {
+  constexpr int64_t ahead = 4 * kTileDepth;
   const Concatenated<element_t> source{b};
   for (int64_t k = 0; k < b.cols; k += kTileDepth) {
     for (int64_t side = 0; side < kPanel<float>; side += kTileSide) {
       uint16_t* tile = panel + k * kPanel<float> + 2 * side;
+      for (int64_t r = side; k + ahead < b.cols && r < std::min(side + kTileSide, b.rows); ++r) {
+        __builtin_prefetch(b.row(r) + k + ahead);
+      }
       for (int64_t r = 0; r < kTileSide; ++r) {
         store_row_units(source, side + r, k, 1, tile + r * 2 * kPanel<float>);
       }

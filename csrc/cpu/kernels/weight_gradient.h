@@ -158,11 +158,11 @@ struct FloatTerms {
 
   void set_right(const StoredMatrix<const scalar_t>& dz) { pack_panel(dz, scratch.panel); }
 
-  // out += the product of so many terms; its rows are from `row` on.
-  void multiply(int64_t row, int64_t terms, Matrix<scalar_t> out) const {
+  // out = [out +] the product of so many terms; its rows are from `row` on.
+  void multiply(int64_t row, int64_t terms, Matrix<scalar_t> out, bool accumulate) const {
     const Operand<scalar_t> a{scratch.input + row * kGradientChunk, 1, kRegisterTileRows, terms};
     const Operand<scalar_t> nothing{a.data, 0, 0, 0};
-    multiply_tile<scalar_t>(a, nothing, scratch.panel, kPanel<scalar_t>, nullptr, out, true,
+    multiply_tile<scalar_t>(a, nothing, scratch.panel, kPanel<scalar_t>, nullptr, out, accumulate,
                             Lines(scratch.panel).next(terms));
   }
 };
@@ -203,9 +203,10 @@ struct UnitTerms {
                                [&](const auto& view) { pack_units(view, reinterpret_cast<uint16_t*>(scratch.panel)); });
   }
 
-  void multiply(int64_t row, int64_t terms, const MatrixView<float>& out) const {
+  void multiply(int64_t row, int64_t terms, const MatrixView<float>& out, bool accumulate) const {
+    alignas(64) static constexpr float kNothing[kPanel<float>] = {};
     const UnitOperand a{scratch.left + 2 * row * kTerms, 2, 2 * kRegisterTileRows, terms};
-    multiply_tile_units(a, reinterpret_cast<const uint16_t*>(scratch.panel), nullptr, out, true);
+    multiply_tile_units(a, reinterpret_cast<const uint16_t*>(scratch.panel), kNothing, out, accumulate);
   }
 
  private:
@@ -228,7 +229,9 @@ void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64
                         GradientScratch<scalar_t>& scratch) {
   constexpr int64_t panel_width = kPanel<scalar_t>, step = Terms::kRowsOfTerm;
   Terms terms(scratch);
-  std::fill_n(out.data, out.rows * out.cols, scalar_t(0));
+  if (of.dz.rows == 0) {
+    std::fill_n(out.data, out.rows * out.cols, scalar_t(0));
+  }
   for (int64_t start = 0; start < of.dz.rows; start += kGradientChunk) {
     const int64_t stop = std::min(start + kGradientChunk, of.dz.rows), count = (stop - start + step - 1) / step;
     for (int64_t r = start; r < stop; r += step) {
@@ -245,7 +248,8 @@ void sum_outer_products(const WeightGradient<scalar_t>& of, int64_t begin, int64
         prefetch_columns(of.dz, r, column + width, column + width + 1);
       }
       for (int64_t i = 0; i < out.rows; i += kRegisterTileRows) {
-        terms.multiply(i, count, out.row_range(i, std::min(i + kRegisterTileRows, out.rows)).columns(column, width));
+        const Range rows{i, std::min(i + kRegisterTileRows, out.rows)};
+        terms.multiply(i, count, out.row_range(rows.begin, rows.end).columns(column, width), start > 0);
       }
     }
   }
