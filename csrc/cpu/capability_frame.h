@@ -71,7 +71,7 @@ namespace {
 template <typename scalar_t>
 constexpr TrunkKernels<scalar_t> kTrunkKernels = {
     .layouts = {.bfloat16 = kHasBfloat16Panels<scalar_t>, .float_parts = kHasTiles<scalar_t>},
-    .row_multiple = kHasTiles<scalar_t> ? 32 : 4,
+    .row_multiples = kHasTiles<scalar_t> ? RowMultiples{kBlockSide, kBlockSide} : RowMultiples{kRegisterTileRows, 4},
     .gradient_item_rows = kGradientItemRows<scalar_t>,
     .least_gradient_item_rows = kLeastGradientItemRows<scalar_t>,
     .panels_size = &panels_size<scalar_t>,

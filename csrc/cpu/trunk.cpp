@@ -29,24 +29,6 @@
 namespace saml_kernels {
 namespace {
 
-constexpr int64_t kMostRows = 96;
-
-// To a multiple, at least one.
-int64_t round_up_rows(int64_t rows, int64_t multiple) {
-  return std::max<int64_t>((rows + multiple - 1) / multiple, 1) * multiple;
-}
-
-// Rows of a tile: many use a weight often while it is in cache, few leave every core its share, and as many tiles a
-// thread as any other. How a row is computed depends on neither, so the number of threads may decide.
-int64_t tile_rows(int64_t rows, int64_t multiple) {
-  constexpr int64_t kTilesPerThread = 2;
-  const int64_t threads = at::get_num_threads();
-  // One thread has nobody to wait for: every tile more reads the weights once more.
-  const int64_t least = threads == 1 ? 1 : kTilesPerThread * threads;
-  const int64_t tiles = std::max(least, round_up_rows((rows + kMostRows - 1) / kMostRows, threads));
-  return std::min(round_up_rows((rows + tiles - 1) / tiles, multiple), kMostRows);
-}
-
 // The environment variable is read at every call, so that one process can test every path.
 const Capability& capability() {
   const char* wanted = std::getenv("SAML_KERNELS_CPU_CAPABILITY");
@@ -164,7 +146,7 @@ void describe_batch(Problem<scalar_t>& problem, int64_t rows, const int64_t* off
   trunk.rows = rows;
   trunk.num_scenarios = num_scenarios;
   trunk.num_layers = static_cast<int64_t>(problem.layers.size());
-  trunk.tile_rows = tile_rows(trunk.rows, kernels<scalar_t>().row_multiple);
+  trunk.tiles = row_tiles(rows, kernels<scalar_t>().row_multiples, at::get_num_threads());
   trunk.offsets = offsets;
   trunk.layers = problem.layers.data();
 }
@@ -473,8 +455,8 @@ TrunkForwardResults trunk_forward(const TrunkForwardArguments& arguments) {
   const int64_t threads = at::get_num_threads();
   // Tiles for every thread would be so small that reading the weights takes their time: one tile, computed by all.
   SharedTile shared;
-  if (threads > 1 && trunk.rows <= kMostRows) {
-    trunk.tile_rows = round_up_rows(trunk.rows, kernel.row_multiple);
+  if (threads > 1 && trunk.rows <= kMostTileRows) {
+    trunk.tiles.count = std::min<int64_t>(trunk.tiles.count, 1);
     trunk.team = has_products_to_share(trunk) ? shared.team(threads) : Team{};
   }
   const auto callers = arguments.trunk.x_local.options();

@@ -10,6 +10,7 @@
 
 #include "../activation.h"
 #include "matrix_view.h"
+#include "row_tiles.h"
 
 namespace saml_kernels {
 
@@ -165,7 +166,7 @@ struct Trunk {
   int64_t num_scenarios = 0;
   int64_t num_layers = 0;
   int64_t num_shared = 0;  // layers that all branches run: up to and with the last mutual one, or all
-  int64_t tile_rows = 0;
+  RowTiles tiles = {};
   Score score = Score::kRatio;
   double temperature = 0;
   bool per_branch_input = false;
@@ -187,7 +188,8 @@ struct Trunk {
   Team team = {};  // of the forward's only tile
 
   Rounding own_rounding() const { return own_bfloat16 ? Rounding::kBfloat16 : Rounding::kNone; }
-  int64_t num_tiles() const { return (rows + tile_rows - 1) / tile_rows; }
+  int64_t num_tiles() const { return tiles.count; }
+  int64_t tile_rows() const { return tiles.most_rows(); }
 };
 
 // Results stand in the caller's order of rows.
@@ -241,7 +243,7 @@ struct Layouts {
 template <typename scalar_t>
 struct TrunkKernels {
   Layouts layouts;
-  int64_t row_multiple;  // tiles of rows are multiples of it, but the last
+  RowMultiples row_multiples;
   // Rows of a weight in one GradientItem, at most and, but for a remainder, at least.
   int64_t gradient_item_rows;
   int64_t least_gradient_item_rows;

@@ -175,7 +175,8 @@ class Run {
     trunk_.rows = case_.rows;
     trunk_.num_scenarios = case_.scenarios;
     trunk_.num_layers = static_cast<int64_t>(layers_.size());
-    trunk_.tile_rows = std::clamp<int64_t>((case_.rows / 16 + 11) / 12 * 12, 12, 96);
+    const int64_t tile_rows = std::clamp<int64_t>((case_.rows / 16 + 11) / 12 * 12, 12, 96);
+    trunk_.tiles = {case_.rows, 12, (case_.rows + tile_rows - 1) / tile_rows};
     trunk_.score = case_.options.score;
     trunk_.temperature = 0.1;
     trunk_.layers = layers_.data();
@@ -322,7 +323,7 @@ class Run {
     if (variant_.threads > 1 && rows > 0 && rows <= 96) {
       SharedTile shared;
       Trunk<scalar_t> trunk = trunk_;
-      trunk.tile_rows = 96;
+      trunk.tiles.count = 1;
       trunk.team = shared.team(variant_.threads);
       const ForwardPass<scalar_t> pass{trunk, saved_.data(), own, aux};
       on_threads(variant_.threads, [&] {

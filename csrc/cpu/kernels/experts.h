@@ -16,10 +16,10 @@ struct ExpertsForwardScratch {
   ExpertsForwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
       : ExpertsForwardScratch(trunk, Widest<scalar_t>(trunk), scratch) {}
   ExpertsForwardScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest, Scratch<scalar_t>& scratch)
-      : first(trunk.tile_rows, std::max(trunk.x_local.cols, trunk.layers[0].width), false, scratch),
-        others(trunk.tile_rows, widest.factor, false, scratch),
-        x(scratch.take(in_16_bits(trunk.x_local.storage) ? trunk.tile_rows * trunk.x_local.cols : 0)),
-        rows{scratch.take(trunk.tile_rows * widest.stream), scratch.take(trunk.tile_rows * widest.stream)} {}
+      : first(trunk.tile_rows(), std::max(trunk.x_local.cols, trunk.layers[0].width), false, scratch),
+        others(trunk.tile_rows(), widest.factor, false, scratch),
+        x(scratch.take(in_16_bits(trunk.x_local.storage) ? trunk.tile_rows() * trunk.x_local.cols : 0)),
+        rows{scratch.take(trunk.tile_rows() * widest.stream), scratch.take(trunk.tile_rows() * widest.stream)} {}
 };
 
 template <typename scalar_t>
@@ -89,12 +89,12 @@ struct ExpertsBackwardScratch {
   scalar_t* grad_x;
 
   ExpertsBackwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
-      : product(trunk.tile_rows, Widest<scalar_t>(trunk).factor, true, scratch),
-        rows(scratch.take(trunk.tile_rows * Widest<scalar_t>(trunk).stream)) {
+      : product(trunk.tile_rows(), Widest<scalar_t>(trunk).factor, true, scratch),
+        rows(scratch.take(trunk.tile_rows() * Widest<scalar_t>(trunk).stream)) {
     const bool converts = trunk.own_bfloat16 || in_16_bits(trunk.x_local.storage);
-    v = scratch.take(converts ? trunk.tile_rows * Widest<scalar_t>(trunk).stream : 0);
-    dz = scratch.take(converts ? trunk.tile_rows * Widest<scalar_t>(trunk).stream : 0);
-    grad_x = scratch.take(converts ? trunk.tile_rows * trunk.x_local.cols : 0);
+    v = scratch.take(converts ? trunk.tile_rows() * Widest<scalar_t>(trunk).stream : 0);
+    dz = scratch.take(converts ? trunk.tile_rows() * Widest<scalar_t>(trunk).stream : 0);
+    grad_x = scratch.take(converts ? trunk.tile_rows() * trunk.x_local.cols : 0);
   }
 };
 

@@ -85,7 +85,7 @@ struct MutualScratch {
                 Scratch<scalar_t>& scratch)
       : team(products) {
     const int64_t m = trunk.num_scenarios, branches = widest.tables ? m : 1;
-    gate = scratch.take(trunk.tile_rows * widest.stream * branches);
+    gate = scratch.take(trunk.tile_rows() * widest.stream * branches);
     width = widest.stream;
     numbers = m * branches + m;
     mixes = scratch.take(trunk.team.workers * width);
@@ -212,7 +212,7 @@ struct MutualBackwardScratch {
     own = scratch.template take<double>(widest.stream);
     scaled = scratch.template take<double>(widest.stream);
     streams = scratch.take(trunk.own_bfloat16 ? trunk.num_scenarios * widest.stream : 0);
-    gate = scratch.take(trunk.own_bfloat16 ? trunk.tile_rows * widest.stream : 0);
+    gate = scratch.take(trunk.own_bfloat16 ? trunk.tile_rows() * widest.stream : 0);
   }
 };
 

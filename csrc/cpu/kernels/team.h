@@ -25,7 +25,7 @@ class TeamScratch {
  public:
   TeamScratch(const Trunk<scalar_t>& trunk, int64_t k, Scratch<scalar_t>& scratch) : team(trunk.team) {
     for (int64_t worker = 0; worker < team.workers; ++worker) {
-      products.emplace_back(trunk.tile_rows, k, false, scratch);
+      products.emplace_back(trunk.tile_rows(), k, false, scratch);
     }
   }
 

@@ -39,7 +39,7 @@ template <typename scalar_t>
 class Tile {
  public:
   Tile(const Trunk<scalar_t>& trunk, int64_t number)
-      : trunk_(trunk), begin_(number * trunk.tile_rows), end_(std::min(begin_ + trunk.tile_rows, trunk.rows)) {}
+      : trunk_(trunk), begin_(trunk.tiles.begin(number)), end_(trunk.tiles.end(number)) {}
 
   const Trunk<scalar_t>& trunk() const { return trunk_; }
   int64_t rows() const { return end_ - begin_; }

@@ -15,12 +15,12 @@ struct BackwardScratch {
 
   BackwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
       : widest(trunk),
-        product(trunk.tile_rows, widest.factor, true, scratch),
-        inputs{scratch.take(trunk.tile_rows * std::max(widest.factor, widest.width)),
-               scratch.take(trunk.tile_rows * std::max(widest.factor, widest.width))},
-        aux{scratch.take(trunk.tile_rows * widest.width), scratch.take(trunk.tile_rows * widest.width)},
-        saved(scratch.take(trunk.own_bfloat16 ? trunk.tile_rows * widest.width : 0)),
-        dz(scratch.take(trunk.own_bfloat16 ? trunk.tile_rows * widest.width : 0)),
+        product(trunk.tile_rows(), widest.factor, true, scratch),
+        inputs{scratch.take(trunk.tile_rows() * std::max(widest.factor, widest.width)),
+               scratch.take(trunk.tile_rows() * std::max(widest.factor, widest.width))},
+        aux{scratch.take(trunk.tile_rows() * widest.width), scratch.take(trunk.tile_rows() * widest.width)},
+        saved(scratch.take(trunk.own_bfloat16 ? trunk.tile_rows() * widest.width : 0)),
+        dz(scratch.take(trunk.own_bfloat16 ? trunk.tile_rows() * widest.width : 0)),
         mutual(trunk, widest, product, scratch) {}
 };
 
@@ -33,7 +33,7 @@ class TileStreams {
     for (int64_t l = 0; l < pass.trunk.num_shared; ++l) {
       const Layer<scalar_t>& layer = pass.trunk.layers[l];
       const bool again = layer.has_mutual_unit() && pass.saved[l].streams.data == nullptr;
-      const int64_t size = pass.trunk.tile_rows * pass.trunk.num_scenarios * layer.width;
+      const int64_t size = pass.trunk.tile_rows() * pass.trunk.num_scenarios * layer.width;
       void* const space = !again                    ? nullptr
                           : pass.trunk.own_bfloat16 ? static_cast<void*>(scratch.template take<uint16_t>(size))
                                                     : scratch.take(size);

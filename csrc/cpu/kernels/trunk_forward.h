@@ -17,11 +17,11 @@ struct ForwardScratch {
   ForwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
       : widest(trunk),
         team(trunk, widest.factor, scratch),
-        x_local(scratch.take(trunk.tile_rows * trunk.x_local.cols)),
-        aux{scratch.take(trunk.tile_rows * widest.width), scratch.take(trunk.tile_rows * widest.width)},
-        own{scratch.take(trunk.tile_rows * widest.stream), scratch.take(trunk.tile_rows * widest.stream)},
-        streams{scratch.take(trunk.tile_rows * trunk.num_scenarios * widest.shared),
-                scratch.take(trunk.tile_rows * trunk.num_scenarios * widest.shared)},
+        x_local(scratch.take(trunk.tile_rows() * trunk.x_local.cols)),
+        aux{scratch.take(trunk.tile_rows() * widest.width), scratch.take(trunk.tile_rows() * widest.width)},
+        own{scratch.take(trunk.tile_rows() * widest.stream), scratch.take(trunk.tile_rows() * widest.stream)},
+        streams{scratch.take(trunk.tile_rows() * trunk.num_scenarios * widest.shared),
+                scratch.take(trunk.tile_rows() * trunk.num_scenarios * widest.shared)},
         mutual(trunk, widest, team, scratch) {}
 };
 
