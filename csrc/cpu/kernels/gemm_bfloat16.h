@@ -134,6 +134,7 @@ inline void pack_transposed_units(const MatrixView<const element_t>& b, uint16_t
   for (int64_t k = 0; k < b.cols; k += kTileDepth) {
     for (int64_t side = 0; side < kPanel<float>; side += kTileSide) {
       uint16_t* tile = panel + k * kPanel<float> + 2 * side;
+      // So many rows at once are more than the processor guesses.
       for (int64_t r = side; k + ahead < b.cols && r < std::min(side + kTileSide, b.rows); ++r) {
         __builtin_prefetch(b.row(r) + k + ahead);
       }
