@@ -56,7 +56,7 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
                readers.forward && !in_parts && (pays || (kept && reads_floats && trunk.rows > kRowsBeforePanels)));
       function(1, weights.bfloat16_panels, kernel.bfloat16_panels_size,
                readers.forward &&
-                   (in_parts || (has.bfloat16 && (rounded >= kUses || (kept && reads_rounded && !has.float_parts)))));
+                   (in_parts || (has.bfloat16 && (rounded >= enough || (kept && reads_rounded && !has.float_parts)))));
       // Else every tile would round the weight again.
       function(5, weights.rounded_panels, kernel.panels_size,
                readers.forward && !has.bfloat16 &&
