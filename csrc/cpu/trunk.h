@@ -187,6 +187,8 @@ struct Trunk {
   const Layer<scalar_t>* layers = nullptr;
   Team team = {};  // of the forward's only tile
 
+  // V^l of all branches stands in bfloat16: only a mutual unit reads it, and of that backward reads it so, too.
+  bool rounds_streams(int64_t l) const { return own_bfloat16 && layers[l].has_mutual_unit() && l + 1 == num_shared; }
   Rounding own_rounding() const { return own_bfloat16 ? Rounding::kBfloat16 : Rounding::kNone; }
   int64_t num_tiles() const { return tiles.count; }
   int64_t tile_rows() const { return tiles.most_rows(); }

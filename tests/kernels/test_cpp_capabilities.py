@@ -13,6 +13,7 @@ from cpp_runs import CAPABILITIES, CPP_ONLY, TOLERANCE, VARIABLE, assert_identic
 from problems import Case, assert_close, batched_oracle, errors, make, with_gradients
 
 import saml_kernels
+from saml_kernels.activations import ACTIVATIONS
 
 pytestmark = CPP_ONLY
 
@@ -160,6 +161,20 @@ def test_low_precision_errs_at_most_twice_as_much_as_plain_torch(case, dtype, ca
     assert out["own"].dtype == out["aux"].dtype == out["∂x_local"].dtype == dtype
     wrong = {name: (error, plain[name]) for name, error in errors(out, exact).items() if not error <= 2 * plain[name]}
     assert not wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("mutual", [(1,), (2,), (1, 2)], ids=str)
+def test_every_activation_in_16_bits(mutual, activation, dtype, capability):
+    """Some are computed with the sums of a product, some from them, and streams are rounded in either."""
+    case = Case(M=3, B=140, hidden_dims=(48, 33), aux_dims=(16, 16), mutual_layers=mutual, activation=activation)
+    problem = make(case).to(dtype)
+    exact = batched_oracle(problem)
+    out = run(problem)
+    assert errors(out, exact)["own"] < 2e-2
+    with torch.no_grad():
+        assert torch.equal(problem.run(backend="cpp")[0], out["own"])
 
 
 @pytest.mark.skipif(len(CAPABILITIES) < 2, reason="one instruction set only")

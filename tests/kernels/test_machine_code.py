@@ -23,11 +23,11 @@ pytestmark = [
 MULTIPLICATIONS = {
     ("vfmadd", "ymm"): 6 * 2 * 4,
     ("vfmadd", "zmm"): 12 * 2 * 4,
-    ("vdpbf16ps", "zmm"): 12 * 2,
+    ("vdpbf16ps", "zmm"): 12 * 2 * 4,
     ("vpmaddwd", "ymm"): 6 * 2,
     ("vpmaddwd", "zmm"): 12 * 2,
-    ("vpdpbusd", "ymm"): 6 * 2,
-    ("vpdpbusd", "zmm"): 12 * 2,
+    ("vpdpbusd", "ymm"): 6 * 2 * 4,
+    ("vpdpbusd", "zmm"): 12 * 2 * 4,
 }
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(?:\{vex\} )?(\w+)\s*(.*)$", re.MULTILINE)
 JUMP = re.compile(r"j(?!mp)\w+")

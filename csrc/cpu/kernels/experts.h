@@ -69,8 +69,11 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
       if (l > 0) {
         prepare_rows(tile.all(), input, layer.branch, scratch.others);
       }
-      linear(trunk.own_rounding(), tile.all(), input, layer.branch, k, z, l > 0 ? scratch.others : scratch.first);
-      activate_rows(layer.activation, z, out);
+      linear(trunk.own_rounding(), tile.all(), input, layer.branch, k,
+             z.data == out.data ? layer.activation : Activation::kIdentity, z, l > 0 ? scratch.others : scratch.first);
+      if (z.data != out.data) {
+        activate_rows(layer.activation, z, out);
+      }
       if (result.data != nullptr) {
         write_rows(out, result);
       }

@@ -7,35 +7,92 @@
 // Of a factor A in units: unit k of a row stands at data[row * row_stride + k * k_stride].
 using UnitOperand = Operand<uint16_t>;
 
-// Units of consecutive k stand in every lane of a panel, as the instruction reads them.
+// acc += a b, a column of units of A times a row of units of B: units of consecutive k stand in every lane of a panel,
+// as the instruction reads them.
 template <int rows, int vectors>
-inline __attribute__((always_inline)) void multiply_add_units(vec<float> (&acc)[rows][vectors], const UnitOperand& a,
-                                                              const uint16_t* b) {
-  const uint16_t* column = a.data;
-  for (int64_t k = 0; k < a.k; ++k, column += a.k_stride, b += 2 * kPanel<float>) {
-    __m512i factor[vectors];
+inline __attribute__((always_inline)) void add_units(vec<float> (&acc)[rows][vectors], const uint16_t* column,
+                                                     int64_t row_stride, const __m512i (&factor)[vectors]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+    int32_t unit;
+    std::memcpy(&unit, column + r * row_stride, sizeof(unit));
+    const __m512i value = _mm512_set1_epi32(unit);
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
-      factor[v] = _mm512_loadu_si512(b + v * 2 * kLanes<float>);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      int32_t unit;
-      std::memcpy(&unit, column + r * a.row_stride, sizeof(unit));
-      const __m512i value = _mm512_set1_epi32(unit);
-#pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) {
-        acc[r][v] = _mm512_dpbf16_ps(acc[r][v], (__m512bh)value, (__m512bh)factor[v]);
-      }
+      acc[r][v] = _mm512_dpbf16_ps(acc[r][v], (__m512bh)value, (__m512bh)factor[v]);
     }
   }
 }
 
-// C (rows, kPanel) = start + A B for a packed panel of B. Rows of start are start_ld apart: a bias with 0, or C itself.
-template <int rows>
-void register_tile_units(const UnitOperand& a, const uint16_t* b, const float* start, int64_t start_ld, float* c,
-                         int64_t ldc) {
+template <int rows, int vectors>
+inline __attribute__((always_inline)) void add_units(vec<float> (&acc)[rows][vectors], const uint16_t* column,
+                                                     int64_t row_stride, const uint16_t* b) {
+  __m512i factor[vectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; ++v) {
+    factor[v] = _mm512_loadu_si512(b + v * 2 * kLanes<float>);
+  }
+  add_units(acc, column, row_stride, factor);
+}
+
+// acc += A B over a.k units. A tile of fewer rows asks for nothing, as it would take more code than time.
+template <int rows, int vectors>
+inline __attribute__((always_inline)) void multiply_add_units(vec<float> (&acc)[rows][vectors], const UnitOperand& a,
+                                                              const uint16_t* b, Ahead& ahead) {
+  constexpr int64_t width = 2 * kPanel<float>;
+  const uint16_t* column = a.data;
+  int64_t k = 0;
+  for (; rows == kRegisterTileRows && k + kTermsPerLine <= a.k; k += kTermsPerLine) {
+    __builtin_prefetch(ahead.line);
+    ahead.line += ahead.step;
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kTermsPerLine; ++i, column += a.k_stride, b += width) {
+      add_units(acc, column, a.row_stride, b);
+    }
+  }
+  for (; k < a.k; ++k, column += a.k_stride, b += width) {
+    add_units(acc, column, a.row_stride, b);
+  }
+}
+
+// Sums as C takes them: floats, or rounded to bfloat16. Subnormal numbers become 0 then, as they do in a product.
+inline void store_sums(float* c, vec<float> sums) { store(c, sums); }
+
+inline void store_sums(uint16_t* c, vec<float> sums) {
+  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)sums);
+  std::memcpy(c, &rounded, sizeof(rounded));
+}
+
+template <int rows, int vectors, typename sum_t>
+inline __attribute__((always_inline)) void end_units(vec<float> (&acc)[rows][vectors], sum_t* c, int64_t ldc,
+                                                     float least) {
+  clamp_sums(acc, least);
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      store_sums(c + r * ldc + v * kLanes<float>, acc[r][v]);
+    }
+  }
+}
+
+// Asks for two rows further below: every row is a line far from the one before it. In the smallest cache so many would
+// fall on the same few sets.
+template <typename element_t>
+inline void ask_for_pair(const MatrixView<const element_t>& b, int64_t row) {
+  constexpr int64_t ahead = 32;
+  for (int64_t r = row + ahead; r < std::min(row + ahead + 2, b.rows); ++r) {
+    __builtin_prefetch(b.row(r), 0, 2);
+  }
+}
+
+// C (rows, kPanel) = start + A B for a packed panel of B, or `least` where that is more. Rows of start are start_ld
+// apart: a bias with 0, or C itself.
+template <int rows, typename sum_t>
+void register_tile_units(const UnitOperand& a, const uint16_t* b, const float* start, int64_t start_ld, sum_t* c,
+                         int64_t ldc, float least, Ahead ahead) {
   vec<float> acc[rows][kVectors];
+  ask_for_sums<rows, kPanel<float>>(c, ldc);
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
@@ -43,42 +100,89 @@ void register_tile_units(const UnitOperand& a, const uint16_t* b, const float* s
       acc[r][v] = load(start + r * start_ld + v * kLanes<float>);
     }
   }
-  multiply_add_units<rows, kVectors>(acc, a, b);
+  multiply_add_units<rows, kVectors>(acc, a, b, ahead);
+  end_units(acc, c, ldc, least);
+}
+
+// The same of whole tiles of rows and a panel that stands in rows, of even number: it is laid out on the way.
+template <typename sum_t>
+void packing_tile_units(const UnitOperand& a, const MatrixView<const Bfloat16>& b, const float* bias, sum_t* c,
+                        int64_t ldc, float least, uint16_t* panel) {
+  vec<float> acc[kRegisterTileRows][kVectors];
+  ask_for_sums<kRegisterTileRows, kPanel<float>>(c, ldc);
 #pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
+  for (int r = 0; r < kRegisterTileRows; ++r) {
+    load_row(acc[r], bias);
+  }
+  const uint16_t* column = a.data;
+  for (int64_t k = 0; k < a.k; ++k, column += a.k_stride, panel += 2 * kPanel<float>) {
+    const Bfloat16 *even = b.row(2 * k), *odd = even + b.ld;
+    ask_for_pair(b, 2 * k);
+    __m512i factor[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      store(c + r * ldc + v * kLanes<float>, acc[r][v]);
+      __m256i pair[2];
+      std::memcpy(&pair[0], even + v * kLanes<float>, sizeof(pair[0]));
+      std::memcpy(&pair[1], odd + v * kLanes<float>, sizeof(pair[1]));
+      factor[v] = units_of(pair[0], pair[1]);
+      _mm512_storeu_si512(panel + v * 2 * kLanes<float>, factor[v]);
     }
+    add_units(acc, column, a.row_stride, factor);
   }
+  end_units(acc, c, ldc, least);
 }
 
-using RegisterTileUnits = void (*)(const UnitOperand&, const uint16_t*, const float*, int64_t, float*, int64_t);
+template <typename sum_t>
+using RegisterTileUnits = void (*)(const UnitOperand&, const uint16_t*, const float*, int64_t, sum_t*, int64_t, float,
+                                   Ahead);
 
-template <int... rows>
-constexpr std::array<RegisterTileUnits, sizeof...(rows)> register_tiles_units(std::integer_sequence<int, rows...>) {
-  return {&register_tile_units<rows + 1>...};
+template <typename sum_t, int... rows>
+constexpr std::array<RegisterTileUnits<sum_t>, sizeof...(rows)> register_tiles_units(
+    std::integer_sequence<int, rows...>) {
+  return {&register_tile_units<rows + 1, sum_t>...};
 }
 
-constexpr auto kRegisterTilesUnits = register_tiles_units(std::make_integer_sequence<int, kRegisterTileRows>{});
+template <typename sum_t>
+constexpr auto kRegisterTilesUnits = register_tiles_units<sum_t>(std::make_integer_sequence<int, kRegisterTileRows>{});
 
-// C = [C if accumulate, else bias] + A B in one register tile, through a buffer where C is narrower; bias is not.
-inline void multiply_tile_units(const UnitOperand& a, const uint16_t* b, const float* bias, const MatrixView<float>& c,
-                                bool accumulate) {
+// C = max(least, start + A B) in one register tile, through a buffer where C is narrower. start is C if `accumulate`,
+// else the bias, which is not narrower. Floats only are added to.
+template <typename sum_t>
+inline void multiply_tile_units(const UnitOperand& a, const uint16_t* b, const float* bias, const MatrixView<sum_t>& c,
+                                bool accumulate, float least, Ahead ahead) {
   constexpr int64_t panel_width = kPanel<float>;
-  const RegisterTileUnits tile = kRegisterTilesUnits[c.rows - 1];
+  constexpr bool floats = std::is_same_v<sum_t, float>;
+  const RegisterTileUnits<sum_t> tile = kRegisterTilesUnits<sum_t>[c.rows - 1];
+  const float* start = bias;
   if (c.cols == panel_width) {
-    tile(a, b, accumulate ? c.data : bias, accumulate ? c.ld : 0, c.data, c.ld);
+    if constexpr (floats) {
+      start = accumulate ? c.data : bias;
+    }
+    tile(a, b, start, accumulate ? c.ld : 0, c.data, c.ld, least, ahead);
     return;
   }
-  alignas(64) float edge[kRegisterTileRows * panel_width];
-  for (int64_t r = 0; accumulate && r < c.rows; ++r) {
-    std::copy_n(c.row(r), c.cols, edge + r * panel_width);
-    std::fill(edge + r * panel_width + c.cols, edge + (r + 1) * panel_width, 0.0f);
+  alignas(64) sum_t edge[kRegisterTileRows * panel_width];
+  if constexpr (floats) {
+    for (int64_t r = 0; accumulate && r < c.rows; ++r) {
+      std::copy_n(c.row(r), c.cols, edge + r * panel_width);
+      std::fill(edge + r * panel_width + c.cols, edge + (r + 1) * panel_width, 0.0f);
+    }
+    start = accumulate ? edge : bias;
   }
-  tile(a, b, accumulate ? edge : bias, accumulate ? panel_width : 0, edge, panel_width);
+  tile(a, b, start, accumulate ? panel_width : 0, edge, panel_width, least, ahead);
   for (int64_t r = 0; r < c.rows; ++r) {
     std::copy_n(edge + r * panel_width, c.cols, c.row(r));
+  }
+}
+
+inline void round_values(const float* source, int64_t count, uint16_t* target) {
+  int64_t i = 0;
+  for (; i + kLanes<float> <= count; i += kLanes<float>) {
+    store_sums(target + i, load(source + i));
+  }
+  for (; i < count; ++i) {
+    stay_scalar();
+    target[i] = round_to(source[i], Bfloat16()).bits;
   }
 }
 
@@ -86,11 +190,8 @@ inline void multiply_tile_units(const UnitOperand& a, const uint16_t* b, const f
 inline void round_rows(const MatrixView<const float>& a, uint16_t* target, int64_t ld) {
   const int64_t padded = round_up(a.cols, 2);
   for (int64_t r = 0; r < a.rows; ++r) {
-    const float* source = a.row(r);
     uint16_t* row = target + r * ld;
-    for (int64_t k = 0; k < a.cols; ++k) {
-      row[k] = round_to(source[k], Bfloat16()).bits;
-    }
+    round_values(a.row(r), a.cols, row);
     std::fill(row + a.cols, row + padded, uint16_t(0));
   }
 }
@@ -98,13 +199,9 @@ inline void round_rows(const MatrixView<const float>& a, uint16_t* target, int64
 // Up to kPanel columns of B, padded to an even k with zeros.
 template <typename element_t>
 inline void pack_units(const MatrixView<const element_t>& b, uint16_t* panel) {
-  constexpr int64_t ahead = 16;
   const Concatenated<element_t> source{b};
   for (int64_t i = 0; i < b.rows; i += 2) {
-    // Every row is a line far from the one before it.
-    for (int64_t r = i + ahead; r < std::min(i + ahead + 2, b.rows); ++r) {
-      __builtin_prefetch(b.row(r));
-    }
+    ask_for_pair(b, i);
     for (int64_t v = 0; v < kPanel<float>; v += kTileSide) {
       store_pair_units(source, i, v, 1, panel + i * kPanel<float> + 2 * v);
     }
@@ -154,22 +251,37 @@ inline void pack_all_transposed_units(const MatrixView<const element_t>& b, uint
   }
 }
 
-// C = [C if accumulate, or bias, or 0] + A B for A in units, row by row. panel_of(column, width) gives B's panels.
-template <typename PanelOf>
-inline void multiply_units(const MatrixView<const uint16_t>& a, const PanelOf& panel_of, const float* bias,
-                           const MatrixView<float>& c, bool accumulate) {
+// Panels of so many terms, one after the other; first is null where they are not laid out.
+struct UnitPanels {
+  const uint16_t* first;
+  int64_t terms;
+};
+
+// C = max(least, [C if accumulate, or bias, or 0] + A B) for A in units, row by row. Where panels of B are not laid out
+// pack_panel(column, bias, columns of C) lays one out in `panel`, and returns how many rows of C it has computed with
+// it.
+template <typename PackPanel, typename sum_t>
+inline void multiply_units(const MatrixView<const uint16_t>& a, const UnitPanels& panels, uint16_t* panel,
+                           const PackPanel& pack_panel, const float* bias, const MatrixView<sum_t>& c, bool accumulate,
+                           float least) {
   constexpr int64_t panel_width = kPanel<float>;
   alignas(64) float panel_bias[panel_width] = {};
+  const bool laid_out = panels.first != nullptr;
   for (int64_t column = 0; column < c.cols; column += panel_width) {
     const int64_t width = std::min(panel_width, c.cols - column);
-    const uint16_t* panel = panel_of(column, width);
+    const MatrixView<sum_t> target = c.columns(column, width);
     if (bias != nullptr) {
       std::copy_n(bias + column, width, panel_bias);
     }
-    for (int64_t row = 0; row < c.rows; row += kRegisterTileRows) {
+    const uint16_t* source = laid_out ? panels.first + column * panels.terms : panel;
+    int64_t row = laid_out ? 0 : pack_panel(column, panel_bias, target);
+    const int64_t lines = a.cols * panel_width * static_cast<int64_t>(sizeof(uint16_t)) / 64;
+    const bool follows = laid_out && column + width < c.cols;
+    Lines next = follows ? Lines(source + panel_width * panels.terms, 64, lines) : Lines(source);
+    for (; row < c.rows; row += kRegisterTileRows) {
       const int64_t end = std::min(row + kRegisterTileRows, c.rows);
-      multiply_tile_units({a.row(row), a.ld, 2, a.cols / 2}, panel, panel_bias,
-                          c.row_range(row, end).columns(column, width), accumulate);
+      multiply_tile_units<sum_t>({a.row(row), a.ld, 2, a.cols / 2}, source, panel_bias, target.row_range(row, end),
+                                 accumulate, least, next.next(a.cols / 2));
     }
   }
 }
@@ -182,20 +294,25 @@ inline void round_rows(const Concatenated<float>& a, Range rows, uint16_t* targe
   round_rows(a.right.row_range(rows.begin, rows.end), first + round_up(a.left.cols, 2), terms);
 }
 
-// C = bias + [A1 ; A2] B with rounded factors: A in units, of which A1 has k1 columns. panels are the rounded ones of
-// B, or null, and then panel_space holds one.
+// C = max(least, bias + [A1 ; A2] B) with rounded factors, in float or bfloat16: A in units, of which A1 has k1
+// columns. panels are the rounded ones of B, or null, and then panel_space holds one.
+template <typename sum_t>
 inline void multiply_bfloat16(const MatrixView<const uint16_t>& a, int64_t k1, const StoredMatrix<const float>& b,
-                              const uint16_t* panels, const float* bias, const MatrixView<float>& c,
-                              float* panel_space) {
+                              const uint16_t* panels, const float* bias, const MatrixView<sum_t>& c, float* panel_space,
+                              float least) {
   uint16_t* panel = reinterpret_cast<uint16_t*>(panel_space);
-  const auto panel_of = [&](int64_t column, int64_t width) -> const uint16_t* {
-    if (panels != nullptr) {
-      return panels + column * a.cols;
+  const bool whole_pairs = k1 % 2 == 0 && b.rows % 2 == 0, on_the_way = whole_pairs && c.rows >= kRegisterTileRows;
+  const auto pack = [&](int64_t column, const float* panel_bias, const MatrixView<sum_t>& target) -> int64_t {
+    const StoredMatrix<const float> columns = b.columns(column, target.cols);
+    if (on_the_way && columns.storage == Storage::kBfloat16 && target.cols == kPanel<float>) {
+      const MatrixView<const Bfloat16> view{static_cast<const Bfloat16*>(columns.data), b.rows, target.cols, b.ld};
+      packing_tile_units<sum_t>({a.data, a.ld, 2, a.cols / 2}, view, panel_bias, target.data, target.ld, least, panel);
+      return kRegisterTileRows;
     }
-    with_stored_elements<float>(b.columns(column, width), [&](const auto& columns) { pack_units(columns, k1, panel); });
-    return panel;
+    with_stored_elements<float>(columns, [&](const auto& view) { pack_units(view, k1, panel); });
+    return 0;
   };
-  multiply_units(a, panel_of, bias, c, false);
+  multiply_units(a, {panels, a.cols}, panel, pack, bias, c, false, least);
 }
 
 // dA = [dA +] dC Wᵀ with rounded factors. a_space holds rows * (dc.cols + 1) bfloat16; panels are the rounded ones of
@@ -206,15 +323,13 @@ inline void multiply_transposed_bfloat16(const MatrixView<const float>& dc, cons
   uint16_t *panel = reinterpret_cast<uint16_t*>(panel_space), *rounded = reinterpret_cast<uint16_t*>(a_space);
   const int64_t k = round_up(dc.cols, 2);
   round_rows(dc, rounded, k);
-  const auto panel_of = [&](int64_t row, int64_t width) -> const uint16_t* {
-    if (panels != nullptr) {
-      return panels + row * transposed_terms(dc.cols);
-    }
-    with_stored_elements<float>(w.row_range(row, row + width),
+  const auto pack = [&](int64_t row, const float*, const MatrixView<float>& target) -> int64_t {
+    with_stored_elements<float>(w.row_range(row, row + target.cols),
                                 [&](const auto& rows) { pack_transposed_units(rows, panel); });
-    return panel;
+    return 0;
   };
-  multiply_units({rounded, dc.rows, k, k}, panel_of, nullptr, da, accumulate);
+  multiply_units({rounded, dc.rows, k, k}, {panels, transposed_terms(dc.cols)}, panel, pack, nullptr, da, accumulate,
+                 least_of<float>(Activation::kIdentity));
 }
 
 #else

@@ -70,6 +70,22 @@ class Lines {
   int64_t left_ = 0;
 };
 
+// Asks for the rows of C that a whole tile is going to be stored in. Streams are more than the second-level cache
+// holds, and a store waits for its line.
+template <int rows, int64_t width, typename element_t>
+inline __attribute__((always_inline)) void ask_for_sums(const element_t* c, int64_t ldc) {
+  if constexpr (rows < kRegisterTileRows) {
+    return;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int64_t line = 0; line < width; line += 64 / sizeof(element_t)) {
+      __builtin_prefetch(c + r * ldc + line, 1);
+    }
+  }
+}
+
 // acc += a b, a column of A times a row of B.
 template <int rows, int vectors, typename scalar_t>
 inline __attribute__((always_inline)) void add_term(vec<scalar_t> (&acc)[rows][vectors], const scalar_t* column,
@@ -124,6 +140,24 @@ inline __attribute__((always_inline)) void end_sums(const vec<scalar_t> (&acc)[r
   }
 }
 
+// `least` where that is more; NaN stays.
+template <typename vector_t, typename scalar_t>
+inline vector_t at_least(vector_t x, scalar_t least) {
+  const vector_t least_of_all = least - vector_t{};
+  return x <= least_of_all ? least_of_all : x;
+}
+
+template <int rows, int vectors, typename vector_t, typename scalar_t>
+inline __attribute__((always_inline)) void clamp_sums(vector_t (&acc)[rows][vectors], scalar_t least) {
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      acc[r][v] = at_least(acc[r][v], least);
+    }
+  }
+}
+
 // acc += A B over a.k terms.
 template <int rows, int vectors, typename scalar_t>
 inline __attribute__((always_inline)) void multiply_add(vec<scalar_t> (&acc)[rows][vectors], const Operand<scalar_t>& a,
@@ -147,14 +181,16 @@ inline __attribute__((always_inline)) void multiply_add(vec<scalar_t> (&acc)[row
   }
 }
 
-// C (rows, vectors) = [bias or C or 0] + A1 B1 + A2 B2, B2 following B1.
+// C (rows, vectors) = max(least, [bias or C or 0] + A1 B1 + A2 B2), B2 following B1.
 template <int rows, int vectors, typename scalar_t>
 void register_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, const scalar_t* b, int64_t ldb,
-                   const scalar_t* bias, scalar_t* c, int64_t ldc, bool accumulate, Ahead ahead) {
+                   const scalar_t* bias, scalar_t* c, int64_t ldc, bool accumulate, scalar_t least, Ahead ahead) {
   vec<scalar_t> acc[rows][vectors];
+  ask_for_sums<rows, vectors * kLanes<scalar_t>>(c, ldc);
   begin_sums(acc, bias, c, ldc, accumulate);
   multiply_add<rows, vectors>(acc, a1, b, ldb, ahead);
   multiply_add<rows, vectors>(acc, a2, b + a1.k * ldb, ldb, ahead);
+  clamp_sums(acc, least);
   end_sums(acc, c, ldc);
 }
 
@@ -181,18 +217,20 @@ inline __attribute__((always_inline)) void multiply_add_packing(vec<scalar_t> (&
 // As register_tile, of whole tiles of rows and a panel of B that stands in rows: it is laid out on the way.
 template <typename scalar_t>
 void packing_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, const scalar_t* b, int64_t ldb,
-                  const scalar_t* bias, scalar_t* c, int64_t ldc, bool accumulate, scalar_t* panel) {
+                  const scalar_t* bias, scalar_t* c, int64_t ldc, bool accumulate, scalar_t least, scalar_t* panel) {
   vec<scalar_t> acc[kRegisterTileRows][kVectors];
+  ask_for_sums<kRegisterTileRows, kPanel<scalar_t>>(c, ldc);
   begin_sums(acc, bias, c, ldc, accumulate);
   const scalar_t* last = b + std::max<int64_t>(a1.k + a2.k - 1, 0) * ldb;
   multiply_add_packing(acc, a1, b, ldb, last, panel);
   multiply_add_packing(acc, a2, b + a1.k * ldb, ldb, last, panel + a1.k * kPanel<scalar_t>);
+  clamp_sums(acc, least);
   end_sums(acc, c, ldc);
 }
 
 template <typename scalar_t>
 using RegisterTile = void (*)(const Operand<scalar_t>&, const Operand<scalar_t>&, const scalar_t*, int64_t,
-                              const scalar_t*, scalar_t*, int64_t, bool, Ahead);
+                              const scalar_t*, scalar_t*, int64_t, bool, scalar_t, Ahead);
 
 template <int vectors, typename scalar_t, int... rows>
 constexpr std::array<RegisterTile<scalar_t>, sizeof...(rows)> register_tiles(std::integer_sequence<int, rows...>) {
@@ -203,14 +241,15 @@ constexpr std::array<RegisterTile<scalar_t>, sizeof...(rows)> register_tiles(std
 template <int vectors, typename scalar_t>
 constexpr auto kRegisterTiles = register_tiles<vectors, scalar_t>(std::make_integer_sequence<int, kRegisterTileRows>{});
 
-// C = [bias or C or 0] + A1 B1 + A2 B2 in one register tile, through a buffer where C is narrower; bias is not.
+// C = max(least, [bias or C or 0] + A1 B1 + A2 B2) in one register tile, through a buffer where C is narrower; bias is
+// not.
 template <typename scalar_t>
 inline void multiply_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, const scalar_t* b, int64_t ldb,
-                          const scalar_t* bias, Matrix<scalar_t> c, bool accumulate, Ahead ahead) {
+                          const scalar_t* bias, Matrix<scalar_t> c, bool accumulate, scalar_t least, Ahead ahead) {
   constexpr int64_t panel_width = kPanel<scalar_t>;
   const auto tile = kRegisterTiles<kVectors, scalar_t>[c.rows - 1];
   if (c.cols == panel_width) {
-    tile(a1, a2, b, ldb, bias, c.data, c.ld, accumulate, ahead);
+    tile(a1, a2, b, ldb, bias, c.data, c.ld, accumulate, least, ahead);
     return;
   }
   alignas(64) scalar_t edge[kRegisterTileRows * panel_width];
@@ -218,7 +257,7 @@ inline void multiply_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& 
     std::copy_n(c.row(r), c.cols, edge + r * panel_width);
     std::fill(edge + r * panel_width + c.cols, edge + (r + 1) * panel_width, scalar_t(0));
   }
-  tile(a1, a2, b, ldb, bias, edge, panel_width, accumulate, ahead);
+  tile(a1, a2, b, ldb, bias, edge, panel_width, accumulate, least, ahead);
   for (int64_t r = 0; r < c.rows; ++r) {
     std::copy_n(edge + r * panel_width, c.cols, c.row(r));
   }
@@ -460,16 +499,18 @@ void multiply_in_order(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b,
 }
 
 // C = [C if accumulate, or bias, or 0] + [A1 ; A2] B. panels are those of B, or null; b may be without data where they
-// are given. panel holds as many elements as streamed_size(c.cols) and as a.cols() * kPanel.
+// are given. panel holds as many elements as streamed_size(c.cols) and as a.cols() * kPanel. True: C is at least
+// `least`, which it is not where B is read in order.
 template <typename scalar_t>
-void multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const scalar_t* panels, const scalar_t* bias,
-              Matrix<scalar_t> c, scalar_t* panel, bool accumulate = false) {
+bool multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const scalar_t* panels, const scalar_t* bias,
+              Matrix<scalar_t> c, scalar_t* panel, bool accumulate = false,
+              scalar_t least = least_of<scalar_t>(Activation::kIdentity)) {
   const int64_t k = a.cols();
   constexpr int64_t panel_width = kPanel<scalar_t>;
   const int64_t in_order = panels == nullptr ? kRowsWithoutPacking : b.data != nullptr ? kRowsBeforePanels : 0;
   if (c.rows <= in_order && c.cols >= kPanelsToStream * panel_width) {
     multiply_in_order(a, b, bias, c, panel, accumulate);
-    return;
+    return false;
   }
   const Operand<scalar_t> a1 = operand(a.left), a2 = operand(a.right);
   alignas(64) scalar_t edge_bias[panel_width] = {};
@@ -496,7 +537,8 @@ void multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const sc
     if (packed && panels == nullptr) {
       static_assert(kRowsWithoutPacking >= kRegisterTileRows);
       if (whole && b.storage == Storage::kComputed) {
-        packing_tile<scalar_t>(a1, a2, b.view().data + column, b.ld, start, c.data + column, c.ld, accumulate, panel);
+        packing_tile<scalar_t>(a1, a2, b.view().data + column, b.ld, start, c.data + column, c.ld, accumulate, least,
+                               panel);
         row = kRegisterTileRows;
       } else {
         pack_panel<scalar_t>(b.columns(column, width), panel);
@@ -505,9 +547,10 @@ void multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const sc
     for (; row < c.rows; row += kRegisterTileRows) {
       const int64_t end = std::min(row + kRegisterTileRows, c.rows);
       multiply_tile<scalar_t>(a1.from_row(row), a2.from_row(row), source, stride, start,
-                              c.row_range(row, end).columns(column, width), accumulate, next.next(k));
+                              c.row_range(row, end).columns(column, width), accumulate, least, next.next(k));
     }
   }
+  return true;
 }
 
 // dA = [dA +] dC Wᵀ for W (k, n): computed as (W dCᵀ)ᵀ, so that W is read once, in order, and only the few rows of dC
@@ -548,7 +591,8 @@ void multiply_transposed(ConstMatrix<scalar_t> dc, ConstStored<scalar_t> w, Matr
       const int64_t width = std::min(panel_width, dc.rows - row);
       const auto tile =
           width <= lanes ? kRegisterTiles<1, scalar_t>[count - 1] : kRegisterTiles<kVectors, scalar_t>[count - 1];
-      tile(a, nothing, panel + row * n, panel_width, nullptr, block, panel_width, false, next.next(n));
+      tile(a, nothing, panel + row * n, panel_width, nullptr, block, panel_width, false,
+           least_of<scalar_t>(Activation::kIdentity), next.next(n));
       for (int64_t r = 0; r < width; ++r) {
         scalar_t* target = da.row(row + r) + i;
         for (int64_t j = 0; j < count; ++j) {

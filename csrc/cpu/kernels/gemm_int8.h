@@ -192,12 +192,12 @@ void pack_int8_panels(const MatrixView<const element_t>& b, const Int8Panels& pa
   }
 }
 
-// What a sum of products stands for.
+// What a sum of products stands for, or `least` where that is more.
 inline vec<float> restored(Int32Lanes sum, float row_scale, const float* scales, const int32_t* excess,
-                           const float* bias) {
+                           const float* bias, float least) {
   Int32Lanes off;
   std::memcpy(&off, excess, sizeof(off));
-  return __builtin_convertvector(sum - off, vec<float>) * row_scale * load(scales) + load(bias);
+  return at_least(__builtin_convertvector(sum - off, vec<float>) * row_scale * load(scales) + load(bias), least);
 }
 
 // C (rows, kPanel) of quantised rows and one packed panel with its scales, excess and bias.
@@ -239,7 +239,8 @@ inline void add_tiles_int8(const int32_t* a, int64_t terms, const int32_t* panel
 }
 
 inline void block_int8(int64_t rows, const int32_t* a, const float* row_scales, int64_t terms, const int32_t* panel,
-                       const float* scales, const int32_t* excess, const float* bias, float* c, int64_t ldc) {
+                       const float* scales, const int32_t* excess, const float* bias, float* c, int64_t ldc,
+                       float least, Ahead) {
   constexpr int64_t panel_width = kPanel<float>;
   alignas(64) int32_t sums[kInt8Rows * panel_width];
   (rows > kTileSide ? &add_tiles_int8<2> : &add_tiles_int8<1>)(a, terms, panel, sums);
@@ -247,37 +248,57 @@ inline void block_int8(int64_t rows, const int32_t* a, const float* row_scales, 
     for (int64_t n = 0; n < panel_width; n += kLanes<float>) {
       Int32Lanes sum;
       std::memcpy(&sum, sums + r * panel_width + n, sizeof(sum));
-      store(c + r * ldc + n, restored(sum, row_scales[r], scales + n, excess + n, bias + n));
+      store(c + r * ldc + n, restored(sum, row_scales[r], scales + n, excess + n, bias + n, least));
     }
   }
 }
 
 #else
 
+// sums += a b, a column of A, whose rows are so far apart, times a row of B.
 template <int rows, int vectors>
-inline __attribute__((always_inline)) void add_all_products(Int32Lanes (&sums)[rows][vectors], const int32_t* a,
-                                                            int64_t terms, const int32_t* panel) {
-  for (int64_t i = 0; i < terms; ++i, panel += kPanel<float>) {
-    Lanes b[vectors];
+inline __attribute__((always_inline)) void add_lane(Int32Lanes (&sums)[rows][vectors], const int32_t* a, int64_t lda,
+                                                    const int32_t* panel) {
+  Lanes b[vectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; ++v) {
+    b[v] = load_lanes(panel + v * kLanes<float>);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+    const Lanes value = in_all_lanes(a[r * lda]);
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
-      b[v] = load_lanes(panel + v * kLanes<float>);
+      sums[r][v] = add_products(sums[r][v], value, b[v]);
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      const Lanes value = in_all_lanes(a[r * terms + i]);
-#pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) {
-        sums[r][v] = add_products(sums[r][v], value, b[v]);
-      }
+  }
+}
+
+// A tile of fewer rows asks for nothing, as it would take more code than time; nor where a product and its sum are two
+// instructions, of which the compiler would begin so many products that it runs out of registers.
+template <int rows, int vectors>
+inline __attribute__((always_inline)) void add_all_products(Int32Lanes (&sums)[rows][vectors], const int32_t* a,
+                                                            int64_t terms, const int32_t* panel, Ahead& ahead) {
+  int64_t i = 0;
+  for (; SAML_HAS_INT8_DOT && rows == kRegisterTileRows && i + kTermsPerLine <= terms; i += kTermsPerLine) {
+    __builtin_prefetch(ahead.line);
+    ahead.line += ahead.step;
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kTermsPerLine; ++j, panel += kPanel<float>) {
+      add_lane(sums, a + i + j, terms, panel);
     }
+  }
+  for (; i < terms; ++i, panel += kPanel<float>) {
+    add_lane(sums, a + i, terms, panel);
   }
 }
 
 template <int rows>
 void register_tile_int8(const int32_t* a, const float* row_scales, int64_t terms, const int32_t* panel,
-                        const float* scales, const int32_t* excess, const float* bias, float* c, int64_t ldc) {
+                        const float* scales, const int32_t* excess, const float* bias, float* c, int64_t ldc,
+                        float least, Ahead ahead) {
   Int32Lanes sums[rows][kVectors];
+  ask_for_sums<rows, kPanel<float> >(c, ldc);
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
@@ -285,19 +306,19 @@ void register_tile_int8(const int32_t* a, const float* row_scales, int64_t terms
       sums[r][v] = Int32Lanes{};
     }
   }
-  add_all_products<rows, kVectors>(sums, a, terms, panel);
+  add_all_products<rows, kVectors>(sums, a, terms, panel, ahead);
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       const int n = v * kLanes<float>;
-      store(c + r * ldc + n, restored(sums[r][v], row_scales[r], scales + n, excess + n, bias + n));
+      store(c + r * ldc + n, restored(sums[r][v], row_scales[r], scales + n, excess + n, bias + n, least));
     }
   }
 }
 
 using RegisterTileInt8 = void (*)(const int32_t*, const float*, int64_t, const int32_t*, const float*, const int32_t*,
-                                  const float*, float*, int64_t);
+                                  const float*, float*, int64_t, float, Ahead);
 
 template <int... rows>
 constexpr std::array<RegisterTileInt8, sizeof...(rows)> register_tiles_int8(std::integer_sequence<int, rows...>) {
@@ -307,15 +328,16 @@ constexpr std::array<RegisterTileInt8, sizeof...(rows)> register_tiles_int8(std:
 constexpr auto kRegisterTilesInt8 = register_tiles_int8(std::make_integer_sequence<int, kInt8Rows>{});
 
 inline void block_int8(int64_t rows, const int32_t* a, const float* row_scales, int64_t terms, const int32_t* panel,
-                       const float* scales, const int32_t* excess, const float* bias, float* c, int64_t ldc) {
-  kRegisterTilesInt8[rows - 1](a, row_scales, terms, panel, scales, excess, bias, c, ldc);
+                       const float* scales, const int32_t* excess, const float* bias, float* c, int64_t ldc,
+                       float least, Ahead ahead) {
+  kRegisterTilesInt8[rows - 1](a, row_scales, terms, panel, scales, excess, bias, c, ldc, least, ahead);
 }
 
 #endif
 
-// C = bias + s s A B of rows that quantise_rows has written.
+// C = max(least, bias + s s A B) of rows that quantise_rows has written.
 inline void multiply_int8(const int32_t* a, const float* row_scales, int64_t k, const Int8Panels& panels,
-                          const float* bias, const MatrixView<float>& c) {
+                          const float* bias, const MatrixView<float>& c, float least) {
   constexpr int64_t panel_width = kPanel<float>;
   const int64_t terms = lanes_of(k);
   alignas(64) float edge[kInt8Rows * panel_width];
@@ -323,12 +345,15 @@ inline void multiply_int8(const int32_t* a, const float* row_scales, int64_t k, 
   for (int64_t column = 0; column < c.cols; column += panel_width) {
     const int64_t width = std::min(panel_width, c.cols - column);
     const bool whole = width == panel_width;
+    const int32_t* panel = panels.terms + column * terms;
+    const int64_t lines = terms * panel_width * static_cast<int64_t>(sizeof(int32_t)) / 64;
+    Lines next = column + width < c.cols ? Lines(panel + terms * panel_width, 64, lines) : Lines(panel);
     std::copy_n(bias + column, width, edge_bias);
     for (int64_t row = 0; row < c.rows; row += kInt8Rows) {
       const int64_t count = std::min<int64_t>(kInt8Rows, c.rows - row);
       float* target = c.row(row) + column;
-      block_int8(count, a + row * terms, row_scales + row, terms, panels.terms + column * terms, panels.scales + column,
-                 panels.excess + column, edge_bias, whole ? target : edge, whole ? c.ld : panel_width);
+      block_int8(count, a + row * terms, row_scales + row, terms, panel, panels.scales + column, panels.excess + column,
+                 edge_bias, whole ? target : edge, whole ? c.ld : panel_width, least, next.next(terms));
       for (int64_t r = 0; !whole && r < count; ++r) {
         std::copy_n(edge + r * panel_width, width, target + r * c.ld);
       }

@@ -2,8 +2,8 @@
 // the gemm files. Its weight gradient is in weight_gradient.h.
 //
 //     prepare_rows     lays rows of [A1 ; A2] out, once for all matrices they meet
-//     linear           Z  = bias + [A1 ; A2] W_i
-//     linear_columns   some columns of it
+//     linear           V  = δ(bias + [A1 ; A2] W_i)
+//     linear_columns   some columns of it, without δ
 //     linear_dgrad     dA = [dA +] dZ W_iᵀ
 //     activate_rows    V  = δ(Z)
 //
@@ -28,6 +28,7 @@ struct ProductScratch {
   uint16_t* tiles = nullptr;     // of the rows prepared last
   int32_t* int8_rows = nullptr;  // of the rows prepared last
   float* row_scales = nullptr;   // of these
+  scalar_t* branch = nullptr;    // V_k of a tile's rows, where streams stand in 16 bits
 
   uint16_t* units() const { return reinterpret_cast<uint16_t*>(rounded); }
 
@@ -159,32 +160,77 @@ inline void prepare_rows(Range rows, const Concatenated<scalar_t>& a, const Weig
 }
 
 // Columns of these rows of Z = bias + [A1 ; A2] W_i, where neither is rounded: from the beginning of a panel to that of
-// another, or to the end.
+// another, or to the end. True: they are max(least, Z).
 template <typename scalar_t>
-inline void linear_columns(Range rows, Range columns, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
-                           int64_t i, Matrix<scalar_t> z, ProductScratch<scalar_t>& scratch) {
+inline bool linear_columns(Range rows, Range columns, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
+                           int64_t i, scalar_t least, Matrix<scalar_t> z, ProductScratch<scalar_t>& scratch) {
   const scalar_t* panels = matrix_of(weights.panels, i, panels_size(weights));
-  multiply(a.row_range(rows.begin, rows.end), weights.matrix(i).columns(columns.begin, columns.size()),
-           panels == nullptr ? nullptr : panels + columns.begin * weights.k(),
-           weights.bias + i * weights.n + columns.begin,
-           z.row_range(rows.begin, rows.end).columns(columns.begin, columns.size()), scratch.panel);
+  return multiply(
+      a.row_range(rows.begin, rows.end), weights.matrix(i).columns(columns.begin, columns.size()),
+      panels == nullptr ? nullptr : panels + columns.begin * weights.k(), weights.bias + i * weights.n + columns.begin,
+      z.row_range(rows.begin, rows.end).columns(columns.begin, columns.size()), scratch.panel, false, least);
 }
 
-// Rows of Z = bias + [A1 ; A2] W_i, of rounded factors if asked. These rows, or more, have been prepared.
+// Rows of V, computed as floats, to where they stand in bfloat16.
 template <typename scalar_t>
-inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
-                   int64_t i, Matrix<scalar_t> z, ProductScratch<scalar_t>& scratch) {
-  if (rows.size() == 0) {
-    return;
+void write_bfloat16(ConstMatrix<scalar_t> v, const StoredMatrix<scalar_t>& streams) {
+  if constexpr (kHasBfloat16Panels<scalar_t>) {
+    for (int64_t r = 0; r < v.rows; ++r) {
+      round_values(v.row(r), v.cols, static_cast<uint16_t*>(streams.at(r, 0)));
+    }
+  } else {
+    write_rows(v, streams);
   }
+}
+
+// Not inlined: every copy holds a loop of vectors for each δ.
+template <typename scalar_t>
+__attribute__((noinline)) void activate_rows(Activation activation, ConstMatrix<scalar_t> z, MatrixView<scalar_t> v) {
+  for (int64_t r = 0; r < v.rows; ++r) {
+    activate(activation, z.row(r), v.row(r), v.cols);
+  }
+}
+
+// V = δ(Z) in the place of Z, or of max(least_of(δ), Z).
+template <typename scalar_t>
+inline void activate_sums(Activation activation, bool clamped, MatrixView<scalar_t> z) {
+  if (activation != Activation::kRelu || !clamped) {
+    activate_rows<scalar_t>(activation, z, z);
+  }
+}
+
+#if SAML_HAS_BFLOAT16_DOT
+
+// Rows of max(least, Z) of rounded factors, by vectors; z in float or bfloat16.
+template <typename sum_t>
+inline void multiply_rows_of_units(Range rows, const Concatenated<float>& a, const Weights<float>& weights, int64_t i,
+                                   float least, const MatrixView<sum_t>& z, ProductScratch<float>& scratch) {
+  const uint16_t* panels = matrix_of(weights.bfloat16_panels, i, bfloat16_panels_size(weights));
+  if (panels == nullptr) {
+    round_rows(a, rows, scratch.units());
+  }
+  const int64_t terms = unit_terms(weights.k1, weights.k2);
+  multiply_bfloat16<sum_t>({scratch.units() + rows.begin * terms, rows.size(), terms, terms}, weights.k1,
+                           weights.matrix(i), panels, weights.bias + i * weights.n, z.row_range(rows.begin, rows.end),
+                           scratch.panel, least);
+}
+
+#endif
+
+// Rows of Z = bias + [A1 ; A2] W_i, of rounded factors if asked. These rows, or more, have been prepared. True: it is
+// max(least, Z).
+template <typename scalar_t>
+inline bool multiply_rows(Rounding rounding, Range rows, const Concatenated<scalar_t>& a,
+                          const Weights<scalar_t>& weights, int64_t i, [[maybe_unused]] scalar_t least,
+                          Matrix<scalar_t> z, ProductScratch<scalar_t>& scratch) {
   const scalar_t* bias = weights.bias + i * weights.n;
   if constexpr (std::is_same_v<scalar_t, float>) {
     if (rounding == Rounding::kInt8) {
       const int64_t k = weights.k();
       multiply_int8(scratch.int8_rows + rows.begin * lanes_of(k), scratch.row_scales + rows.begin, k,
                     Int8Panels(weights.int8_panels + i * int8_panels_size(weights), k, weights.n), bias,
-                    z.row_range(rows.begin, rows.end));
-      return;
+                    z.row_range(rows.begin, rows.end), least);
+      return true;
     }
   }
   [[maybe_unused]] const bool bfloat16 = rounding == Rounding::kBfloat16;
@@ -194,38 +240,62 @@ inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& 
     if (bfloat16_panels != nullptr) {
       const TileFactors factors{scratch.tiles, bfloat16_panels, tiles_of(weights.k(), kTileDepth), weights.parts};
       multiply_tiles(factors, bfloat16 ? 1 : weights.parts, rows, Sums::kFromBias, bias, z);
-      return;
+      return false;
     }
   }
   if constexpr (kRoundsFloats<scalar_t>) {
     if (bfloat16 && weights.rounded_panels != nullptr) {
       const int64_t k = weights.k();
       const StoredMatrix<const scalar_t> in_panels(nullptr, k, weights.n, weights.n, Storage::kComputed);
-      multiply<scalar_t>({{scratch.rounded + rows.begin * k, rows.size(), k, k}}, in_panels,
-                         weights.rounded_panels + i * panels_size(weights), bias, z.row_range(rows.begin, rows.end),
-                         scratch.panel);
-      return;
+      return multiply<scalar_t>({{scratch.rounded + rows.begin * k, rows.size(), k, k}}, in_panels,
+                                weights.rounded_panels + i * panels_size(weights), bias,
+                                z.row_range(rows.begin, rows.end), scratch.panel, false, least);
     }
   }
   if constexpr (kHasBfloat16Panels<scalar_t>) {
     if (bfloat16) {
-      if (bfloat16_panels == nullptr) {
-        round_rows(a, rows, scratch.units());
-      }
-      const int64_t terms = unit_terms(weights.k1, weights.k2);
-      multiply_bfloat16({scratch.units() + rows.begin * terms, rows.size(), terms, terms}, weights.k1,
-                        weights.matrix(i), bfloat16_panels, bias, z.row_range(rows.begin, rows.end), scratch.panel);
-      return;
+      multiply_rows_of_units(rows, a, weights, i, least, z, scratch);
+      return true;
     }
   } else if constexpr (std::is_same_v<scalar_t, float>) {
     if (bfloat16) {
       multiply_bfloat16(a.row_range(rows.begin, rows.end), weights.matrix(i),
                         matrix_of(weights.panels, i, panels_size(weights)), bias, z.row_range(rows.begin, rows.end),
                         scratch.panel, scratch.rounded);
-      return;
+      return false;
     }
   }
-  linear_columns(rows, {0, weights.n}, a, weights, i, z, scratch);
+  return linear_columns(rows, {0, weights.n}, a, weights, i, least, z, scratch);
+}
+
+// Rows of V = δ(Z) in its place.
+template <typename scalar_t>
+inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
+                   int64_t i, Activation activation, Matrix<scalar_t> v, ProductScratch<scalar_t>& scratch) {
+  if (rows.size() == 0) {
+    return;
+  }
+  const bool clamped = multiply_rows(rounding, rows, a, weights, i, least_of<scalar_t>(activation), v, scratch);
+  activate_sums(activation, clamped, v.row_range(rows.begin, rows.end));
+}
+
+// Rows of V = δ(Z) where it stands in bfloat16, if the product can write it so.
+template <typename scalar_t>
+inline bool linear_to_bfloat16([[maybe_unused]] Rounding rounding, [[maybe_unused]] Range rows,
+                               [[maybe_unused]] const Concatenated<scalar_t>& a,
+                               [[maybe_unused]] const Weights<scalar_t>& weights, [[maybe_unused]] int64_t i,
+                               [[maybe_unused]] Activation activation, [[maybe_unused]] const StoredMatrix<scalar_t>& v,
+                               [[maybe_unused]] ProductScratch<scalar_t>& scratch) {
+  if constexpr (kHasBfloat16Panels<scalar_t>) {
+    const bool in_tiles = kHasTiles<scalar_t> && weights.bfloat16_panels != nullptr;
+    const bool in_sums = activation == Activation::kRelu || activation == Activation::kIdentity;
+    if (rounding == Rounding::kBfloat16 && !in_tiles && in_sums) {
+      const MatrixView<uint16_t> target{static_cast<uint16_t*>(v.data), v.rows, v.cols, v.ld};
+      multiply_rows_of_units(rows, a, weights, i, least_of<float>(activation), target, scratch);
+      return true;
+    }
+  }
+  return false;
 }
 
 // Rows of dA = [dA +] dZ W_iᵀ, of rounded factors if asked where there is an instruction for them, from column `begin`
@@ -271,13 +341,6 @@ inline void linear_dgrad([[maybe_unused]] Rounding rounding, Range rows, ConstMa
   multiply_transposed(dz.row_range(rows.begin, rows.end), weights.matrix(i).row_range(begin, weights.k()),
                       da.row_range(rows.begin, rows.end).columns(begin, weights.k() - begin), accumulate,
                       scratch.transposed);
-}
-
-template <typename scalar_t>
-inline void activate_rows(Activation activation, ConstMatrix<scalar_t> z, MatrixView<scalar_t> v) {
-  for (int64_t r = 0; r < v.rows; ++r) {
-    activate(activation, z.row(r), v.row(r), v.cols);
-  }
 }
 
 // dZ = dV ∘ δ'(Z), from V, or from Z where δ needs it and else has none.

@@ -33,17 +33,17 @@ inline void score_weights(const Trunk<scalar_t>& trunk, const double* cosine, in
 }
 
 // Σ_j α_j V_j over all branches, streams of one row (M, d).
-template <typename scalar_t>
-inline void mix_streams(int64_t m, int64_t d, const scalar_t* streams, const scalar_t* alpha, scalar_t* mix) {
+template <typename element_t, typename scalar_t>
+inline void mix_streams(int64_t m, int64_t d, const element_t* streams, const scalar_t* alpha, scalar_t* mix) {
   std::fill_n(mix, d, scalar_t(0));
   for (int64_t j = 0; j < m; ++j) {
     const scalar_t weight = alpha[j];
     if (weight == 0) {
       continue;
     }
-    const scalar_t* v = streams + j * d;
+    const element_t* v = streams + j * d;
     for (int64_t i = 0; i < d; ++i) {
-      mix[i] += weight * v[i];
+      mix[i] += weight * widened(v[i]);
     }
   }
 }
@@ -53,6 +53,44 @@ inline double clamped_norm(double squared) { return std::max(std::sqrt(squared),
 template <typename scalar_t>
 inline double clamped_norm(const scalar_t* v, int64_t d) {
   return clamped_norm(dot(v, v, d));
+}
+
+// ⟨V_j, V_j⟩ and ⟨V_j, V_t⟩, of which V_t is given in double, too. The next row's V_j stands `next` behind.
+template <typename scalar_t>
+inline Dots<1> dots_with_own(const scalar_t* v, const scalar_t*, const double* own, int64_t d, int64_t) {
+  return dots<1>(v, {own}, d);
+}
+
+inline double sum_in_double(vec<float> x) {
+  constexpr int half = kLanes<double>;
+  alignas(64) float lanes[2 * half];
+  store(lanes, x);
+  return sum<double>(load_double(lanes) + load_double(lanes + half));
+}
+
+// Of rounded streams, where V_t in double is not read. Products of bfloat16 are exact in float, and sums of few of them
+// are far closer than the streams are; what the lanes have summed is summed in double.
+inline Dots<1> dots_with_own(const Bfloat16* v, const float* own, const double*, int64_t d, int64_t next) {
+  constexpr int lanes = kLanes<float>, chains = 2;
+  vec<float> squared[chains] = {}, products[chains] = {};
+  int64_t i = 0;
+  for (; i + chains * lanes <= d; i += chains * lanes) {
+    __builtin_prefetch(v + i + next);
+#pragma GCC unroll 2
+    for (int chain = 0; chain < chains; ++chain) {
+      const vec<float> x = load_widened(v + i + chain * lanes);
+      squared[chain] += x * x;
+      products[chain] += x * load(own + i + chain * lanes);
+    }
+  }
+  Dots<1> found{sum_in_double(squared[0] + squared[1]), {sum_in_double(products[0] + products[1])}};
+  for (; i < d; ++i) {
+    stay_scalar();
+    const double x = static_cast<double>(widened(v[i]));
+    found.squared += x * x;
+    found.with[0] += x * static_cast<double>(own[i]);
+  }
+  return found;
 }
 
 // V + g ∘ mix for one row; a scalar gate has one value.
@@ -95,18 +133,19 @@ struct MutualScratch {
   }
 };
 
-// g of these rows and branches, from the streams of all branches; that of branch k from column k * stride on.
+// g of these rows and branches. Of branch k the stream begins at column k * from of `streams`, g at k * to of `gate`.
 template <typename scalar_t>
 void gates(Rounding rounding, const Tile<scalar_t>& tile, const std::vector<Segment>& of, ConstMatrix<scalar_t> streams,
-           const Layer<scalar_t>& layer, Matrix<scalar_t> gate, int64_t stride, TeamScratch<scalar_t>& scratch) {
+           int64_t from, const Layer<scalar_t>& layer, Matrix<scalar_t> gate, int64_t to,
+           TeamScratch<scalar_t>& scratch) {
   const int64_t d = layer.width;
   const SharedProducts<scalar_t> products(scratch, tile.rows(), static_cast<int64_t>(of.size()), layer.gates, rounding);
   products.run(scratch, [&](int64_t i, Range columns, ProductScratch<scalar_t>& product) {
     const auto [k, rows] = of[i];
-    const Concatenated<scalar_t> input{streams.columns(k * d, d)};
-    const Matrix<scalar_t> target = gate.columns(k * stride, layer.gate_width);
+    const Concatenated<scalar_t> input{streams.columns(k * from, d)};
+    const Matrix<scalar_t> target = gate.columns(k * to, layer.gate_width);
     prepare_rows(rows, input, layer.gates, product);
-    linear_of(rounding, rows, columns, input, layer.gates, k, target, product);
+    linear_of(rounding, rows, columns, input, layer.gates, k, Activation::kIdentity, target, product);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       scalar_t* g = target.row(r);
       for (int64_t column = columns.begin; column < columns.end; ++column) {
@@ -116,31 +155,33 @@ void gates(Rounding rounding, const Tile<scalar_t>& tile, const std::vector<Segm
   });
 }
 
-// The own row t of the table: α_t, g_t and M_t of a tile's rows, from the streams of all branches.
+// The own row t of the table: α_t, g_t and M_t of a tile's rows, from the streams of all branches and V_t.
 template <typename scalar_t>
-void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, ConstMatrix<scalar_t> streams,
-                    Matrix<scalar_t> alpha, Matrix<scalar_t> gate, Matrix<scalar_t> out,
+void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, ConstStored<scalar_t> streams,
+                    ConstMatrix<scalar_t> own, Matrix<scalar_t> alpha, Matrix<scalar_t> gate, Matrix<scalar_t> out,
                     MutualScratch<scalar_t>& scratch) {
   const Trunk<scalar_t>& trunk = tile.trunk();
   const int64_t m = trunk.num_scenarios, d = layer.width;
   const std::vector<Segment> segments = tile.segments();
-  gates(trunk.own_rounding(), tile, segments, streams, layer, gate, 0, scratch.team);
-  const auto mutual_rows = [&](int64_t segment, int64_t worker) {
+  gates(trunk.own_rounding(), tile, segments, own, 0, layer, gate, 0, scratch.team);
+  const auto mutual_rows = [&](const auto& all, int64_t segment, int64_t worker) {
     const Segment s = segments[segment];
     scalar_t* mix = scratch.mixes + worker * scratch.width;
     double* cosine = scratch.cosines + worker * scratch.numbers;
     double* v_t = scratch.owns + worker * scratch.width;
-    const ConstMatrix<scalar_t> own = streams.columns(s.scenario * d, d);
     for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
-      const scalar_t* v = streams.row(r);
-      std::copy_n(own.row(r), d, v_t);
+      const auto* v = all.row(r);
+      constexpr bool rounded = std::is_same_v<decltype(v), const Bfloat16*>;
+      if constexpr (!rounded) {
+        std::copy_n(own.row(r), d, v_t);
+      }
       const double own_norm = clamped_norm(own.row(r), d);
       for (int64_t j = 0; j < m; ++j) {
         if (j == s.scenario) {
           cosine[j] = 0;
           continue;
         }
-        const Dots<1> of = dots<1>(v + j * d, {v_t}, d);
+        const Dots<1> of = dots_with_own(v + j * d, own.row(r), v_t, d, all.ld);
         cosine[j] = of.with[0] / (own_norm * clamped_norm(of.squared));
       }
       score_weights(trunk, cosine, s.scenario, alpha.row(r));
@@ -149,7 +190,10 @@ void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, Co
     }
   };
   const bool shared = trunk.team.workers > 1 && tile.rows() * m * d >= kLeastSharedWork;
-  share_items(shared ? trunk.team : Team{}, static_cast<int64_t>(segments.size()), mutual_rows);
+  with_saved_elements<scalar_t>(streams, [&](const auto& all) {
+    share_items(shared ? trunk.team : Team{}, static_cast<int64_t>(segments.size()),
+                [&](int64_t segment, int64_t worker) { mutual_rows(all, segment, worker); });
+  });
 }
 
 // The whole table: M_i of every branch into out, the own one from own.
@@ -163,7 +207,7 @@ void mutual_table(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, Cons
   for (int64_t k = 0; k < m; ++k) {
     branches.push_back({k, tile.all()});
   }
-  gates(trunk.foreign_rounding, tile, branches, streams, layer, gate, width, scratch.team);
+  gates(trunk.foreign_rounding, tile, branches, streams, d, layer, gate, width, scratch.team);
   scalar_t* mix = scratch.mixes;
   double* cosine = scratch.cosines;
   double* norm = cosine + m * m;

@@ -23,9 +23,11 @@ void share_items(const Team& team, int64_t count, const Function& function) {
 template <typename scalar_t>
 class TeamScratch {
  public:
-  TeamScratch(const Trunk<scalar_t>& trunk, int64_t k, Scratch<scalar_t>& scratch) : team(trunk.team) {
+  TeamScratch(const Trunk<scalar_t>& trunk, const Widest<scalar_t>& widest, Scratch<scalar_t>& scratch)
+      : team(trunk.team) {
     for (int64_t worker = 0; worker < team.workers; ++worker) {
-      products.emplace_back(trunk.tile_rows(), k, false, scratch);
+      products.emplace_back(trunk.tile_rows(), widest.factor, false, scratch);
+      products.back().branch = scratch.take(trunk.tile_rows() * widest.rounded);
     }
   }
 
@@ -89,14 +91,15 @@ class SharedProducts {
   bool shared_ = false;
 };
 
-// These columns of rows of Z = bias + [A1 ; A2] W_i; all columns where a factor is rounded.
+// These columns of rows of V = δ(bias + [A1 ; A2] W_i); all columns where a factor is rounded.
 template <typename scalar_t>
 inline void linear_of(Rounding rounding, Range rows, Range columns, const Concatenated<scalar_t>& a,
-                      const Weights<scalar_t>& weights, int64_t i, Matrix<scalar_t> z,
+                      const Weights<scalar_t>& weights, int64_t i, Activation activation, Matrix<scalar_t> v,
                       ProductScratch<scalar_t>& scratch) {
   if (columns.size() == weights.n) {
-    linear(rounding, rows, a, weights, i, z, scratch);
+    linear(rounding, rows, a, weights, i, activation, v, scratch);
   } else {
-    linear_columns(rows, columns, a, weights, i, z, scratch);
+    const bool clamped = linear_columns(rows, columns, a, weights, i, least_of<scalar_t>(activation), v, scratch);
+    activate_sums(activation, clamped, v.row_range(rows.begin, rows.end).columns(columns.begin, columns.size()));
   }
 }

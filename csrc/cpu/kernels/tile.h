@@ -121,7 +121,8 @@ template <typename scalar_t>
 struct Widest {
   int64_t width = 1;    // of any stream, branch or auxiliary, inputs included
   int64_t stream = 1;   // of a branch
-  int64_t shared = 0;   // of a branch in the layers that all branches run
+  int64_t shared = 0;   // of a branch in the layers that all branches run,
+  int64_t rounded = 0;  // or where these stand in bfloat16
   int64_t factor = 1;   // k of any product
   bool tables = false;  // a mutual unit needs its whole table
 
@@ -132,7 +133,8 @@ struct Widest {
       stream = std::max({stream, layer.in_width, layer.width});
       factor = std::max({factor, layer.in_width + layer.aux_width, layer.aux_in, layer.width, layer.gate_width});
       if (l < trunk.num_shared) {
-        shared = std::max(shared, layer.width);
+        int64_t& of_streams = trunk.rounds_streams(l) ? rounded : shared;
+        of_streams = std::max(of_streams, layer.width);
         tables |= layer.has_mutual_unit() && l + 1 < trunk.num_shared;
       }
     }

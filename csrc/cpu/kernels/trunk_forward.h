@@ -11,17 +11,21 @@ struct ForwardScratch {
   scalar_t* x_local;
   scalar_t* aux[2];
   scalar_t* own[2];
+  scalar_t* own_streams;
   scalar_t* streams[2];
+  uint16_t* rounded_streams;
   MutualScratch<scalar_t> mutual;
 
   ForwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
       : widest(trunk),
-        team(trunk, widest.factor, scratch),
+        team(trunk, widest, scratch),
         x_local(scratch.take(trunk.tile_rows() * trunk.x_local.cols)),
         aux{scratch.take(trunk.tile_rows() * widest.width), scratch.take(trunk.tile_rows() * widest.width)},
         own{scratch.take(trunk.tile_rows() * widest.stream), scratch.take(trunk.tile_rows() * widest.stream)},
+        own_streams(scratch.take(trunk.tile_rows() * widest.stream)),
         streams{scratch.take(trunk.tile_rows() * trunk.num_scenarios * widest.shared),
                 scratch.take(trunk.tile_rows() * trunk.num_scenarios * widest.shared)},
+        rounded_streams(scratch.template take<uint16_t>(trunk.tile_rows() * trunk.num_scenarios * widest.rounded)),
         mutual(trunk, widest, team, scratch) {}
 };
 
@@ -46,13 +50,17 @@ class TileLayers {
     return tile_.gather(trunk_.x_global, tile_.in(scratch_.aux[1], trunk_.x_global.cols));
   }
 
-  // Of the streams of all branches (rows, M d) the own ones.
-  void copy_own(ConstView streams, const StoredMatrix<scalar_t>& own) const {
+  // V_t, of the streams of all branches (rows, M d) the own ones.
+  ConstView own_streams(ConstStored<scalar_t> streams, const Saved<scalar_t>& saved) const {
+    const int64_t d = streams.cols / trunk_.num_scenarios;
+    const View own = tile_.place(saved.own, scratch_.own_streams, d);
     tile_.for_each_segment([&](Segment s) {
       for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
-        write_row(streams.row(r) + s.scenario * own.cols, own.cols, own, r, 0);
+        read_row(streams, r, s.scenario * d, d, own.row(r));
       }
     });
+    tile_.save(own, saved.own);
+    return own;
   }
 
   // The next streams of all branches.
@@ -60,12 +68,23 @@ class TileLayers {
     return tile_.in(scratch_.streams[turn_++ % 2], trunk_.num_scenarios * trunk_.layers[l].width);
   }
 
-  // Where to compute V^l of all branches that are to stand here, and where to round it then: without data where not.
-  std::pair<View, StoredMatrix<scalar_t>> place_of_streams(int64_t l, const StoredMatrix<scalar_t>& streams) {
-    if (streams.data != nullptr && streams.storage == Storage::kComputed) {
-      return {streams.view(), {}};
+  // Where V^l of all branches stands, and where it is rounded besides; without data: nowhere.
+  struct Streams {
+    StoredMatrix<scalar_t> all;
+    StoredMatrix<scalar_t> rounded = {};
+  };
+
+  // saved: where they are to be saved, or without data.
+  Streams place_of_streams(int64_t l, const StoredMatrix<scalar_t>& saved) {
+    if (trunk_.rounds_streams(l)) {
+      const int64_t cols = trunk_.num_scenarios * trunk_.layers[l].width;
+      const StoredMatrix<scalar_t> scratch(scratch_.rounded_streams, tile_.rows(), cols, cols, Storage::kBfloat16);
+      return {saved.data != nullptr ? saved : scratch};
     }
-    return {next_streams(l), streams};
+    if (saved.data != nullptr && saved.storage == Storage::kComputed) {
+      return {saved};
+    }
+    return {next_streams(l), saved};
   }
 
   // A^l.
@@ -77,17 +96,14 @@ class TileLayers {
     const SharedProducts<scalar_t> products(scratch_.team, tile_.rows(), 1, layer.auxiliary, trunk_.own_rounding());
     products.run(scratch_.team, [&](int64_t, Range columns, ProductScratch<scalar_t>& product) {
       prepare_rows(tile_.all(), input, layer.auxiliary, product);
-      linear_of(trunk_.own_rounding(), tile_.all(), columns, input, layer.auxiliary, 0, z, product);
-      activate_part(layer.activation, tile_.all(), columns, z, out);
+      layer_of(tile_.all(), columns, input, layer.auxiliary, 0, layer.activation, z, out, product);
     });
     tile_.save(out, saved.aux);
     return out;
   }
 
-  // V^l of all branches into out, and where that has data also into rounded, which stands in 16 bits: foreign rows in
-  // the foreign precision, own rows in the own.
-  void all_branches(int64_t l, ConstView previous, ConstView aux, View own_preact,
-                    const StoredMatrix<scalar_t>& rounded, View out) {
+  // V^l of all branches into their place: foreign rows in the foreign precision, own rows in the own.
+  void all_branches(int64_t l, ConstView previous, ConstView aux, View own_preact, const Streams& streams) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
     const int64_t d = layer.width;
     const bool one_input = l == 0 && !trunk_.per_branch_input;
@@ -95,12 +111,19 @@ class TileLayers {
                                             std::max(trunk_.own_rounding(), trunk_.foreign_rounding));
     products.run(scratch_.team, [&](int64_t k, Range columns, ProductScratch<scalar_t>& product) {
       const Concatenated<scalar_t> input{stream_input(l, k, previous), aux};
-      const View z = out.columns(k * d, d);
       if (products.shared() || k == 0 || !one_input) {
         prepare_rows(tile_.all(), input, layer.branch, product);
       }
+      const bool in_place = streams.all.storage == Storage::kComputed;
+      if (!in_place && own_preact.data == nullptr && trunk_.foreign_rounding == trunk_.own_rounding() &&
+          linear_to_bfloat16(trunk_.own_rounding(), tile_.all(), input, layer.branch, k, layer.activation,
+                             streams.all.columns(k * d, d), product)) {
+        return;
+      }
+      const View z = in_place ? streams.all.view().columns(k * d, d) : tile_.in(product.branch, d);
+      const Activation activation = own_preact.data != nullptr ? Activation::kIdentity : layer.activation;
       const auto branch = [&](Rounding rounding, Range rows) {
-        linear_of(rounding, rows, columns, input, layer.branch, k, z, product);
+        linear_of(rounding, rows, columns, input, layer.branch, k, activation, z, product);
       };
       const Range own = tile_.of_scenario(k);
       if (trunk_.foreign_rounding == trunk_.own_rounding()) {
@@ -110,12 +133,17 @@ class TileLayers {
         branch(trunk_.own_rounding(), own);
         branch(trunk_.foreign_rounding, {own.end, tile_.rows()});
       }
-      for (int64_t r = own.begin; own_preact.data != nullptr && r < own.end; ++r) {
-        std::copy_n(z.row(r) + columns.begin, columns.size(), own_preact.row(r) + columns.begin);
+      if (own_preact.data != nullptr) {
+        for (int64_t r = own.begin; r < own.end; ++r) {
+          std::copy_n(z.row(r) + columns.begin, columns.size(), own_preact.row(r) + columns.begin);
+        }
+        activate_part(layer.activation, tile_.all(), columns, z, z);
       }
-      activate_part(layer.activation, tile_.all(), columns, z, z);
-      if (rounded.data != nullptr) {
-        write_rows(z.columns(columns.begin, columns.size()), rounded.columns(k * d + columns.begin, columns.size()));
+      for (const StoredMatrix<scalar_t>& target : {streams.all, streams.rounded}) {
+        if (target.storage == Storage::kBfloat16) {
+          write_bfloat16<scalar_t>(z.columns(columns.begin, columns.size()),
+                                   target.columns(k * d + columns.begin, columns.size()));
+        }
       }
     });
   }
@@ -132,8 +160,7 @@ class TileLayers {
       const auto [k, rows] = segments[i];
       const Concatenated<scalar_t> input{l > 0 ? previous : stream_input(l, k, previous), aux};
       prepare_rows(rows, input, layer.branch, product);
-      linear_of(trunk_.own_rounding(), rows, columns, input, layer.branch, k, z, product);
-      activate_part(layer.activation, rows, columns, z, out);
+      layer_of(rows, columns, input, layer.branch, k, layer.activation, z, out, product);
     });
     tile_.save(out, saved.own);
     return out;
@@ -161,11 +188,11 @@ class TileLayers {
   }
 
   // M_t^l.
-  ConstView mutual_own(int64_t l, ConstView streams, const Saved<scalar_t>& saved) {
+  ConstView mutual_own(int64_t l, ConstStored<scalar_t> streams, ConstView own, const Saved<scalar_t>& saved) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
     const View out = tile_.place(saved.mutual, scratch_.own[l % 2], layer.width);
     const View gate = tile_.place(saved.gate, scratch_.mutual.gate, layer.gate_width);
-    mutual_own_row(tile_, layer, streams, tile_.of(saved.alpha), gate, out, scratch_.mutual);
+    mutual_own_row(tile_, layer, streams, own, tile_.of(saved.alpha), gate, out, scratch_.mutual);
     tile_.save(out, saved.mutual);
     tile_.save(gate, saved.gate);
     return out;
@@ -179,6 +206,17 @@ class TileLayers {
   }
 
  private:
+  // out = δ(Z) of an own or an auxiliary layer; z may be out.
+  void layer_of(Range rows, Range columns, const Concatenated<scalar_t>& input, const Weights<scalar_t>& weights,
+                int64_t i, Activation activation, View z, View out, ProductScratch<scalar_t>& product) const {
+    const bool in_place = z.data == out.data;
+    linear_of(trunk_.own_rounding(), rows, columns, input, weights, i, in_place ? activation : Activation::kIdentity, z,
+              product);
+    if (!in_place) {
+      activate_part(activation, rows, columns, z, out);
+    }
+  }
+
   static void activate_part(Activation activation, Range rows, Range columns, ConstView z, View out) {
     activate_rows<scalar_t>(activation, z.row_range(rows.begin, rows.end).columns(columns.begin, columns.size()),
                             out.row_range(rows.begin, rows.end).columns(columns.begin, columns.size()));
@@ -216,7 +254,8 @@ void forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void* block
   ForwardScratch<scalar_t> scratch(trunk, pieces);
   TileLayers<scalar_t> layers(tile, scratch);
 
-  ConstMatrix<scalar_t> aux, streams, own;
+  ConstMatrix<scalar_t> aux, own;
+  StoredMatrix<const scalar_t> streams;
   if (trunk.layers[0].aux_width > 0) {
     aux = layers.gather_x_global();
   }
@@ -231,23 +270,23 @@ void forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void* block
       own = layers.own_branch(l, own, aux, saved);
       continue;
     }
-    const auto [out, rounded] = layers.place_of_streams(l, tile.of(saved.streams));
-    layers.all_branches(l, streams, aux, tile.of(saved.own_preact), rounded, out);
-    streams = out;
-    if (saved.own.data != nullptr) {
-      layers.copy_own(streams, tile.of(saved.own));
+    const auto place = layers.place_of_streams(l, tile.of(saved.streams));
+    layers.all_branches(l, streams.view(), aux, tile.of(saved.own_preact), place);
+    streams = place.all;
+    if (layer.has_mutual_unit() || saved.own.data != nullptr) {
+      own = layers.own_streams(streams, saved);
     }
     if (layer.has_mutual_unit()) {
-      own = layers.mutual_own(l, streams, saved);
+      own = layers.mutual_own(l, streams, own, saved);
       if (l + 1 < trunk.num_shared) {
-        streams = layers.mutual_all(l, streams, own);
+        streams = layers.mutual_all(l, streams.view(), own);
       }
     }
   }
   if (trunk.gated.data != nullptr) {
     layers.gate(pass.saved[trunk.num_layers - 1], pass.own);
   } else {
-    tile.scatter(trunk.all_branches ? streams : own, pass.own);
+    tile.scatter(trunk.all_branches ? streams.view() : own, pass.own);
   }
   tile.scatter(aux, pass.aux);
 }
@@ -261,7 +300,7 @@ void mutual_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void
   Scratch<scalar_t> pieces(block);
   ForwardScratch<scalar_t> scratch(trunk, pieces);
   TileLayers<scalar_t> layers(tile, scratch);
-  const ConstMatrix<scalar_t> streams = tile.of(trunk.streams);
-  layers.copy_own(streams, tile.of(pass.saved[0].own));
-  tile.scatter(layers.mutual_own(0, streams, pass.saved[0]), pass.own);
+  const StoredMatrix<const scalar_t> streams = tile.of(trunk.streams);
+  const ConstMatrix<scalar_t> own = layers.own_streams(streams, pass.saved[0]);
+  tile.scatter(layers.mutual_own(0, streams, own, pass.saved[0]), pass.own);
 }

@@ -217,6 +217,13 @@ inline void activate(Activation activation, const scalar_t* z, scalar_t* v, int6
   }
 }
 
+// relu leaves no sum less than 0, which a product can see to before it stores them; for every other δ this is the least
+// there is.
+template <typename scalar_t>
+inline scalar_t least_of(Activation activation) {
+  return activation == Activation::kRelu ? scalar_t(0) : -std::numeric_limits<scalar_t>::infinity();
+}
+
 // dz = dv ∘ δ'(z), from v = δ(z), or from z where needs_preact(activation).
 template <typename scalar_t>
 inline void activate_backward(Activation activation, const scalar_t* v, const scalar_t* z, const scalar_t* dv,
