@@ -175,6 +175,7 @@ def test_every_activation_in_16_bits(mutual, activation, dtype, capability):
     assert errors(out, exact)["own"] < 2e-2
     with torch.no_grad():
         assert torch.equal(problem.run(backend="cpp")[0], out["own"])
+    assert_identical(run(problem, recompute=True), run(problem, recompute=False))
 
 
 @pytest.mark.skipif(len(CAPABILITIES) < 2, reason="one instruction set only")

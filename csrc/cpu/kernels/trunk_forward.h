@@ -140,7 +140,7 @@ class TileLayers {
         activate_part(layer.activation, tile_.all(), columns, z, z);
       }
       for (const StoredMatrix<scalar_t>& target : {streams.all, streams.rounded}) {
-        if (target.storage == Storage::kBfloat16) {
+        if (target.data != nullptr && target.storage == Storage::kBfloat16) {
           write_bfloat16<scalar_t>(z.columns(columns.begin, columns.size()),
                                    target.columns(k * d + columns.begin, columns.size()));
         }
