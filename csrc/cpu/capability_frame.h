@@ -55,6 +55,7 @@ namespace {
 #include "kernels/storage.h"
 #include "kernels/tile.h"
 #include "kernels/units.h"
+#include "kernels/panels.h"
 #include "kernels/gemm_float.h"
 #include "kernels/gemm_bfloat16.h"
 #include "kernels/gemm_amx.h"

@@ -116,6 +116,7 @@ struct Problem {
   Trunk<scalar_t> trunk;
   std::vector<Layer<scalar_t>> layers;
   Tensors panels;
+  std::vector<std::vector<uint8_t>> panel_states;
   Tensors widened;
 };
 
@@ -271,7 +272,8 @@ Problem<scalar_t> describe(const ExpertsSpec& spec, std::vector<int64_t>& offset
 template <typename scalar_t>
 class LayoutMemory {
  public:
-  LayoutMemory(Tensors& panels, const void* kernels, const Tensors& parameters) : panels_(panels), kernels_(kernels) {
+  LayoutMemory(Problem<scalar_t>& problem, const void* kernels, const Tensors& parameters)
+      : problem_(problem), kernels_(kernels) {
     std::copy_if(parameters.begin(), parameters.end(), std::back_inserter(parameters_),
                  [](const at::Tensor& weight) { return KeptLayouts::instance().wants(weight); });
   }
@@ -302,6 +304,10 @@ class LayoutMemory {
     }
   }
 
+  uint8_t* states(int64_t count) {
+    return problem_.panel_states.emplace_back(static_cast<size_t>(count), kNotLaidOut).data();
+  }
+
   // Once everything is laid out.
   void keep() const {
     for (const auto& [weight, layout, panels] : made_) {
@@ -318,7 +324,7 @@ class LayoutMemory {
 
   template <typename element_t>
   element_t* hold(const at::Tensor& panels) {
-    panels_.push_back(panels);
+    problem_.panels.push_back(panels);
     return static_cast<element_t*>(panels.mutable_data_ptr());
   }
 
@@ -328,7 +334,7 @@ class LayoutMemory {
     return found == parameters_.end() ? nullptr : &*found;
   }
 
-  Tensors& panels_;
+  Problem<scalar_t>& problem_;
   const void* kernels_;
   Tensors parameters_;
   std::vector<Made> made_;
@@ -338,7 +344,7 @@ class LayoutMemory {
 template <typename scalar_t>
 void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& kernel, Readers readers,
                      const Tensors& parameters = {}) {
-  LayoutMemory<scalar_t> memory(problem.panels, &kernel, parameters);
+  LayoutMemory<scalar_t> memory(problem, &kernel, parameters);
   const std::vector<PanelItem<scalar_t>> items = make_layouts(problem.trunk, problem.layers, kernel, readers, memory);
   for_each_item(static_cast<int64_t>(items.size()), 1, [&](int64_t item, void*) { kernel.lay_out(items[item]); });
   memory.keep();

@@ -14,6 +14,19 @@
 
 namespace saml_kernels {
 
+// How far a panel is that tiles lay out as they come to it.
+constexpr uint8_t kNotLaidOut = 0, kBeingLaidOut = 1, kLaidOut = 2;
+
+// The panels of all matrices of a weight, one after the other.
+template <typename element_t>
+struct Layout {
+  element_t* first = nullptr;  // null: not laid out
+  // Of a panel at the column of all matrices that it begins with; null: all are laid out before the tiles run.
+  uint8_t* states = nullptr;
+
+  bool before_tiles() const { return first != nullptr && states == nullptr; }
+};
+
 // A layer's weights (matrices, k1 + k2, n), one matrix a branch, one for the auxiliary layer; and, where enough tiles
 // read them to pay for it, the same laid out as the capability's products read them. How is the capability's affair.
 template <typename scalar_t>
@@ -24,16 +37,16 @@ struct Weights {
   int64_t n = 0;
   const void* data = nullptr;  // as `storage` says
   Storage storage = Storage::kComputed;
-  const scalar_t* shared = nullptr;                // of products the second factor, (k1 + k2, n), for all matrices
-  const scalar_t* bias = nullptr;                  // (matrices, n)
-  scalar_t* panels = nullptr;                      // null: not laid out
-  scalar_t* rounded_panels = nullptr;              // floats rounded to bfloat16; null: not laid out
-  scalar_t* transposed_panels = nullptr;           // of the transpose, which backward reads; null: not laid out
-  uint16_t* bfloat16_panels = nullptr;             // bfloat16 parts; null: not laid out
-  uint16_t* transposed_bfloat16_panels = nullptr;  // of the transpose, which backward reads
-  int8_t* int8_panels = nullptr;                   // rounded to int8, with scales; null: not laid out
-  int64_t parts = 1;                               // bfloat16 parts of a number: 1 rounds it, 3 are all of a float
-  bool passing = false;                            // caches will have lost it before it is read again
+  const scalar_t* shared = nullptr;  // of products the second factor, (k1 + k2, n), for all matrices
+  const scalar_t* bias = nullptr;    // (matrices, n)
+  Layout<scalar_t> panels = {};
+  Layout<scalar_t> rounded_panels = {};              // floats rounded to bfloat16
+  Layout<scalar_t> transposed_panels = {};           // of the transpose, which backward reads
+  Layout<uint16_t> bfloat16_panels = {};             // bfloat16 parts
+  Layout<uint16_t> transposed_bfloat16_panels = {};  // of the transpose, which backward reads
+  Layout<int8_t> int8_panels = {};                   // rounded to int8, with scales
+  int64_t parts = 1;                                 // bfloat16 parts of a number: 1 rounds it, 3 are all of a float
+  bool passing = false;                              // caches will have lost it before it is read again
 
   int64_t k() const { return k1 + k2; }
   StoredMatrix<const scalar_t> matrix(int64_t i) const {

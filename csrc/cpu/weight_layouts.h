@@ -14,13 +14,15 @@ struct Readers {
   bool dgrad;
 };
 
-// Makes the layouts that enough rows read to pay for them, or that are kept, and lists the matrices to write there.
+// Makes the layouts that enough rows read to pay for them, or that are kept, and lists the matrices to write there
+// before the tiles run; panels that tiles can lay out for each other, and that are not kept, are left to them.
 // Which ones depends on the batch alone, as a product of laid out factors may round differently; where it does not,
 // whatever is kept is laid out. Memory gives
 //
 //     keeps(weights)                          whether layouts of these are kept
 //     find(weights, kind, count, panels)      whether that one is; panels then point to it
 //     allocate(weights, kind, count, panels)  sets panels
+//     states(count)                           of so many columns, none laid out
 template <typename scalar_t, typename Memory>
 std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std::vector<Layer<scalar_t>>& layers,
                                               const TrunkKernels<scalar_t>& kernel, Readers readers, Memory& memory) {
@@ -47,45 +49,51 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
     const bool reads_floats = own_floats || (has_foreign && !int8 && foreign_floats);
     const bool reads_rounded = !own_floats || (has_foreign && !int8 && !foreign_floats);
     weights.parts = has.float_parts && !trunk.own_bfloat16 ? 3 : 1;
-    // Number and place, how large it is, when it is made.
+    // Number and place, how large it is, how many columns of a matrix tiles can lay out, when it is made.
     const auto for_each_layout = [&](const auto& function) {
       // A panel that is widened from 16 bits for every tile costs next to nothing, panels of floats twice the weights'
-      // memory. The only tile packs each panel as it comes to it.
-      const bool pays = floats >= enough && trunk.num_tiles() > 1 && !in_16_bits(weights.storage);
-      function(0, weights.panels, kernel.panels_size,
+      // memory. The only tile packs each panel as it comes to it; not so those of the tile unit, which round otherwise.
+      const bool several = trunk.num_tiles() > 1;
+      const bool pays = floats >= enough && several && !in_16_bits(weights.storage);
+      function(0, weights.panels, kernel.panels_size, weights.n,
                readers.forward && !in_parts && (pays || (kept && reads_floats && trunk.rows > kRowsBeforePanels)));
-      function(1, weights.bfloat16_panels, kernel.bfloat16_panels_size,
-               readers.forward &&
-                   (in_parts || (has.bfloat16 && (rounded >= enough || (kept && reads_rounded && !has.float_parts)))));
+      function(1, weights.bfloat16_panels, kernel.bfloat16_panels_size, has.float_parts ? 0 : weights.n,
+               readers.forward && (in_parts || (has.bfloat16 && ((rounded >= enough && (several || has.float_parts)) ||
+                                                                 (kept && reads_rounded && !has.float_parts)))));
       // Else every tile would round the weight again.
-      function(5, weights.rounded_panels, kernel.panels_size,
+      function(5, weights.rounded_panels, kernel.panels_size, 0,
                readers.forward && !has.bfloat16 &&
-                   ((rounded >= kUses && trunk.num_tiles() > 1) ||
-                    (kept && reads_rounded && trunk.rows > kRowsBeforePanels)));
+                   ((rounded >= kUses && several) || (kept && reads_rounded && trunk.rows > kRowsBeforePanels)));
       // The tile unit multiplies nothing else; vectors, where few tiles read a transposed panel, transpose it for each.
       const bool rounds = has.bfloat16 && trunk.own_bfloat16;
-      function(2, weights.transposed_bfloat16_panels, kernel.transposed_panels_size,
+      function(2, weights.transposed_bfloat16_panels, kernel.transposed_panels_size, 0,
                readers.dgrad && (has.float_parts ? rounds || own >= kUses : rounds && own >= enough));
       // Every tile reads the transposes of all experts; of a scenario's own, few do.
-      function(3, weights.transposed_panels, kernel.transposed_float_panels_size,
+      function(3, weights.transposed_panels, kernel.transposed_float_panels_size, 0,
                readers.dgrad && trunk.experts && !has.float_parts && !rounds && own >= kUses);
       // There is no product that rounds to int8 on the way.
-      function(4, weights.int8_panels, kernel.int8_panels_size, readers.forward && int8);
+      function(4, weights.int8_panels, kernel.int8_panels_size, 0, readers.forward && int8);
     };
-    bool any = false, found = kept;
-    for_each_layout([&](int64_t kind, auto*& panels, auto size, bool wanted) {
+    bool any = false, found = kept, before = false;
+    for_each_layout([&](int64_t kind, auto& layout, auto size, int64_t, bool wanted) {
       any |= wanted;
-      found = found && (!wanted || memory.find(weights, kind, weights.matrices * size(weights), panels));
+      found = found && (!wanted || memory.find(weights, kind, weights.matrices * size(weights), layout.first));
     });
     if (!any || found) {
       return;
     }
-    for_each_layout([&](int64_t kind, auto*& panels, auto size, bool wanted) {
-      if (wanted) {
-        memory.allocate(weights, kind, weights.matrices * size(weights), panels);
+    for_each_layout([&](int64_t kind, auto& layout, auto size, int64_t columns, bool wanted) {
+      if (!wanted) {
+        return;
+      }
+      memory.allocate(weights, kind, weights.matrices * size(weights), layout.first);
+      if (columns > 0 && !kept) {
+        layout.states = memory.states(weights.matrices * columns);
+      } else {
+        before = true;
       }
     });
-    for (int64_t i = 0; i < weights.matrices; ++i) {
+    for (int64_t i = 0; before && i < weights.matrices; ++i) {
       items.push_back({&weights, i});
     }
   };

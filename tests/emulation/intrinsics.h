@@ -94,6 +94,13 @@ inline __m512i loadu_si512(const void* p) {
   return result;
 }
 
+inline void stream_ps(void* p, __m512 value) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(__m512) != 0) {
+    fault("a store past the caches to an address that is not aligned");
+  }
+  std::memcpy(p, &value, sizeof(value));
+}
+
 inline void storeu_si512(void* p, __m512i value) { std::memcpy(p, &value, sizeof(value)); }
 
 inline __m512 setzero_ps() { return Floats().value(); }
@@ -377,6 +384,7 @@ inline void tile_dpbusd(int sums, int a, int b) { tile_product(sums, a, b, multi
 #define _mm512_shuffle_i32x4 saml_kernels::emulated::shuffle_i32x4
 #define _mm512_slli_epi32 saml_kernels::emulated::slli_epi32
 #define _mm512_storeu_si512 saml_kernels::emulated::storeu_si512
+#define _mm512_stream_ps saml_kernels::emulated::stream_ps
 #define _mm512_sub_ps saml_kernels::emulated::sub_ps
 #define _mm512_unpackhi_epi32 saml_kernels::emulated::unpackhi_epi32
 #define _mm512_unpackhi_epi64 saml_kernels::emulated::unpackhi_epi64

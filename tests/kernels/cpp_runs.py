@@ -23,6 +23,8 @@ SEVERAL_TILES = [
     Case(M=3, B=1003, hidden_dims=(17, 33, 5), aux_dims=(9, 7, 5), mutual_layers=(1, 2), activation="gelu"),
     Case(M=4, B=1003, hidden_dims=(33, 17), aux_dims=(9, 7), per_branch=True, foreign_dtype=torch.bfloat16),
     Case(M=6, B=1003, hidden_dims=(17, 9), aux_dims=(9, 7), mutual_layers=()),
+    # Whole panels, which tiles lay out for each other while they multiply.
+    Case(M=2, B=1003, local_dim=32, hidden_dims=(96, 64), aux_dims=(64, 32), activation="relu"),
 ]
 
 TRAINED = Case(activation="tanh", mutual_layers=(1, 2))

@@ -56,6 +56,7 @@ inline std::vector<Case> cases() {
       {"no local views", 2, 50, 0, 7, {9, 5}, {110, 3}, {0, 1}, {.scalar_gate = true, .per_branch = true}},
       {"no global", 2, 50, 7, 0, {9, 5}, {11, 3}, {1}, {}},
       {"wide", 1, 600, 65, 100, {65, 130}, {47, 98}, {0}, {}},
+      {"whole panels", 2, 200, 32, 16, {96, 64}, {64, 32}, {0}, {}},
       {"wide scalar", 2, 300, 200, 13, {16, 3}, {5, 200}, {0}, {.scalar_gate = true, .score = kSoftmax}},
   };
 }

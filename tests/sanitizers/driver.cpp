@@ -1,7 +1,7 @@
 // Runs every function of every instruction set's kernels on odd shapes, in memory that ends where it should, on one
 // thread and on several. A sanitizer judges the accesses; the driver itself compares the results: the same bits for
-// any number of threads, with streams saved or computed again, with weights laid out or not; no NaN although all memory
-// starts as NaN; close to the baseline instruction set.
+// any number of threads, with streams saved or computed again, with weights laid out before, by tiles or not; no NaN
+// although all memory starts as NaN; close to the baseline instruction set.
 
 #include <cstdio>
 #include <string>
@@ -41,12 +41,15 @@ void check_case(const Case& problem, const Capability& capability, bool threads_
     return Run<scalar_t>(problem, variant, kernels_of<scalar_t>(of)).experts();
   };
   const Variant plain{1, true, false, true, true}, parallel{threads, true, false, true, true};
+  const Variant by_tiles{threads, true, false, true, true, true};
   const std::vector<Result> expected = run(plain, capability), alone = unit(plain, capability),
                             all = experts(plain, capability);
   check_same_bits(where + ", threads", run(parallel, capability), expected);
   check_same_bits(where + ", mutual unit on threads", unit(parallel, capability), alone);
   check_same_bits(where + ", recomputed on threads", run({threads, true, true, true, true}, capability), expected);
   check_same_bits(where + ", experts on threads", experts(parallel, capability), all);
+  check_same_bits(where + ", laid out by tiles", run(by_tiles, capability), expected);
+  check_same_bits(where + ", experts, laid out by tiles", experts(by_tiles, capability), all);
   if (threads_only) {
     return;
   }
@@ -62,6 +65,8 @@ void check_case(const Case& problem, const Capability& capability, bool threads_
   check_close(where + ", mutual unit", alone, unit(plain, kBaseline), tolerance);
   check_close(where + ", experts", all, experts(plain, kBaseline), tolerance);
   const std::pair<const char*, Variant> variants[] = {
+      {"recomputed, laid out by tiles", {threads, true, true, true, true, true}},
+      {"laid out by the tiles of one thread", {1, true, false, true, true, true}},
       {"not laid out", {threads, true, false, false, true}},
       {"recomputed, not laid out", {1, true, true, false, true}},
       {"nothing saved", {threads, false, false, true, true}},

@@ -24,6 +24,7 @@ struct Variant {
   bool recompute;
   bool laid_out;
   bool input_gradients;
+  bool by_tiles = false;  // where they can, tiles lay panels out as they come to them
 };
 
 // On threads that the sanitizer knows.
@@ -269,7 +270,8 @@ class Run {
         return;
       }
       if (int8) {
-        weights.int8_panels = int8_memory_.emplace_back(weights.matrices * kernel_.int8_panels_size(weights)).data();
+        weights.int8_panels.first =
+            int8_memory_.emplace_back(weights.matrices * kernel_.int8_panels_size(weights)).data();
       }
       for (int64_t i = 0; i < weights.matrices; ++i) {
         items.push_back({&weights, i});
@@ -279,22 +281,27 @@ class Run {
       }
       const Layouts& layouts = kernel_.layouts;
       weights.parts = layouts.float_parts && !trunk_.own_bfloat16 ? 3 : 1;
+      const auto states = [&](const Weights<scalar_t>& of) {
+        return variant_.by_tiles ? states_.emplace_back(of.matrices * of.n, kNotLaidOut).data() : nullptr;
+      };
       const auto bfloat16 = [&](int64_t size) { return bfloat16_memory_.emplace_back(weights.matrices * size).data(); };
       if (!layouts.float_parts) {
-        weights.panels = unset(weights.matrices, kernel_.panels_size(weights)).data;
+        weights.panels.first = unset(weights.matrices, kernel_.panels_size(weights)).data;
+        weights.panels.states = states(weights);
       }
       const bool transposed_units = layouts.float_parts || (layouts.bfloat16 && trunk_.own_bfloat16);
       if (trunk_.experts && !transposed_units) {
-        weights.transposed_panels = unset(weights.matrices, kernel_.transposed_float_panels_size(weights)).data;
+        weights.transposed_panels.first = unset(weights.matrices, kernel_.transposed_float_panels_size(weights)).data;
       }
       if (!layouts.bfloat16 && std::max(trunk_.own_rounding(), trunk_.foreign_rounding) == Rounding::kBfloat16) {
-        weights.rounded_panels = unset(weights.matrices, kernel_.panels_size(weights)).data;
+        weights.rounded_panels.first = unset(weights.matrices, kernel_.panels_size(weights)).data;
       }
       if (layouts.bfloat16) {
-        weights.bfloat16_panels = bfloat16(kernel_.bfloat16_panels_size(weights));
+        weights.bfloat16_panels.first = bfloat16(kernel_.bfloat16_panels_size(weights));
+        weights.bfloat16_panels.states = layouts.float_parts ? nullptr : states(weights);
       }
       if (transposed_units) {
-        weights.transposed_bfloat16_panels = bfloat16(kernel_.transposed_panels_size(weights));
+        weights.transposed_bfloat16_panels.first = bfloat16(kernel_.transposed_panels_size(weights));
       }
     };
     for (Layer<scalar_t>& layer : layers_) {
@@ -441,7 +448,12 @@ class Run {
   }
 
   std::vector<Result> results() const {
-    std::vector<Result> values;
+    // Whoever takes a panel lays it out, and says so.
+    double unfinished = 0;
+    for (const std::vector<uint8_t>& states : states_) {
+      unfinished += static_cast<double>(std::count(states.begin(), states.end(), kBeingLaidOut));
+    }
+    std::vector<Result> values{{"the number of panels that are still being laid out", {unfinished}}};
     for (const auto& [name, index] : outputs_) {
       values.emplace_back(name, std::vector<double>(memory_[index].begin(), memory_[index].end()));
     }
@@ -460,6 +472,7 @@ class Run {
   std::vector<Guarded<scalar_t>> memory_;
   std::vector<Guarded<uint16_t>> bfloat16_memory_;
   std::vector<Guarded<int8_t>> int8_memory_;
+  std::vector<std::vector<uint8_t>> states_;
   Guarded<int64_t> permutation_{case_.rows};
   Guarded<int64_t> offsets_{case_.scenarios + 1};
   std::vector<std::pair<std::string, size_t>> outputs_;

@@ -50,6 +50,7 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
   const Tile<scalar_t> tile(trunk, number);
   Scratch<scalar_t> pieces(block);
   ExpertsForwardScratch<scalar_t> scratch(trunk, pieces);
+  scratch.first.tile = scratch.others.tile = number;
   const ConstMatrix<scalar_t> x = rows_of(tile.of(trunk.x_local), scratch.x);
   prepare_rows(tile.all(), Concatenated<scalar_t>{x}, trunk.layers[0].branch, scratch.first);
   for (int64_t k = 0; k < trunk.num_scenarios; ++k) {

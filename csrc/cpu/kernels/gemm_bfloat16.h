@@ -42,11 +42,10 @@ inline __attribute__((always_inline)) void multiply_add_units(vec<float> (&acc)[
   constexpr int64_t width = 2 * kPanel<float>;
   const uint16_t* column = a.data;
   int64_t k = 0;
-  for (; rows == kRegisterTileRows && k + kTermsPerLine <= a.k; k += kTermsPerLine) {
-    __builtin_prefetch(ahead.line);
-    ahead.line += ahead.step;
+  for (; rows == kRegisterTileRows && k + kTermsAtOnce <= a.k; k += kTermsAtOnce) {
+    ahead.ask();
 #pragma GCC unroll 4
-    for (int64_t i = 0; i < kTermsPerLine; ++i, column += a.k_stride, b += width) {
+    for (int64_t i = 0; i < kTermsAtOnce; ++i, column += a.k_stride, b += width) {
       add_units(acc, column, a.row_stride, b);
     }
   }
@@ -107,7 +106,7 @@ void register_tile_units(const UnitOperand& a, const uint16_t* b, const float* s
 // The same of whole tiles of rows and a panel that stands in rows, of even number: it is laid out on the way.
 template <typename sum_t>
 void packing_tile_units(const UnitOperand& a, const MatrixView<const Bfloat16>& b, const float* bias, sum_t* c,
-                        int64_t ldc, float least, uint16_t* panel) {
+                        int64_t ldc, float least, uint16_t* panel, uint16_t* shared) {
   vec<float> acc[kRegisterTileRows][kVectors];
   ask_for_sums<kRegisterTileRows, kPanel<float>>(c, ldc);
 #pragma GCC unroll 16
@@ -126,6 +125,13 @@ void packing_tile_units(const UnitOperand& a, const MatrixView<const Bfloat16>& 
       std::memcpy(&pair[1], odd + v * kLanes<float>, sizeof(pair[1]));
       factor[v] = units_of(pair[0], pair[1]);
       _mm512_storeu_si512(panel + v * 2 * kLanes<float>, factor[v]);
+    }
+    if (shared != nullptr) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        store_for_others(reinterpret_cast<float*>(shared) + v * kLanes<float>, (vec<float>)factor[v]);
+      }
+      shared += 2 * kPanel<float>;
     }
     add_units(acc, column, a.row_stride, factor);
   }
@@ -251,36 +257,33 @@ inline void pack_all_transposed_units(const MatrixView<const element_t>& b, uint
   }
 }
 
-// Panels of so many terms, one after the other; first is null where they are not laid out.
-struct UnitPanels {
-  const uint16_t* first;
-  int64_t terms;
-};
-
-// C = max(least, [C if accumulate, or bias, or 0] + A B) for A in units, row by row. Where panels of B are not laid out
-// pack_panel(column, bias, columns of C) lays one out in `panel`, and returns how many rows of C it has computed with
-// it.
-template <typename PackPanel, typename sum_t>
-inline void multiply_units(const MatrixView<const uint16_t>& a, const UnitPanels& panels, uint16_t* panel,
-                           const PackPanel& pack_panel, const float* bias, const MatrixView<sum_t>& c, bool accumulate,
-                           float least) {
+// C = max(least, [C if accumulate, or bias, or 0] + A B) for A in units, row by row. A panel of B that is not laid out
+// pack_panel(column, bias, columns of C, place) lays out, and returns how many rows of C it has computed with it;
+// lines_of(column) are those that are read of one. `panel` holds one.
+template <typename PackPanel, typename LinesOf, typename sum_t>
+inline void multiply_units(const MatrixView<const uint16_t>& a, const Panels<uint16_t>& panels, uint16_t* panel,
+                           const PackPanel& pack_panel, const LinesOf& lines_of, const float* bias,
+                           const MatrixView<sum_t>& c, bool accumulate, float least) {
   constexpr int64_t panel_width = kPanel<float>;
   alignas(64) float panel_bias[panel_width] = {};
-  const bool laid_out = panels.first != nullptr;
-  for (int64_t column = 0; column < c.cols; column += panel_width) {
+  const int64_t count = round_up(c.cols, panel_width) / panel_width, first = panels.begin(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t column = (first + i) % count * panel_width, following = (first + i + 1) % count * panel_width;
     const int64_t width = std::min(panel_width, c.cols - column);
     const MatrixView<sum_t> target = c.columns(column, width);
     if (bias != nullptr) {
       std::copy_n(bias + column, width, panel_bias);
     }
-    const uint16_t* source = laid_out ? panels.first + column * panels.terms : panel;
-    int64_t row = laid_out ? 0 : pack_panel(column, panel_bias, target);
-    const int64_t lines = a.cols * panel_width * static_cast<int64_t>(sizeof(uint16_t)) / 64;
-    const bool follows = laid_out && column + width < c.cols;
-    Lines next = follows ? Lines(source + panel_width * panels.terms, 64, lines) : Lines(source);
+    const PanelPlace<uint16_t> place = panels.take(column, panel);
+    int64_t row = 0;
+    if (!place.laid_out) {
+      row = pack_panel(column, panel_bias, target, place);
+      place.share(a.cols * panel_width, row > 0);
+    }
+    Lines next = (i + 1 < count ? lines_of(following) : panels.following).or_none(place.data);
     for (; row < c.rows; row += kRegisterTileRows) {
       const int64_t end = std::min(row + kRegisterTileRows, c.rows);
-      multiply_tile_units<sum_t>({a.row(row), a.ld, 2, a.cols / 2}, source, panel_bias, target.row_range(row, end),
+      multiply_tile_units<sum_t>({a.row(row), a.ld, 2, a.cols / 2}, place.data, panel_bias, target.row_range(row, end),
                                  accumulate, least, next.next(a.cols / 2));
     }
   }
@@ -295,40 +298,45 @@ inline void round_rows(const Concatenated<float>& a, Range rows, uint16_t* targe
 }
 
 // C = max(least, bias + [A1 ; A2] B) with rounded factors, in float or bfloat16: A in units, of which A1 has k1
-// columns. panels are the rounded ones of B, or null, and then panel_space holds one.
+// columns. panels are the rounded ones of B; panel_space holds one.
 template <typename sum_t>
 inline void multiply_bfloat16(const MatrixView<const uint16_t>& a, int64_t k1, const StoredMatrix<const float>& b,
-                              const uint16_t* panels, const float* bias, const MatrixView<sum_t>& c, float* panel_space,
-                              float least) {
-  uint16_t* panel = reinterpret_cast<uint16_t*>(panel_space);
+                              const Panels<uint16_t>& panels, const float* bias, const MatrixView<sum_t>& c,
+                              float* panel_space, float least) {
   const bool whole_pairs = k1 % 2 == 0 && b.rows % 2 == 0, on_the_way = whole_pairs && c.rows >= kRegisterTileRows;
-  const auto pack = [&](int64_t column, const float* panel_bias, const MatrixView<sum_t>& target) -> int64_t {
+  const auto pack = [&](int64_t column, const float* panel_bias, const MatrixView<sum_t>& target,
+                        const PanelPlace<uint16_t>& place) -> int64_t {
     const StoredMatrix<const float> columns = b.columns(column, target.cols);
     if (on_the_way && columns.storage == Storage::kBfloat16 && target.cols == kPanel<float>) {
       const MatrixView<const Bfloat16> view{static_cast<const Bfloat16*>(columns.data), b.rows, target.cols, b.ld};
-      packing_tile_units<sum_t>({a.data, a.ld, 2, a.cols / 2}, view, panel_bias, target.data, target.ld, least, panel);
+      packing_tile_units<sum_t>({a.data, a.ld, 2, a.cols / 2}, view, panel_bias, target.data, target.ld, least,
+                                place.data, place.shared);
       return kRegisterTileRows;
     }
-    with_stored_elements<float>(columns, [&](const auto& view) { pack_units(view, k1, panel); });
+    with_stored_elements<float>(columns, [&](const auto& view) { pack_units(view, k1, place.data); });
     return 0;
   };
-  multiply_units(a, {panels, a.cols}, panel, pack, bias, c, false, least);
+  const auto lines_of = [&](int64_t column) { return panels.lines(b, column, kPanel<float>); };
+  multiply_units(a, panels, reinterpret_cast<uint16_t*>(panel_space), pack, lines_of, bias, c, false, least);
 }
 
 // dA = [dA +] dC Wᵀ with rounded factors. a_space holds rows * (dc.cols + 1) bfloat16; panels are the rounded ones of
-// Wᵀ, or null, and then panel_space holds one.
+// Wᵀ; panel_space holds one.
 inline void multiply_transposed_bfloat16(const MatrixView<const float>& dc, const StoredMatrix<const float>& w,
-                                         const uint16_t* panels, const MatrixView<float>& da, bool accumulate,
+                                         const Panels<uint16_t>& panels, const MatrixView<float>& da, bool accumulate,
                                          float* panel_space, float* a_space) {
   uint16_t *panel = reinterpret_cast<uint16_t*>(panel_space), *rounded = reinterpret_cast<uint16_t*>(a_space);
   const int64_t k = round_up(dc.cols, 2);
   round_rows(dc, rounded, k);
-  const auto pack = [&](int64_t row, const float*, const MatrixView<float>& target) -> int64_t {
+  const auto pack = [&](int64_t row, const float*, const MatrixView<float>& target,
+                        const PanelPlace<uint16_t>& place) -> int64_t {
     with_stored_elements<float>(w.row_range(row, row + target.cols),
-                                [&](const auto& rows) { pack_transposed_units(rows, panel); });
+                                [&](const auto& rows) { pack_transposed_units(rows, place.data); });
     return 0;
   };
-  multiply_units({rounded, dc.rows, k, k}, {panels, transposed_terms(dc.cols)}, panel, pack, nullptr, da, accumulate,
+  // Of one that is not laid out they are whole rows, which the processor guesses.
+  const auto lines_of = [&](int64_t row) { return panels.laid_out(row) ? panels.lines(row, kPanel<float>) : Lines(); };
+  multiply_units({rounded, dc.rows, k, k}, panels, panel, pack, lines_of, nullptr, da, accumulate,
                  least_of<float>(Activation::kIdentity));
 }
 
@@ -349,9 +357,10 @@ inline void round_rows(const Concatenated<float>& a, Range rows, float* target) 
   }
 }
 
-// panels: those of a B that stands in bfloat16, or null.
-inline void multiply_bfloat16(const Concatenated<float>& a, const StoredMatrix<const float>& b, const float* panels,
-                              const float* bias, const MatrixView<float>& c, float* panel, float* a_space) {
+// panels: those of a B that stands in bfloat16.
+inline void multiply_bfloat16(const Concatenated<float>& a, const StoredMatrix<const float>& b,
+                              const Panels<float>& panels, const float* bias, const MatrixView<float>& c, float* panel,
+                              float* a_space) {
   constexpr int64_t panel_width = kPanel<float>;
   const int64_t k = a.cols();
   round_rows(a, {0, a.rows()}, a_space);
@@ -367,7 +376,7 @@ inline void multiply_bfloat16(const Concatenated<float>& a, const StoredMatrix<c
     pack_panel(b.columns(column, width), packed);
     round_values(packed, k * panel_width, packed);
     std::copy_n(bias + column, width, bias_panel);
-    multiply<float>(rounded, MatrixView<const float>{packed, k, width, panel_width}, nullptr, bias_panel,
+    multiply<float>(rounded, MatrixView<const float>{packed, k, width, panel_width}, Panels<float>(), bias_panel,
                     c.columns(column, width), panel);
   }
 }

@@ -39,37 +39,6 @@ inline Operand<scalar_t> operand(const MatrixView<const scalar_t>& a) {
   return {a.data, a.ld, 1, a.cols};
 }
 
-// Memory that is read after a product: while it is computed, a line is asked for every kTermsPerLine terms, the next
-// one `step` bytes on.
-struct Ahead {
-  const char* line;
-  int64_t step;
-};
-constexpr int64_t kTermsPerLine = 4;
-
-// `count` lines from one place on, for one product after the other.
-class Lines {
- public:
-  // None; the place is one that is in cache.
-  explicit Lines(const void* place) : line_(static_cast<const char*>(place)) {}
-  Lines(const void* first, int64_t step, int64_t count)
-      : line_(static_cast<const char*>(first)), step_(step), left_(count) {}
-
-  // Those for a product over so many terms.
-  Ahead next(int64_t terms) {
-    const Ahead ahead{line_, left_ > 0 ? step_ : 0};
-    const int64_t count = std::min(left_, terms / kTermsPerLine);
-    line_ += count * step_;
-    left_ -= count;
-    return ahead;
-  }
-
- private:
-  const char* line_;
-  int64_t step_ = 0;
-  int64_t left_ = 0;
-};
-
 // Asks for the rows of C that a whole tile is going to be stored in. Streams are more than the second-level cache
 // holds, and a store waits for its line.
 template <int rows, int64_t width, typename element_t>
@@ -164,11 +133,10 @@ inline __attribute__((always_inline)) void multiply_add(vec<scalar_t> (&acc)[row
                                                         const scalar_t* b, int64_t ldb, Ahead& ahead) {
   const scalar_t* column = a.data;
   int64_t k = 0;
-  for (; k + kTermsPerLine <= a.k; k += kTermsPerLine) {
-    __builtin_prefetch(ahead.line);
-    ahead.line += ahead.step;
+  for (; k + kTermsAtOnce <= a.k; k += kTermsAtOnce) {
+    ahead.ask();
 #pragma GCC unroll 4
-    for (int64_t i = 0; i < kTermsPerLine; ++i, column += a.k_stride, b += ldb) {
+    for (int64_t i = 0; i < kTermsAtOnce; ++i, column += a.k_stride, b += ldb) {
       vec<scalar_t> factor[vectors];
       load_row(factor, b);
       add_term(acc, column, a.row_stride, factor);
@@ -198,7 +166,8 @@ void register_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, con
 template <int rows, int vectors, typename scalar_t>
 inline __attribute__((always_inline)) void multiply_add_packing(vec<scalar_t> (&acc)[rows][vectors],
                                                                 const Operand<scalar_t>& a, const scalar_t* b,
-                                                                int64_t ldb, const scalar_t* last, scalar_t* panel) {
+                                                                int64_t ldb, const scalar_t* last, scalar_t* panel,
+                                                                scalar_t* shared) {
   constexpr int64_t width = vectors * kLanes<scalar_t>, ahead = 16;
   const scalar_t* column = a.data;
   for (int64_t k = 0; k < a.k; ++k, column += a.k_stride, b += ldb, panel += width) {
@@ -210,6 +179,13 @@ inline __attribute__((always_inline)) void multiply_add_packing(vec<scalar_t> (&
     vec<scalar_t> factor[vectors];
     load_row(factor, b);
     store_row(factor, panel);
+    if (shared != nullptr) {
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        store_for_others(shared + v * kLanes<scalar_t>, factor[v]);
+      }
+      shared += width;
+    }
     add_term(acc, column, a.row_stride, factor);
   }
 }
@@ -217,13 +193,15 @@ inline __attribute__((always_inline)) void multiply_add_packing(vec<scalar_t> (&
 // As register_tile, of whole tiles of rows and a panel of B that stands in rows: it is laid out on the way.
 template <typename scalar_t>
 void packing_tile(const Operand<scalar_t>& a1, const Operand<scalar_t>& a2, const scalar_t* b, int64_t ldb,
-                  const scalar_t* bias, scalar_t* c, int64_t ldc, bool accumulate, scalar_t least, scalar_t* panel) {
+                  const scalar_t* bias, scalar_t* c, int64_t ldc, bool accumulate, scalar_t least, scalar_t* panel,
+                  scalar_t* shared) {
   vec<scalar_t> acc[kRegisterTileRows][kVectors];
   ask_for_sums<kRegisterTileRows, kPanel<scalar_t>>(c, ldc);
   begin_sums(acc, bias, c, ldc, accumulate);
   const scalar_t* last = b + std::max<int64_t>(a1.k + a2.k - 1, 0) * ldb;
-  multiply_add_packing(acc, a1, b, ldb, last, panel);
-  multiply_add_packing(acc, a2, b + a1.k * ldb, ldb, last, panel + a1.k * kPanel<scalar_t>);
+  const int64_t size = a1.k * kPanel<scalar_t>;
+  multiply_add_packing(acc, a1, b, ldb, last, panel, shared);
+  multiply_add_packing(acc, a2, b + a1.k * ldb, ldb, last, panel + size, shared == nullptr ? nullptr : shared + size);
   clamp_sums(acc, least);
   end_sums(acc, c, ldc);
 }
@@ -498,51 +476,50 @@ void multiply_in_order(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b,
   }
 }
 
-// C = [C if accumulate, or bias, or 0] + [A1 ; A2] B. panels are those of B, or null; b may be without data where they
-// are given. panel holds as many elements as streamed_size(c.cols) and as a.cols() * kPanel. True: C is at least
+// C = [C if accumulate, or bias, or 0] + [A1 ; A2] B. b may be without data where all its panels are laid out. panel
+// holds as many elements as streamed_size(c.cols) and as a.cols() * kPanel. True: C is at least
 // `least`, which it is not where B is read in order.
 template <typename scalar_t>
-bool multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const scalar_t* panels, const scalar_t* bias,
-              Matrix<scalar_t> c, scalar_t* panel, bool accumulate = false,
+bool multiply(const Concatenated<scalar_t>& a, ConstStored<scalar_t> b, const Panels<scalar_t>& panels,
+              const scalar_t* bias, Matrix<scalar_t> c, scalar_t* panel, bool accumulate = false,
               scalar_t least = least_of<scalar_t>(Activation::kIdentity)) {
   const int64_t k = a.cols();
   constexpr int64_t panel_width = kPanel<scalar_t>;
-  const int64_t in_order = panels == nullptr ? kRowsWithoutPacking : b.data != nullptr ? kRowsBeforePanels : 0;
+  const bool has_panels = panels.layout.first != nullptr;
+  const int64_t in_order = !has_panels ? kRowsWithoutPacking : b.data != nullptr ? kRowsBeforePanels : 0;
   if (c.rows <= in_order && c.cols >= kPanelsToStream * panel_width) {
     multiply_in_order(a, b, bias, c, panel, accumulate);
     return false;
   }
   const Operand<scalar_t> a1 = operand(a.left), a2 = operand(a.right);
   alignas(64) scalar_t edge_bias[panel_width] = {};
-  for (int64_t column = 0; column < c.cols; column += panel_width) {
+  const int64_t count = round_up(c.cols, panel_width) / panel_width, first = panels.begin(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t column = (first + i) % count * panel_width, following = (first + i + 1) % count * panel_width;
     const int64_t width = std::min(panel_width, c.cols - column);
     const bool whole = width == panel_width;
     // The register tile reads floats: elsewhere a panel is widened before.
-    const bool packed = panels != nullptr || !whole || c.rows > kRowsWithoutPacking || b.storage != Storage::kComputed;
-    const scalar_t* source = panels != nullptr ? panels + column * k : packed ? panel : b.view().data + column;
+    const bool packed = has_panels || !whole || c.rows > kRowsWithoutPacking || b.storage != Storage::kComputed;
+    const PanelPlace<scalar_t> place = panels.take(column, panel);
+    const scalar_t* source = packed ? place.data : b.view().data + column;
     const int64_t stride = packed ? panel_width : b.ld;
     const scalar_t* start = bias == nullptr ? nullptr : bias + column;
     if (start != nullptr && !whole) {
       std::copy_n(start, width, edge_bias);
       start = edge_bias;
     }
-    // The next panel: of one that stands in rows, the line of each.
-    Lines next(source);
-    if (column + width < c.cols) {
-      next = panels != nullptr
-                 ? Lines(source + panel_width * k, 64, k * panel_width * static_cast<int64_t>(sizeof(scalar_t)) / 64)
-                 : Lines(b.at(0, column + panel_width), b.ld * b.element_size(), k);
-    }
+    Lines next = (i + 1 < count ? panels.lines(b, following, panel_width) : panels.following).or_none(source);
     int64_t row = 0;
-    if (packed && panels == nullptr) {
-      static_assert(kRowsWithoutPacking >= kRegisterTileRows);
-      if (whole && b.storage == Storage::kComputed) {
+    if (packed && !place.laid_out) {
+      const bool on_the_way = whole && b.storage == Storage::kComputed && c.rows >= kRegisterTileRows;
+      if (on_the_way) {
         packing_tile<scalar_t>(a1, a2, b.view().data + column, b.ld, start, c.data + column, c.ld, accumulate, least,
-                               panel);
+                               place.data, place.shared);
         row = kRegisterTileRows;
       } else {
-        pack_panel<scalar_t>(b.columns(column, width), panel);
+        pack_panel<scalar_t>(b.columns(column, width), place.data);
       }
+      place.share(k * panel_width, on_the_way);
     }
     for (; row < c.rows; row += kRegisterTileRows) {
       const int64_t end = std::min(row + kRegisterTileRows, c.rows);
@@ -583,9 +560,9 @@ void multiply_transposed(ConstMatrix<scalar_t> dc, ConstStored<scalar_t> w, Matr
       read_row(w, i + r, 0, n, widened_rows + r * n);
     }
     const Operand<scalar_t> a = rows_of_w.from_row(in_place ? i : 0);
-    Lines next(a.data);
+    Lines next = Lines().or_none(a.data);
     if (in_place && i + count < w.rows) {
-      next = Lines(w.at(i + count, 0), 64, count * w.ld * w.element_size() / 64);
+      next = Lines({w.at(i + count, 0), 64, count * w.ld * w.element_size() / 64});
     }
     for (int64_t row = 0; row < dc.rows; row += panel_width) {
       const int64_t width = std::min(panel_width, dc.rows - row);

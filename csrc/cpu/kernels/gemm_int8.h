@@ -161,35 +161,35 @@ void pack_int8_panels(const MatrixView<const element_t>& b, const Int8Panels& pa
   for (int64_t n = 0; n < padded; ++n) {
     panels.scales[n] = int8_scale(float_of(static_cast<uint32_t>(panels.excess[n])));
   }
+  std::fill_n(panels.excess, padded, 0);
+  // In the order of the rows, which is that of memory.
   constexpr int lanes_of_vector = kLanes<float>;
-  for (int64_t column = 0; column < b.cols; column += panel_width) {
-    const int64_t width = std::min(panel_width, b.cols - column);
-    int32_t* packed = panels.terms + column * lanes;
-    Int32Lanes sums[kVectors] = {};
-    alignas(64) float edge[panel_width] = {};
-    for (int64_t lane = 0; lane < lanes; ++lane, packed += panel_width) {
-      Int32Lanes terms[kVectors] = {};
-      const int64_t begin = lane * kTermsOfLane;
-      for (int64_t j = 0; j < std::min(kTermsOfLane, b.rows - begin); ++j) {
-        const auto row = b.row(begin + j) + column;
-        if (width < panel_width) {
-          widen_values(row, width, edge);
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    const int64_t begin = lane * kTermsOfLane, count = std::min(kTermsOfLane, b.rows - begin);
+    for (int64_t n = 0; n < padded; n += lanes_of_vector) {
+      const vec<float> scale = load(panels.scales + n);
+      Int32Lanes terms = {}, sums;
+      std::memcpy(&sums, panels.excess + n, sizeof(sums));
+      for (int64_t j = 0; j < count; ++j) {
+        const auto row = b.row(begin + j) + n;
+        alignas(64) float edge[lanes_of_vector] = {};
+        if (n + lanes_of_vector > b.cols) {
+          widen_values(row, std::max<int64_t>(b.cols - n, 0), edge);
         }
-        for (int v = 0; v < kVectors; ++v) {
-          const int n = v * lanes_of_vector;
-          const vec<float> x = width < panel_width ? load(edge + n) : load_widened(row + n);
-          const Int32Lanes value = round_to_int8(x, load(panels.scales + column + n));
-          terms[v] |= (value & mask) << static_cast<int>(kFactorBits * j);
-          sums[v] += value;
-        }
+        const Int32Lanes value = round_to_int8(n + lanes_of_vector > b.cols ? load(edge) : load_widened(row), scale);
+        terms |= (value & mask) << static_cast<int>(kFactorBits * j);
+        sums += value;
       }
-      std::memcpy(packed, terms, sizeof(terms));
+      const int64_t column = n / panel_width * panel_width;
+      int32_t* packed = panels.terms + column * lanes + lane * panel_width + (n - column);
+      store_for_others(reinterpret_cast<float*>(packed), (vec<float>)terms);
+      std::memcpy(panels.excess + n, &sums, sizeof(sums));
     }
-    for (int v = 0; v < kVectors; ++v) {
-      sums[v] *= kInt8Offset;
-    }
-    std::memcpy(panels.excess + column, sums, sizeof(sums));
   }
+  for (int64_t n = 0; n < padded; ++n) {
+    panels.excess[n] *= kInt8Offset;
+  }
+  finish_stores_for_others();
 }
 
 // What a sum of products stands for, or `least` where that is more.
@@ -280,11 +280,10 @@ template <int rows, int vectors>
 inline __attribute__((always_inline)) void add_all_products(Int32Lanes (&sums)[rows][vectors], const int32_t* a,
                                                             int64_t terms, const int32_t* panel, Ahead& ahead) {
   int64_t i = 0;
-  for (; SAML_HAS_INT8_DOT && rows == kRegisterTileRows && i + kTermsPerLine <= terms; i += kTermsPerLine) {
-    __builtin_prefetch(ahead.line);
-    ahead.line += ahead.step;
+  for (; SAML_HAS_INT8_DOT && rows == kRegisterTileRows && i + kTermsAtOnce <= terms; i += kTermsAtOnce) {
+    ahead.ask();
 #pragma GCC unroll 4
-    for (int64_t j = 0; j < kTermsPerLine; ++j, panel += kPanel<float>) {
+    for (int64_t j = 0; j < kTermsAtOnce; ++j, panel += kPanel<float>) {
       add_lane(sums, a + i + j, terms, panel);
     }
   }
@@ -347,7 +346,7 @@ inline void multiply_int8(const int32_t* a, const float* row_scales, int64_t k, 
     const bool whole = width == panel_width;
     const int32_t* panel = panels.terms + column * terms;
     const int64_t lines = terms * panel_width * static_cast<int64_t>(sizeof(int32_t)) / 64;
-    Lines next = column + width < c.cols ? Lines(panel + terms * panel_width, 64, lines) : Lines(panel);
+    Lines next = column + width < c.cols ? Lines({panel + terms * panel_width, 64, lines}) : Lines().or_none(panel);
     std::copy_n(bias + column, width, edge_bias);
     for (int64_t row = 0; row < c.rows; row += kInt8Rows) {
       const int64_t count = std::min<int64_t>(kInt8Rows, c.rows - row);

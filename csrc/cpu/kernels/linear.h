@@ -29,6 +29,8 @@ struct ProductScratch {
   int32_t* int8_rows = nullptr;  // of the rows prepared last
   float* row_scales = nullptr;   // of these
   scalar_t* branch = nullptr;    // V_k of a tile's rows, where streams stand in 16 bits
+  int64_t tile = 0;              // its number
+  Lines following = {};          // what is read after the product
 
   uint16_t* units() const { return reinterpret_cast<uint16_t*>(rounded); }
 
@@ -78,38 +80,53 @@ int64_t transposed_panels_size(const Weights<scalar_t>& weights) {
   return transposed_terms(weights.n) * round_up(weights.k(), kPanel<scalar_t>);
 }
 
+// Those of matrix i, of `terms` terms and so many columns, which are padded to whole panels.
+template <typename element_t, typename scalar_t>
+inline Panels<element_t> panels_of(const Layout<element_t>& layout, int64_t i, int64_t terms, int64_t columns,
+                                   const ProductScratch<scalar_t>& product) {
+  constexpr int64_t width = std::is_same_v<element_t, double> ? kPanel<double> : kPanel<float>;
+  const int64_t size = terms * round_up(columns, width);
+  Panels<element_t> panels{layout, terms, product.tile, product.following};
+  panels.layout.first += layout.first == nullptr ? 0 : i * size;
+  panels.layout.states += layout.states == nullptr ? 0 : i * columns;
+  return panels;
+}
+
+// Those of matrix i that are laid out before the tiles run, or null.
 template <typename element_t>
-inline element_t* matrix_of(element_t* first, int64_t i, int64_t size) {
-  return first == nullptr ? nullptr : first + i * size;
+inline element_t* before_tiles(const Layout<element_t>& layout, int64_t i, int64_t size) {
+  return layout.before_tiles() ? layout.first + i * size : nullptr;
 }
 
 template <typename scalar_t>
 void lay_out(const PanelItem<scalar_t>& item) {
   const Weights<scalar_t>& weights = *item.weights;
   const StoredMatrix<const scalar_t> matrix = weights.matrix(item.matrix);
-  if (weights.panels != nullptr) {
-    pack_panels(matrix, weights.panels + item.matrix * panels_size(weights));
+  if (weights.panels.before_tiles()) {
+    pack_panels(matrix, weights.panels.first + item.matrix * panels_size(weights));
   }
   if constexpr (kRoundsFloats<scalar_t>) {
-    if (weights.rounded_panels != nullptr) {
-      scalar_t* panels = weights.rounded_panels + item.matrix * panels_size(weights);
+    if (weights.rounded_panels.first != nullptr) {
+      scalar_t* panels = weights.rounded_panels.first + item.matrix * panels_size(weights);
       pack_panels(matrix, panels);
       round_values(panels, panels_size(weights), panels);
     }
   }
-  if (weights.transposed_panels != nullptr) {
-    pack_transposed_panels(matrix, weights.transposed_panels + item.matrix * transposed_float_panels_size(weights));
+  if (weights.transposed_panels.first != nullptr) {
+    pack_transposed_panels(matrix,
+                           weights.transposed_panels.first + item.matrix * transposed_float_panels_size(weights));
   }
   if constexpr (std::is_same_v<scalar_t, float>) {
-    if (weights.int8_panels != nullptr) {
-      int8_t* block = weights.int8_panels + item.matrix * int8_panels_size(weights);
+    if (weights.int8_panels.first != nullptr) {
+      int8_t* block = weights.int8_panels.first + item.matrix * int8_panels_size(weights);
       with_stored_elements<float>(
           matrix, [&](const auto& view) { pack_int8_panels(view, Int8Panels(block, weights.k(), weights.n)); });
     }
   }
   if constexpr (kHasBfloat16Panels<scalar_t>) {
-    uint16_t* panels = matrix_of(weights.bfloat16_panels, item.matrix, bfloat16_panels_size(weights));
-    uint16_t* transposed = matrix_of(weights.transposed_bfloat16_panels, item.matrix, transposed_panels_size(weights));
+    uint16_t* panels = before_tiles(weights.bfloat16_panels, item.matrix, bfloat16_panels_size(weights));
+    uint16_t* transposed =
+        before_tiles(weights.transposed_bfloat16_panels, item.matrix, transposed_panels_size(weights));
     if constexpr (kHasTiles<scalar_t>) {
       with_elements<scalar_t>(matrix, [&]<typename element_t>(const MatrixView<const element_t>& view) {
         const Concatenated<element_t> source{view};
@@ -138,22 +155,22 @@ template <typename scalar_t>
 inline void prepare_rows(Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
                          ProductScratch<scalar_t>& scratch) {
   if constexpr (kHasTiles<scalar_t>) {
-    if (weights.bfloat16_panels != nullptr) {
+    if (weights.bfloat16_panels.first != nullptr) {
       lay_out_left(a, rows, weights.parts, scratch.tiles);
     }
   }
   if constexpr (kRoundsFloats<scalar_t>) {
-    if (weights.rounded_panels != nullptr) {
+    if (weights.rounded_panels.first != nullptr) {
       round_rows(a, rows, scratch.rounded);
     }
   }
   if constexpr (kHasBfloat16Panels<scalar_t> && !kHasTiles<scalar_t>) {
-    if (weights.bfloat16_panels != nullptr) {
+    if (weights.bfloat16_panels.first != nullptr) {
       round_rows(a, rows, scratch.units());
     }
   }
   if constexpr (std::is_same_v<scalar_t, float>) {
-    if (weights.int8_panels != nullptr) {
+    if (weights.int8_panels.first != nullptr) {
       quantise_rows(a, rows, scratch.int8_rows, scratch.row_scales);
     }
   }
@@ -164,11 +181,11 @@ inline void prepare_rows(Range rows, const Concatenated<scalar_t>& a, const Weig
 template <typename scalar_t>
 inline bool linear_columns(Range rows, Range columns, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
                            int64_t i, scalar_t least, Matrix<scalar_t> z, ProductScratch<scalar_t>& scratch) {
-  const scalar_t* panels = matrix_of(weights.panels, i, panels_size(weights));
-  return multiply(
-      a.row_range(rows.begin, rows.end), weights.matrix(i).columns(columns.begin, columns.size()),
-      panels == nullptr ? nullptr : panels + columns.begin * weights.k(), weights.bias + i * weights.n + columns.begin,
-      z.row_range(rows.begin, rows.end).columns(columns.begin, columns.size()), scratch.panel, false, least);
+  const Panels<scalar_t> panels = panels_of(weights.panels, i, weights.k(), weights.n, scratch);
+  return multiply(a.row_range(rows.begin, rows.end), weights.matrix(i).columns(columns.begin, columns.size()),
+                  panels.columns(columns.begin), weights.bias + i * weights.n + columns.begin,
+                  z.row_range(rows.begin, rows.end).columns(columns.begin, columns.size()), scratch.panel, false,
+                  least);
 }
 
 // Rows of V, computed as floats, to where they stand in bfloat16.
@@ -205,14 +222,13 @@ inline void activate_sums(Activation activation, bool clamped, MatrixView<scalar
 template <typename sum_t>
 inline void multiply_rows_of_units(Range rows, const Concatenated<float>& a, const Weights<float>& weights, int64_t i,
                                    float least, const MatrixView<sum_t>& z, ProductScratch<float>& scratch) {
-  const uint16_t* panels = matrix_of(weights.bfloat16_panels, i, bfloat16_panels_size(weights));
-  if (panels == nullptr) {
+  if (weights.bfloat16_panels.first == nullptr) {
     round_rows(a, rows, scratch.units());
   }
   const int64_t terms = unit_terms(weights.k1, weights.k2);
   multiply_bfloat16<sum_t>({scratch.units() + rows.begin * terms, rows.size(), terms, terms}, weights.k1,
-                           weights.matrix(i), panels, weights.bias + i * weights.n, z.row_range(rows.begin, rows.end),
-                           scratch.panel, least);
+                           weights.matrix(i), panels_of(weights.bfloat16_panels, i, terms, weights.n, scratch),
+                           weights.bias + i * weights.n, z.row_range(rows.begin, rows.end), scratch.panel, least);
 }
 
 #endif
@@ -228,27 +244,25 @@ inline bool multiply_rows(Rounding rounding, Range rows, const Concatenated<scal
     if (rounding == Rounding::kInt8) {
       const int64_t k = weights.k();
       multiply_int8(scratch.int8_rows + rows.begin * lanes_of(k), scratch.row_scales + rows.begin, k,
-                    Int8Panels(weights.int8_panels + i * int8_panels_size(weights), k, weights.n), bias,
+                    Int8Panels(weights.int8_panels.first + i * int8_panels_size(weights), k, weights.n), bias,
                     z.row_range(rows.begin, rows.end), least);
       return true;
     }
   }
   [[maybe_unused]] const bool bfloat16 = rounding == Rounding::kBfloat16;
-  [[maybe_unused]] const uint16_t* bfloat16_panels =
-      matrix_of(weights.bfloat16_panels, i, bfloat16_panels_size(weights));
   if constexpr (kHasTiles<scalar_t>) {
-    if (bfloat16_panels != nullptr) {
-      const TileFactors factors{scratch.tiles, bfloat16_panels, tiles_of(weights.k(), kTileDepth), weights.parts};
+    if (const uint16_t* panels = before_tiles(weights.bfloat16_panels, i, bfloat16_panels_size(weights))) {
+      const TileFactors factors{scratch.tiles, panels, tiles_of(weights.k(), kTileDepth), weights.parts};
       multiply_tiles(factors, bfloat16 ? 1 : weights.parts, rows, Sums::kFromBias, bias, z);
       return false;
     }
   }
   if constexpr (kRoundsFloats<scalar_t>) {
-    if (bfloat16 && weights.rounded_panels != nullptr) {
+    if (bfloat16 && weights.rounded_panels.first != nullptr) {
       const int64_t k = weights.k();
       const StoredMatrix<const scalar_t> in_panels(nullptr, k, weights.n, weights.n, Storage::kComputed);
       return multiply<scalar_t>({{scratch.rounded + rows.begin * k, rows.size(), k, k}}, in_panels,
-                                weights.rounded_panels + i * panels_size(weights), bias,
+                                panels_of(weights.rounded_panels, i, k, weights.n, scratch), bias,
                                 z.row_range(rows.begin, rows.end), scratch.panel, false, least);
     }
   }
@@ -260,12 +274,33 @@ inline bool multiply_rows(Rounding rounding, Range rows, const Concatenated<scal
   } else if constexpr (std::is_same_v<scalar_t, float>) {
     if (bfloat16) {
       multiply_bfloat16(a.row_range(rows.begin, rows.end), weights.matrix(i),
-                        matrix_of(weights.panels, i, panels_size(weights)), bias, z.row_range(rows.begin, rows.end),
-                        scratch.panel, scratch.rounded);
+                        panels_of(weights.panels, i, weights.k(), weights.n, scratch), bias,
+                        z.row_range(rows.begin, rows.end), scratch.panel, scratch.rounded);
       return false;
     }
   }
   return linear_columns(rows, {0, weights.n}, a, weights, i, least, z, scratch);
+}
+
+// What a product with W_i reads first.
+template <typename scalar_t>
+inline Lines first_lines(Rounding rounding, const Weights<scalar_t>& weights, int64_t i,
+                         const ProductScratch<scalar_t>& scratch) {
+  constexpr int64_t width = kPanel<scalar_t>;
+  const int64_t count = round_up(weights.n, width) / width;
+  const auto of = [&](const auto& panels) {
+    return panels.lines(weights.matrix(i), panels.begin(count) * width, width);
+  };
+  if (rounding == Rounding::kInt8 || kHasTiles<scalar_t> || weights.n == 0) {
+    return {};
+  }
+  if (rounding == Rounding::kBfloat16 && weights.rounded_panels.first != nullptr) {
+    return of(panels_of(weights.rounded_panels, i, weights.k(), weights.n, scratch));
+  }
+  if (kHasBfloat16Panels<scalar_t> && rounding == Rounding::kBfloat16) {
+    return of(panels_of(weights.bfloat16_panels, i, unit_terms(weights.k1, weights.k2), weights.n, scratch));
+  }
+  return of(panels_of(weights.panels, i, weights.k(), weights.n, scratch));
 }
 
 // Rows of V = δ(Z) in its place.
@@ -287,7 +322,7 @@ inline bool linear_to_bfloat16([[maybe_unused]] Rounding rounding, [[maybe_unuse
                                [[maybe_unused]] Activation activation, [[maybe_unused]] const StoredMatrix<scalar_t>& v,
                                [[maybe_unused]] ProductScratch<scalar_t>& scratch) {
   if constexpr (kHasBfloat16Panels<scalar_t>) {
-    const bool in_tiles = kHasTiles<scalar_t> && weights.bfloat16_panels != nullptr;
+    const bool in_tiles = kHasTiles<scalar_t> && weights.bfloat16_panels.first != nullptr;
     const bool in_sums = activation == Activation::kRelu || activation == Activation::kIdentity;
     if (rounding == Rounding::kBfloat16 && !in_tiles && in_sums) {
       const MatrixView<uint16_t> target{static_cast<uint16_t*>(v.data), v.rows, v.cols, v.ld};
@@ -308,9 +343,9 @@ inline void linear_dgrad([[maybe_unused]] Rounding rounding, Range rows, ConstMa
     return;
   }
   if constexpr (kHasTiles<scalar_t>) {
-    if (weights.transposed_bfloat16_panels != nullptr) {
+    if (weights.transposed_bfloat16_panels.first != nullptr) {
       lay_out_left(Concatenated<scalar_t>{dz}, rows, weights.parts, scratch.tiles);
-      TileFactors factors{scratch.tiles, weights.transposed_bfloat16_panels + i * transposed_panels_size(weights),
+      TileFactors factors{scratch.tiles, weights.transposed_bfloat16_panels.first + i * transposed_panels_size(weights),
                           tiles_of(weights.n, kTileDepth), weights.parts};
       // From the beginning of a tile.
       const int64_t start = begin / kTileSide * kTileSide;
@@ -322,18 +357,19 @@ inline void linear_dgrad([[maybe_unused]] Rounding rounding, Range rows, ConstMa
   }
   if constexpr (kHasBfloat16Panels<scalar_t>) {
     if (rounding == Rounding::kBfloat16) {
-      const uint16_t* panels = matrix_of(weights.transposed_bfloat16_panels, i, transposed_panels_size(weights));
+      const Panels<uint16_t> panels =
+          panels_of(weights.transposed_bfloat16_panels, i, transposed_terms(weights.n), weights.k(), scratch);
       // From the beginning of a panel.
-      const int64_t start = panels == nullptr ? begin : begin / kPanel<scalar_t> * kPanel<scalar_t>;
+      const int64_t start = panels.layout.first == nullptr ? begin : begin / kPanel<scalar_t> * kPanel<scalar_t>;
       multiply_transposed_bfloat16(dz.row_range(rows.begin, rows.end), weights.matrix(i).row_range(start, weights.k()),
-                                   panels == nullptr ? nullptr : panels + start * transposed_terms(weights.n),
+                                   panels.columns(start),
                                    da.row_range(rows.begin, rows.end).columns(start, weights.k() - start), accumulate,
                                    scratch.panel, scratch.rounded);
       return;
     }
   }
-  if (weights.transposed_panels != nullptr && begin == 0) {
-    const scalar_t* panels = weights.transposed_panels + i * transposed_float_panels_size(weights);
+  if (weights.transposed_panels.first != nullptr && begin == 0) {
+    const Panels<scalar_t> panels = panels_of(weights.transposed_panels, i, weights.n, weights.k(), scratch);
     multiply<scalar_t>({dz.row_range(rows.begin, rows.end)}, {}, panels, nullptr, da.row_range(rows.begin, rows.end),
                        scratch.panel, accumulate);
     return;

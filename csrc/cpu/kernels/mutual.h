@@ -57,7 +57,10 @@ inline double clamped_norm(const scalar_t* v, int64_t d) {
 
 // ⟨V_j, V_j⟩ and ⟨V_j, V_t⟩, of which V_t is given in double, too. The next row's V_j stands `next` behind.
 template <typename scalar_t>
-inline Dots<1> dots_with_own(const scalar_t* v, const scalar_t*, const double* own, int64_t d, int64_t) {
+inline Dots<1> dots_with_own(const scalar_t* v, const scalar_t*, const double* own, int64_t d, int64_t next) {
+  for (int64_t i = 0; i < d; i += 64 / static_cast<int64_t>(sizeof(scalar_t))) {
+    __builtin_prefetch(v + i + next);
+  }
   return dots<1>(v, {own}, d);
 }
 
@@ -145,6 +148,9 @@ void gates(Rounding rounding, const Tile<scalar_t>& tile, const std::vector<Segm
     const Concatenated<scalar_t> input{streams.columns(k * from, d)};
     const Matrix<scalar_t> target = gate.columns(k * to, layer.gate_width);
     prepare_rows(rows, input, layer.gates, product);
+    if (i + 1 < static_cast<int64_t>(of.size())) {
+      products.follow_with(rounding, layer.gates, of[i + 1].scenario, product);
+    }
     linear_of(rounding, rows, columns, input, layer.gates, k, Activation::kIdentity, target, product);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       scalar_t* g = target.row(r);

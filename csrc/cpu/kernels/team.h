@@ -46,7 +46,7 @@ class SharedProducts {
     const int64_t workers = scratch.team.workers;
     shared_ = workers > 1 && worth_sharing(rows, matrices, weights);
     // Products of rounded factors and of parts are not cut: their layouts are not made for it.
-    if (!shared_ || rounding != Rounding::kNone || weights.bfloat16_panels != nullptr) {
+    if (!shared_ || rounding != Rounding::kNone || weights.bfloat16_panels.first != nullptr) {
       return;
     }
     constexpr int64_t least = kPanelsToStream * kPanel<scalar_t>;
@@ -62,12 +62,21 @@ class SharedProducts {
   // Whether several threads take part; each then prepares its rows itself.
   bool shared() const { return shared_; }
 
+  // Says what the product after this one reads first, if this thread computes that one too.
+  void follow_with(Rounding rounding, const Weights<scalar_t>& weights, int64_t i,
+                   ProductScratch<scalar_t>& product) const {
+    if (!shared_) {
+      product.following = first_lines(rounding, weights, i, product);
+    }
+  }
+
   // Calls function(matrix, columns, scratch) for all of them.
   template <typename Function>
   void run(TeamScratch<scalar_t>& scratch, const Function& function) const {
     const int64_t blocks = (n_ + block_ - 1) / block_;
     const auto item = [&](int64_t i, int64_t worker) {
       const int64_t begin = i % blocks * block_;
+      scratch.products[worker].following = {};
       function(i / blocks, Range{begin, std::min(begin + block_, n_)}, scratch.products[worker]);
     };
     if (!shared_) {

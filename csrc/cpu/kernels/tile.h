@@ -39,9 +39,10 @@ template <typename scalar_t>
 class Tile {
  public:
   Tile(const Trunk<scalar_t>& trunk, int64_t number)
-      : trunk_(trunk), begin_(trunk.tiles.begin(number)), end_(trunk.tiles.end(number)) {}
+      : trunk_(trunk), number_(number), begin_(trunk.tiles.begin(number)), end_(trunk.tiles.end(number)) {}
 
   const Trunk<scalar_t>& trunk() const { return trunk_; }
+  int64_t number() const { return number_; }
   int64_t rows() const { return end_ - begin_; }
   Range all() const { return {0, rows()}; }
 
@@ -76,12 +77,16 @@ class Tile {
             std::clamp(trunk_.offsets[k + 1], begin_, end_) - begin_};
   }
 
+  // That of the first row.
+  int64_t first_scenario() const {
+    const int64_t* offsets = trunk_.offsets;
+    return std::upper_bound(offsets, offsets + trunk_.num_scenarios + 1, begin_) - offsets - 1;
+  }
+
   // Calls function(segment) for the scenarios that have rows here.
   template <typename Function>
   void for_each_segment(Function function) const {
-    const int64_t* offsets = trunk_.offsets;
-    int64_t k = std::upper_bound(offsets, offsets + trunk_.num_scenarios + 1, begin_) - offsets - 1;
-    for (; k < trunk_.num_scenarios && offsets[k] < end_; ++k) {
+    for (int64_t k = first_scenario(); k < trunk_.num_scenarios && trunk_.offsets[k] < end_; ++k) {
       const Range rows = of_scenario(k);
       if (rows.size() > 0) {
         function(Segment{k, rows});
@@ -112,6 +117,7 @@ class Tile {
 
  private:
   const Trunk<scalar_t>& trunk_;
+  int64_t number_;
   int64_t begin_;
   int64_t end_;
 };

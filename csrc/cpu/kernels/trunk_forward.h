@@ -40,7 +40,11 @@ class TileLayers {
       : trunk_(tile.trunk()),
         tile_(tile),
         scratch_(scratch),
-        x_local_(tile.in(scratch.x_local, tile.trunk().x_local.cols)) {}
+        x_local_(tile.in(scratch.x_local, tile.trunk().x_local.cols)) {
+    for (ProductScratch<scalar_t>& product : scratch.team.products) {
+      product.tile = tile.number();
+    }
+  }
 
   // Reads the tile's rows of x_l, before the layer that reads them.
   void gather_x_local() const { tile_.gather(trunk_.x_local, x_local_); }
@@ -96,6 +100,9 @@ class TileLayers {
     const SharedProducts<scalar_t> products(scratch_.team, tile_.rows(), 1, layer.auxiliary, trunk_.own_rounding());
     products.run(scratch_.team, [&](int64_t, Range columns, ProductScratch<scalar_t>& product) {
       prepare_rows(tile_.all(), input, layer.auxiliary, product);
+      if (l >= trunk_.num_shared) {
+        products.follow_with(trunk_.own_rounding(), layer.branch, tile_.first_scenario(), product);
+      }
       layer_of(tile_.all(), columns, input, layer.auxiliary, 0, layer.activation, z, out, product);
     });
     tile_.save(out, saved.aux);
@@ -113,6 +120,11 @@ class TileLayers {
       const Concatenated<scalar_t> input{stream_input(l, k, previous), aux};
       if (products.shared() || k == 0 || !one_input) {
         prepare_rows(tile_.all(), input, layer.branch, product);
+      }
+      if (k + 1 < trunk_.num_scenarios) {
+        products.follow_with(trunk_.foreign_rounding, layer.branch, k + 1, product);
+      } else if (layer.has_mutual_unit()) {
+        products.follow_with(trunk_.own_rounding(), layer.gates, tile_.first_scenario(), product);
       }
       const bool in_place = streams.all.storage == Storage::kComputed;
       if (!in_place && own_preact.data == nullptr && trunk_.foreign_rounding == trunk_.own_rounding() &&
@@ -160,6 +172,9 @@ class TileLayers {
       const auto [k, rows] = segments[i];
       const Concatenated<scalar_t> input{l > 0 ? previous : stream_input(l, k, previous), aux};
       prepare_rows(rows, input, layer.branch, product);
+      if (i + 1 < static_cast<int64_t>(segments.size())) {
+        products.follow_with(trunk_.own_rounding(), layer.branch, segments[i + 1].scenario, product);
+      }
       layer_of(rows, columns, input, layer.branch, k, layer.activation, z, out, product);
     });
     tile_.save(out, saved.own);

@@ -163,7 +163,7 @@ struct FloatTerms {
     const Operand<scalar_t> a{scratch.input + row * kGradientChunk, 1, kRegisterTileRows, terms};
     const Operand<scalar_t> nothing{a.data, 0, 0, 0};
     multiply_tile<scalar_t>(a, nothing, scratch.panel, kPanel<scalar_t>, nullptr, out, accumulate,
-                            least_of<scalar_t>(Activation::kIdentity), Lines(scratch.panel).next(terms));
+                            least_of<scalar_t>(Activation::kIdentity), Lines().or_none(scratch.panel).next(terms));
   }
 };
 
@@ -207,7 +207,7 @@ struct UnitTerms {
     alignas(64) static constexpr float kNothing[kPanel<float>] = {};
     const UnitOperand a{scratch.left + 2 * row * kTerms, 2, 2 * kRegisterTileRows, terms};
     multiply_tile_units<float>(a, reinterpret_cast<const uint16_t*>(scratch.panel), kNothing, out, accumulate,
-                               least_of<float>(Activation::kIdentity), Lines(scratch.panel).next(terms));
+                               least_of<float>(Activation::kIdentity), Lines().or_none(scratch.panel).next(terms));
   }
 
  private:
