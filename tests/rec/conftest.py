@@ -144,6 +144,28 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture
+def started() -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts Python in a process of its own, and returns when that says that it is ready.
+
+    Its output has no buffer: one would also take lines after the first, and communicate() does not read buffers.
+    """
+
+    def start(*arguments: object) -> subprocess.Popen[bytes]:
+        child = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n", child.communicate(timeout=240)[1].decode()
+        return child
+
+    return start
+
+
 @pytest.fixture(scope="session")
 def finished_run(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs of SAML on ``small_dataset``. Do not write to it: copy it."""

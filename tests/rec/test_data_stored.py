@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from itertools import count
 
@@ -263,25 +261,21 @@ print(found.tables["train"].fingerprint(), flush=True)
 """
 
 
-def start(big, cache):
-    command = [sys.executable, "-c", CHILD, str(big.data), str(big.schema), str(cache)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert child.stdout.readline() == "ready\n"
-    return child
-
-
 def finish(child):
-    out, _ = child.communicate(timeout=120)
-    assert child.returncode == 0
-    return out.strip()
+    out, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, errors.decode()
+    return out.decode().strip()
 
 
-def test_killed_at_random_moments_and_two_at_once(big, tmp_path):
+def test_killed_at_random_moments_and_two_at_once(big, tmp_path, started):
+    def start(cache):
+        return started("-c", CHILD, big.data, big.schema, cache)
+
     draw = np.random.default_rng()
     cache = tmp_path / "cache"
-    expected = finish(start(big, tmp_path / "other"))
+    expected = finish(start(tmp_path / "other"))
     for _ in range(3):
-        child = start(big, cache)
+        child = start(cache)
         time.sleep(draw.uniform(0, 0.4))
         child.send_signal(signal.SIGKILL)
         child.communicate()
@@ -289,7 +283,7 @@ def test_killed_at_random_moments_and_two_at_once(big, tmp_path):
             # Whatever has its name is whole, also to one who looks now.
             if path.parent.suffix != ".tmp":
                 assert Cache(cache, path.parent.name).meta() is not None
-    both = [start(big, cache) for _ in range(2)]
+    both = [start(cache) for _ in range(2)]
     assert [finish(child) for child in both] == [expected, expected]
     left = sorted(path.name for path in (cache / "encoded").iterdir())
     assert len(left) == 2

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -117,38 +115,35 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def start(arguments):
-    child = subprocess.Popen(
-        [sys.executable, "-c", ONE_THREAD, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert child.stdout.readline() == "ready\n"
-    return child
+def test_what_a_process_says_after_ready_is_not_lost(started):
+    child = started("-c", "print('ready\\nmore')")
+    assert child.communicate(timeout=240)[0] == b"more\n"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_killed_at_random_moments_it_goes_on_to_the_same_result(small_dataset, whole, tmp_path, name):
+def test_killed_at_random_moments_it_goes_on_to_the_same_result(small_dataset, whole, tmp_path, started, name):
+    def start(out):
+        return started("-c", ONE_THREAD, *command(name, small_dataset, out))
+
     out, draw = tmp_path / "out", np.random.default_rng()
     begun = time.perf_counter()
-    child = start(command(name, small_dataset, tmp_path / "timed"))
-    assert child.wait(240) == 0
+    child = start(tmp_path / "timed")
+    _, errors = child.communicate(timeout=240)
+    assert child.returncode == 0, errors.decode()
     longest, delays = time.perf_counter() - begun, []
     for _ in range(5):
         delays.append(draw.uniform(0, longest / 2))
-        child = start(command(name, small_dataset, out))
+        child = start(out)
         time.sleep(delays[-1])
         child.send_signal(signal.SIGKILL)
         child.communicate()
         for path in out.rglob("*.json") if out.exists() else ():
             if not path.name.startswith("."):
                 json.loads(path.read_text(encoding="utf-8"))
-    child = start(command(name, small_dataset, out))
+    child = start(out)
     _, errors = child.communicate(timeout=240)
-    assert child.returncode == 0, errors
+    assert child.returncode == 0, errors.decode()
     assert result(name, out) == result(name, whole[name]), delays
 
 
