@@ -20,6 +20,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -84,6 +85,7 @@ constexpr TrunkKernels<scalar_t> kTrunkKernels = {
     .forward_scratch = &forward_scratch<scalar_t>,
     .forward_tile = &forward_tile<scalar_t>,
     .backward_scratch = &backward_scratch<scalar_t>,
+    .begin_backward = &begin_backward<scalar_t>,
     .backward_tile = &backward_tile<scalar_t>,
     .mutual_forward_tile = &mutual_forward_tile<scalar_t>,
     .mutual_backward_tile = &mutual_backward_tile<scalar_t>,

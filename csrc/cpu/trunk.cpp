@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/ScalarType.h>
+#include <c10/util/FunctionRef.h>
 #include <c10/util/accumulate.h>
 
 #include <algorithm>
@@ -54,20 +55,35 @@ const TrunkKernels<scalar_t>& kernels() {
   }
 }
 
-// function(item, scratch) for items 0 .. count, each thread taking the next one when it is free.
-template <typename Function>
-void for_each_item(int64_t count, int64_t scratch_bytes, const Function& function) {
+using ItemFunction = c10::function_ref<void(int64_t item, void* scratch)>;
+
+// function(item, scratch) for items 0 .. count, by all threads, after prepare(scratch) of each. Items are cut into
+// `runs`; a thread takes the next one of its run when it is free, then what is left of others.
+void for_each_item(int64_t count, int64_t scratch_bytes, ItemFunction function, int64_t runs,
+                   c10::function_ref<void(void* scratch)> prepare) {
   if (count == 0) {
     return;
   }
-  std::atomic<int64_t> next{0};
+  const auto begin = [&](int64_t run) { return run * count / runs; };
+  std::vector<std::atomic<int64_t>> next(static_cast<size_t>(runs));
+  for (int64_t run = 0; run < runs; ++run) {
+    next[run] = begin(run);
+  }
   const int64_t workers = std::min<int64_t>(count, at::get_num_threads());
-  at::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+  at::parallel_for(0, workers, 1, [&](int64_t worker, int64_t) {
     const c10::DataPtr scratch = KeptMemory::instance().scratch(scratch_bytes);
-    for (int64_t item = next++; item < count; item = next++) {
-      function(item, scratch.get());
+    prepare(scratch.get());
+    for (int64_t i = 0; i < runs; ++i) {
+      const int64_t run = (worker + i) % runs;
+      for (int64_t item = next[run]++; item < begin(run + 1); item = next[run]++) {
+        function(item, scratch.get());
+      }
     }
   });
+}
+
+void for_each_item(int64_t count, int64_t scratch_bytes, ItemFunction function) {
+  for_each_item(count, scratch_bytes, function, 1, [](void*) {});
 }
 
 // The tensor as a matrix of its first dimension by all others; without data where it has no elements.
@@ -345,7 +361,8 @@ template <typename scalar_t>
 void lay_out_weights(Problem<scalar_t>& problem, const TrunkKernels<scalar_t>& kernel, Readers readers,
                      const Tensors& parameters = {}) {
   LayoutMemory<scalar_t> memory(problem, &kernel, parameters);
-  const std::vector<PanelItem<scalar_t>> items = make_layouts(problem.trunk, problem.layers, kernel, readers, memory);
+  const std::vector<PanelItem<scalar_t>> items =
+      make_layouts(problem.trunk, problem.layers, kernel, readers, at::get_num_threads(), memory);
   for_each_item(static_cast<int64_t>(items.size()), 1, [&](int64_t item, void*) { kernel.lay_out(items[item]); });
   memory.keep();
 }
@@ -575,8 +592,14 @@ TrunkBackwardResults trunk_backward(const TrunkBackwardArguments& arguments) {
   }
   const TrunkKernels<scalar_t>& kernel = kernels<scalar_t>();
   lay_out_weights(problem, kernel, {.forward = arguments.recompute, .dgrad = true});
-  for_each_item(trunk.num_tiles(), kernel.backward_scratch(pass),
-                [&](int64_t tile, void* scratch) { kernel.backward_tile(pass, tile, scratch); });
+  // What a thread lays out of a scenario's weights serves the tiles that follow.
+  const bool by_threads = std::any_of(problem.layers.begin(), problem.layers.end(), [](const Layer<scalar_t>& layer) {
+    return layer.branch.transposed_by_threads || layer.gates.transposed_by_threads;
+  });
+  for_each_item(
+      trunk.num_tiles(), kernel.backward_scratch(pass),
+      [&](int64_t tile, void* scratch) { kernel.backward_tile(pass, tile, scratch); },
+      by_threads ? at::get_num_threads() : 1, [&](void* scratch) { kernel.begin_backward(pass, scratch); });
   return result;
 }
 

@@ -45,6 +45,7 @@ struct Weights {
   Layout<uint16_t> bfloat16_panels = {};             // bfloat16 parts
   Layout<uint16_t> transposed_bfloat16_panels = {};  // of the transpose, which backward reads
   Layout<int8_t> int8_panels = {};                   // rounded to int8, with scales
+  bool transposed_by_threads = false;                // each lays the transpose of one matrix out, for its tiles
   int64_t parts = 1;                                 // bfloat16 parts of a number: 1 rounds it, 3 are all of a float
   bool passing = false;                              // caches will have lost it before it is read again
 
@@ -272,6 +273,8 @@ struct TrunkKernels {
   int64_t (*forward_scratch)(const Trunk<scalar_t>&);
   void (*forward_tile)(const ForwardPass<scalar_t>&, int64_t tile, void* scratch);
   int64_t (*backward_scratch)(const BackwardPass<scalar_t>&);
+  // Before the first tile that is computed in this scratch.
+  void (*begin_backward)(const BackwardPass<scalar_t>&, void* scratch);
   void (*backward_tile)(const BackwardPass<scalar_t>&, int64_t tile, void* scratch);
   // The mutual unit alone: a trunk of one layer without products, whose streams are x_local.
   void (*mutual_forward_tile)(const ForwardPass<scalar_t>&, int64_t tile, void* scratch);

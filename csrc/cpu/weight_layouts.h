@@ -25,7 +25,8 @@ struct Readers {
 //     states(count)                           of so many columns, none laid out
 template <typename scalar_t, typename Memory>
 std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std::vector<Layer<scalar_t>>& layers,
-                                              const TrunkKernels<scalar_t>& kernel, Readers readers, Memory& memory) {
+                                              const TrunkKernels<scalar_t>& kernel, Readers readers, int64_t threads,
+                                              Memory& memory) {
   // A use is a product with that many rows. Each scenario's own rows follow each other and find its weights in cache;
   // laying all of them out writes to memory first what is read back hardly more often.
   constexpr int64_t kRowsOfUse = 32, kUses = 3, kOwnUses = 12;
@@ -45,6 +46,11 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
     const int64_t rounded = own + foreign - floats;
     const bool in_parts = has.float_parts && (own + foreign >= kUses || trunk.own_bfloat16);
     const int64_t enough = foreign == 0 && weights.matrices > 1 && !trunk.experts ? kOwnUses : kUses;
+    // The tile unit multiplies nothing else; vectors, where few tiles read a transposed panel, transpose it for each.
+    const bool rounds = has.bfloat16 && trunk.own_bfloat16;
+    const bool transposes = readers.dgrad && (has.float_parts ? rounds || own >= kUses : rounds && own >= enough);
+    // All transposes at once take as much memory as the weights; a thread's, one of each weight.
+    weights.transposed_by_threads = transposes && !has.float_parts && !trunk.experts && threads < weights.matrices;
     const bool kept = memory.keeps(weights);
     const bool reads_floats = own_floats || (has_foreign && !int8 && foreign_floats);
     const bool reads_rounded = !own_floats || (has_foreign && !int8 && !foreign_floats);
@@ -64,10 +70,8 @@ std::vector<PanelItem<scalar_t>> make_layouts(const Trunk<scalar_t>& trunk, std:
       function(5, weights.rounded_panels, kernel.panels_size, 0,
                readers.forward && !has.bfloat16 &&
                    ((rounded >= kUses && several) || (kept && reads_rounded && trunk.rows > kRowsBeforePanels)));
-      // The tile unit multiplies nothing else; vectors, where few tiles read a transposed panel, transpose it for each.
-      const bool rounds = has.bfloat16 && trunk.own_bfloat16;
       function(2, weights.transposed_bfloat16_panels, kernel.transposed_panels_size, 0,
-               readers.dgrad && (has.float_parts ? rounds || own >= kUses : rounds && own >= enough));
+               transposes && !weights.transposed_by_threads);
       // Every tile reads the transposes of all experts; of a scenario's own, few do.
       function(3, weights.transposed_panels, kernel.transposed_float_panels_size, 0,
                readers.dgrad && trunk.experts && !has.float_parts && !rounds && own >= kUses);

@@ -30,6 +30,38 @@ def test_results_are_the_same_bits(case, dtype, keep_num_threads):
             assert_identical(run(problem, recompute=recompute), once)
 
 
+def test_weights_laid_out_by_the_threads_of_a_call_before_are_not_read(keep_num_threads, monkeypatch):
+    """Threads lay the transposes of bfloat16 weights out in memory that the next call uses again; no thread does where
+    there are as many as scenarios."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).bfloat16()
+
+    x, scenario, weight, bias = draw(1603, 700), torch.full((1603,), 3), draw(4, 700, 512), draw(4, 512)
+    operator, calls = torch.ops.saml_kernels.trunk_backward, []
+
+    def recorded(*arguments):
+        calls.append(arguments)
+        return operator(*arguments)
+
+    monkeypatch.setattr(torch.ops.saml_kernels, "trunk_backward", recorded)
+    leaf = x.requires_grad_()
+    saml_kernels.grouped_mlp(leaf, scenario, [weight], [bias], backend="cpp").sum().backward()
+    (arguments,) = calls
+
+    def gradient(threads):
+        torch.set_num_threads(threads)
+        # A copy, so that the next call finds the memory of this one.
+        return operator(*arguments)[0].clone()
+
+    before = gradient(1)
+    weight.add_(1)
+    by_thread = gradient(1)
+    assert torch.equal(by_thread, gradient(4))
+    assert not torch.equal(by_thread, before)
+
+
 # One tile, whose products are large enough for the threads to share them out. Of 3 and 4 threads some take columns of a
 # matrix: 96 of them and what is left.
 SHARED_TILE = [

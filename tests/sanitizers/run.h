@@ -24,7 +24,7 @@ struct Variant {
   bool recompute;
   bool laid_out;
   bool input_gradients;
-  bool by_tiles = false;  // where they can, tiles lay panels out as they come to them
+  bool by_tiles = false;  // where they can, tiles lay panels out as they come to them, and threads transposes
 };
 
 // On threads that the sanitizer knows.
@@ -41,11 +41,13 @@ void on_threads(int threads, const Function& work) {
 }
 
 // As for_each_item in trunk.cpp.
-template <typename Function>
-void for_each_item(int64_t count, int64_t scratch_bytes, int threads, const Function& function) {
+template <typename Function, typename Prepare = decltype([](void*) {})>
+void for_each_item(int64_t count, int64_t scratch_bytes, int threads, const Function& function,
+                   const Prepare& prepare = {}) {
   std::atomic<int64_t> next{0};
   on_threads(threads, [&] {
     const Guarded<char> scratch(scratch_bytes);
+    prepare(scratch.data());
     for (int64_t item = next++; item < count; item = next++) {
       function(item, scratch.data());
     }
@@ -300,7 +302,9 @@ class Run {
         weights.bfloat16_panels.first = bfloat16(kernel_.bfloat16_panels_size(weights));
         weights.bfloat16_panels.states = layouts.float_parts ? nullptr : states(weights);
       }
-      if (transposed_units) {
+      weights.transposed_by_threads =
+          variant_.by_tiles && transposed_units && !layouts.float_parts && !trunk_.experts && weights.matrices > 1;
+      if (transposed_units && !weights.transposed_by_threads) {
         weights.transposed_bfloat16_panels.first = bfloat16(kernel_.transposed_panels_size(weights));
       }
     };
@@ -376,8 +380,10 @@ class Run {
         pass.grad_x_global = output("grad x_global", rows, case_.global);
       }
     }
-    for_each_item(trunk_.num_tiles(), kernel_.backward_scratch(pass), variant_.threads,
-                  [&](int64_t tile, void* scratch) { kernel_.backward_tile(pass, tile, scratch); });
+    for_each_item(
+        trunk_.num_tiles(), kernel_.backward_scratch(pass), variant_.threads,
+        [&](int64_t tile, void* scratch) { kernel_.backward_tile(pass, tile, scratch); },
+        [&](void* scratch) { kernel_.begin_backward(pass, scratch); });
     run_gradient_items(pass, false);
   }
 

@@ -21,6 +21,9 @@ template <typename scalar_t>
 constexpr bool kRoundsFloats = SAML_HAS_BFLOAT16_DOT == 0 && std::is_same_v<scalar_t, float>;
 
 template <typename scalar_t>
+class ThreadsTransposes;
+
+template <typename scalar_t>
 struct ProductScratch {
   scalar_t* panel = nullptr;
   scalar_t* rounded = nullptr;  // to bfloat16, of the rows prepared last: floats, or units
@@ -30,7 +33,8 @@ struct ProductScratch {
   float* row_scales = nullptr;   // of these
   scalar_t* branch = nullptr;    // V_k of a tile's rows, where streams stand in 16 bits
   int64_t tile = 0;              // its number
-  Lines following = {};          // what is read after the product
+  ThreadsTransposes<scalar_t>* transposes = nullptr;
+  Lines following = {};  // what is read after the product
 
   uint16_t* units() const { return reinterpret_cast<uint16_t*>(rounded); }
 
@@ -79,6 +83,53 @@ int64_t transposed_panels_size(const Weights<scalar_t>& weights) {
   }
   return transposed_terms(weights.n) * round_up(weights.k(), kPanel<scalar_t>);
 }
+
+// The transposes of own weights that a thread lays out for its tiles, of each weight the one of the scenario at hand:
+// it lasts from tile to tile, which come to one scenario after the other.
+template <typename scalar_t>
+class ThreadsTransposes {
+ public:
+  static constexpr bool kAny = kHasBfloat16Panels<scalar_t> && !kHasTiles<scalar_t>;
+
+  ThreadsTransposes(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch) {
+    for (int64_t l = 0; kAny && l < trunk.num_layers; ++l) {
+      for (const Weights<scalar_t>* weights : {&trunk.layers[l].branch, &trunk.layers[l].gates}) {
+        if (weights->transposed_by_threads) {
+          places_.push_back({weights, scratch.template take_lasting<int64_t>(1),
+                             scratch.template take_lasting<uint16_t>(transposed_panels_size(*weights)),
+                             scratch.template take_lasting<uint8_t>(weights->k())});
+        }
+      }
+    }
+  }
+
+  // Before the first tile.
+  void begin() {
+    for (const Place& place : places_) {
+      *place.matrix = -1;
+    }
+  }
+
+  Layout<uint16_t> of(const Weights<scalar_t>& weights, int64_t i) {
+    const auto place =
+        std::find_if(places_.begin(), places_.end(), [&](const Place& p) { return p.weights == &weights; });
+    if (*place->matrix != i) {
+      std::fill_n(place->states, weights.k(), kNotLaidOut);
+      *place->matrix = i;
+    }
+    return {place->panels, place->states};
+  }
+
+ private:
+  struct Place {
+    const Weights<scalar_t>* weights;
+    int64_t* matrix;
+    uint16_t* panels;
+    uint8_t* states;  // as Layout's
+  };
+
+  std::vector<Place> places_;
+};
 
 // Those of matrix i, of `terms` terms and so many columns, which are padded to whole panels.
 template <typename element_t, typename scalar_t>
@@ -333,6 +384,19 @@ inline bool linear_to_bfloat16([[maybe_unused]] Rounding rounding, [[maybe_unuse
   return false;
 }
 
+// The panels of W_iᵀ of rounded factors.
+template <typename scalar_t>
+inline Panels<uint16_t> transposed_panels_of(const Weights<scalar_t>& weights, int64_t i,
+                                             const ProductScratch<scalar_t>& scratch) {
+  const int64_t terms = transposed_terms(weights.n);
+  if (!weights.transposed_by_threads) {
+    return panels_of(weights.transposed_bfloat16_panels, i, terms, weights.k(), scratch);
+  }
+  Panels<uint16_t> panels = panels_of(scratch.transposes->of(weights, i), 0, terms, weights.k(), scratch);
+  panels.own = true;
+  return panels;
+}
+
 // Rows of dA = [dA +] dZ W_iᵀ, of rounded factors if asked where there is an instruction for them, from column `begin`
 // on; what stands before it is nobody's.
 template <typename scalar_t>
@@ -357,8 +421,7 @@ inline void linear_dgrad([[maybe_unused]] Rounding rounding, Range rows, ConstMa
   }
   if constexpr (kHasBfloat16Panels<scalar_t>) {
     if (rounding == Rounding::kBfloat16) {
-      const Panels<uint16_t> panels =
-          panels_of(weights.transposed_bfloat16_panels, i, transposed_terms(weights.n), weights.k(), scratch);
+      const Panels<uint16_t> panels = transposed_panels_of(weights, i, scratch);
       // From the beginning of a panel.
       const int64_t start = panels.layout.first == nullptr ? begin : begin / kPanel<scalar_t> * kPanel<scalar_t>;
       multiply_transposed_bfloat16(dz.row_range(rows.begin, rows.end), weights.matrix(i).row_range(start, weights.k()),

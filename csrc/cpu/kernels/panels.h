@@ -79,19 +79,21 @@ template <typename element_t>
 struct PanelPlace {
   element_t* data;
   bool laid_out;
-  // Where to lay it out for all others as well, and how they are told; else null.
+  // Where to lay it out for all others as well, and where it is said that it is laid out; else null.
   element_t* shared;
   uint8_t* state;
 
   // Once it is laid out, so many elements; there as well, or not yet.
   void share(int64_t count, bool there) const {
-    if (shared == nullptr) {
+    if (state == nullptr) {
       return;
     }
-    if (!there) {
-      std::copy_n(data, count, shared);
+    if (shared != nullptr) {
+      if (!there) {
+        std::copy_n(data, count, shared);
+      }
+      finish_stores_for_others();
     }
-    finish_stores_for_others();
     __atomic_store_n(state, kLaidOut, __ATOMIC_RELEASE);
   }
 };
@@ -103,6 +105,7 @@ struct Panels {
   int64_t terms = 0;
   int64_t tile = 0;      // that reads them
   Lines following = {};  // after the last of them
+  bool own = false;      // nobody but this thread reads them
 
   Panels columns(int64_t column) const {
     Panels part = *this;
@@ -144,21 +147,24 @@ struct Panels {
     return Lines({first, step, b.rows}, {first + 64, step, width * b.element_size() > 64 ? b.rows : 0});
   }
 
-  // Its place: in `own` where it is not laid out yet.
-  PanelPlace<element_t> take(int64_t column, element_t* own) const {
+  // Its place: `otherwise` where it is not laid out yet, unless it is to be there.
+  PanelPlace<element_t> take(int64_t column, element_t* otherwise) const {
     if (layout.first == nullptr) {
-      return {own, false, nullptr, nullptr};
+      return {otherwise, false, nullptr, nullptr};
     }
     element_t* const panel = layout.first + column * terms;
     if (laid_out(column)) {
       return {panel, true, nullptr, nullptr};
     }
     uint8_t* const state = layout.states + column;
+    if (own) {
+      return {panel, false, nullptr, state};
+    }
     uint8_t before = kNotLaidOut;
     if (__atomic_compare_exchange_n(state, &before, kBeingLaidOut, false, __ATOMIC_ACQUIRE, __ATOMIC_ACQUIRE)) {
-      return {own, false, panel, state};
+      return {otherwise, false, panel, state};
     }
     const bool done = before == kLaidOut;
-    return {done ? panel : own, done, nullptr, nullptr};
+    return {done ? panel : otherwise, done, nullptr, nullptr};
   }
 };

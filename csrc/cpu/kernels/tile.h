@@ -10,6 +10,12 @@ class Scratch {
 
   template <typename element_t = scalar_t>
   element_t* take(int64_t count) {
+    return take_lasting<element_t>(count);
+  }
+
+  // What stands there is still there at the next tile of the thread, if the same has been taken before it.
+  template <typename element_t>
+  element_t* take_lasting(int64_t count) {
     char* piece = block_ == nullptr ? nullptr : block_ + bytes_;
     bytes_ += round_up(std::max<int64_t>(count, 1) * static_cast<int64_t>(sizeof(element_t)), 64);
     return reinterpret_cast<element_t*>(piece);

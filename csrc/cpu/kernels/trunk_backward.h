@@ -5,6 +5,7 @@
 template <typename scalar_t>
 struct BackwardScratch {
   Widest<scalar_t> widest;
+  ThreadsTransposes<scalar_t> transposes;
   ProductScratch<scalar_t> product;
   scalar_t* inputs[2];
   scalar_t* aux[2];
@@ -15,21 +16,25 @@ struct BackwardScratch {
 
   BackwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
       : widest(trunk),
+        transposes(trunk, scratch),
         product(trunk.tile_rows(), widest.factor, true, scratch),
         inputs{scratch.take(trunk.tile_rows() * std::max(widest.factor, widest.width)),
                scratch.take(trunk.tile_rows() * std::max(widest.factor, widest.width))},
         aux{scratch.take(trunk.tile_rows() * widest.width), scratch.take(trunk.tile_rows() * widest.width)},
         saved(scratch.take(trunk.own_bfloat16 ? trunk.tile_rows() * widest.width : 0)),
         dz(scratch.take(trunk.own_bfloat16 ? trunk.tile_rows() * widest.width : 0)),
-        mutual(trunk, widest, product, scratch) {}
+        mutual(trunk, widest, product, scratch) {
+    product.transposes = &transposes;
+  }
+  BackwardScratch(const BackwardScratch&) = delete;
 };
 
 // The streams of the mutual layers of one tile, computed again where forward did not save them.
 template <typename scalar_t>
 class TileStreams {
  public:
-  TileStreams(const BackwardPass<scalar_t>& pass, Scratch<scalar_t>& scratch)
-      : pass_(pass), forward_scratch_(pass.trunk, scratch) {
+  TileStreams(const BackwardPass<scalar_t>& pass, Scratch<scalar_t>& scratch) : pass_(pass) {
+    bool any_again = false;
     for (int64_t l = 0; l < pass.trunk.num_shared; ++l) {
       const Layer<scalar_t>& layer = pass.trunk.layers[l];
       const bool again = layer.has_mutual_unit() && pass.saved[l].streams.data == nullptr;
@@ -38,27 +43,30 @@ class TileStreams {
                           : pass.trunk.own_bfloat16 ? static_cast<void*>(scratch.template take<uint16_t>(size))
                                                     : scratch.take(size);
       again_.push_back(space);
-      any_again_ |= again;
+      any_again |= again;
+    }
+    if (any_again) {
+      forward_scratch_.emplace(pass.trunk, scratch);
     }
   }
 
   void recompute(const Tile<scalar_t>& tile) {
-    if (!any_again_) {
+    if (!forward_scratch_) {
       return;
     }
     const Trunk<scalar_t>& trunk = pass_.trunk;
-    TileLayers<scalar_t> layers(tile, forward_scratch_);
+    TileLayers<scalar_t> layers(tile, *forward_scratch_);
     layers.gather_x_local();
     StoredMatrix<const scalar_t> streams;
     for (int64_t l = 0; l < trunk.num_shared; ++l) {
       const Layer<scalar_t>& layer = trunk.layers[l];
       const Saved<const scalar_t>& saved = pass_.saved[l];
-      const ConstMatrix<scalar_t> aux = rows_of(tile.of(saved.aux), forward_scratch_.aux[0]);
+      const ConstMatrix<scalar_t> aux = rows_of(tile.of(saved.aux), forward_scratch_->aux[0]);
       const auto place = layers.place_of_streams(l, again(l, tile));
       layers.all_branches(l, streams.view(), aux, {}, place);
       streams = place.all;
       if (layer.has_mutual_unit() && l + 1 < trunk.num_shared) {
-        streams = layers.mutual_all(l, streams.view(), rows_of(tile.of(saved.mutual), forward_scratch_.own[0]));
+        streams = layers.mutual_all(l, streams.view(), rows_of(tile.of(saved.mutual), forward_scratch_->own[0]));
       }
     }
   }
@@ -79,9 +87,8 @@ class TileStreams {
   }
 
   const BackwardPass<scalar_t>& pass_;
-  ForwardScratch<scalar_t> forward_scratch_;
+  std::optional<ForwardScratch<scalar_t>> forward_scratch_;  // where any are
   std::vector<void*> again_;  // of every shared layer; null where its streams are not computed again
-  bool any_again_ = false;
 };
 
 template <typename scalar_t>
@@ -90,6 +97,13 @@ int64_t backward_scratch(const BackwardPass<scalar_t>& pass) {
   BackwardScratch<scalar_t>(pass.trunk, scratch);
   TileStreams<scalar_t>(pass, scratch);
   return scratch.bytes();
+}
+
+template <typename scalar_t>
+void begin_backward(const BackwardPass<scalar_t>& pass, void* block) {
+  // The first piece.
+  Scratch<scalar_t> pieces(block);
+  ThreadsTransposes<scalar_t>(pass.trunk, pieces).begin();
 }
 
 // The own stream's gradient into the caller's of x_local, whose foreign views receive nothing.
