@@ -35,16 +35,30 @@ inline void score_weights(const Trunk<scalar_t>& trunk, const double* cosine, in
 // Σ_j α_j V_j over all branches, streams of one row (M, d).
 template <typename element_t, typename scalar_t>
 inline void mix_streams(int64_t m, int64_t d, const element_t* streams, const scalar_t* alpha, scalar_t* mix) {
-  std::fill_n(mix, d, scalar_t(0));
-  for (int64_t j = 0; j < m; ++j) {
-    const scalar_t weight = alpha[j];
-    if (weight == 0) {
-      continue;
+  constexpr int64_t lanes = kLanes<scalar_t>, vectors = 4;
+  int64_t i = 0;
+  for (; i + vectors * lanes <= d; i += vectors * lanes) {
+    vec<scalar_t> sums[vectors] = {};
+    for (int64_t j = 0; j < m; ++j) {
+      if (alpha[j] != 0) {
+        const element_t* v = streams + j * d + i;
+#pragma GCC unroll 4
+        for (int64_t vector = 0; vector < vectors; ++vector) {
+          sums[vector] += alpha[j] * load_widened(v + vector * lanes);
+        }
+      }
     }
-    const element_t* v = streams + j * d;
-    for (int64_t i = 0; i < d; ++i) {
-      mix[i] += weight * widened(v[i]);
+    for (int64_t vector = 0; vector < vectors; ++vector) {
+      store(mix + i + vector * lanes, sums[vector]);
     }
+  }
+  for (; i < d; ++i) {
+    stay_scalar();
+    scalar_t sum = 0;
+    for (int64_t j = 0; j < m; ++j) {
+      sum += alpha[j] == 0 ? 0 : alpha[j] * widened(streams[j * d + i]);
+    }
+    mix[i] = sum;
   }
 }
 

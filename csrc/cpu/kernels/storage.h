@@ -164,6 +164,15 @@ inline void widen_values(pointer_t source, int64_t count, scalar_t* target) {
   }
 }
 
+// Asks for the lines of a row, to read or to write them.
+template <bool write, typename scalar_t>
+inline void ask_for_row(const StoredMatrix<const scalar_t>& matrix, int64_t row) {
+  const char* first = static_cast<const char*>(matrix.at(row, 0));
+  for (int64_t byte = 0; byte < matrix.cols * matrix.element_size(); byte += 64) {
+    __builtin_prefetch(first + byte, write);
+  }
+}
+
 // Columns begin .. begin + count of a row. Not inlined: every copy holds a loop of vectors for each type.
 template <typename scalar_t>
 __attribute__((noinline)) void read_row(ConstStored<scalar_t> matrix, int64_t row, int64_t begin, int64_t count,

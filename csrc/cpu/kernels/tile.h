@@ -109,16 +109,30 @@ class Tile {
   // Where row r of the tile stands in the caller's order.
   int64_t callers_row(int64_t r) const { return trunk_.permutation[begin_ + r]; }
 
-  Matrix<scalar_t> gather(ConstStored<scalar_t> callers, Matrix<scalar_t> sorted) const {
-    for (int64_t r = 0; r < rows(); ++r) {
-      read_row(callers, callers_row(r), 0, callers.cols, sorted.row(r));
+  // Calls function(r, callers_row(r)) for all rows. Those of the caller's lie anywhere: the ones that follow are asked
+  // for, to read or to write them.
+  template <bool write, typename Function>
+  void for_each_callers_row(const ConstStored<scalar_t>& callers, const Function& function) const {
+    constexpr int64_t ahead = 8;
+    for (int64_t r = -ahead; r < rows(); ++r) {
+      if (r + ahead < rows()) {
+        ask_for_row<write>(callers, callers_row(r + ahead));
+      }
+      if (r >= 0) {
+        function(r, callers_row(r));
+      }
     }
+  }
+
+  // Not inlined, nor scatter: many call them.
+  __attribute__((noinline)) Matrix<scalar_t> gather(ConstStored<scalar_t> callers, Matrix<scalar_t> sorted) const {
+    for_each_callers_row<false>(
+        callers, [&](int64_t r, int64_t row) { read_row(callers, row, 0, callers.cols, sorted.row(r)); });
     return sorted;
   }
-  void scatter(ConstMatrix<scalar_t> sorted, Stored<scalar_t> callers) const {
-    for (int64_t r = 0; r < rows(); ++r) {
-      write_row(sorted.row(r), callers.cols, callers, callers_row(r), 0);
-    }
+  __attribute__((noinline)) void scatter(ConstMatrix<scalar_t> sorted, Stored<scalar_t> callers) const {
+    for_each_callers_row<true>(
+        callers, [&](int64_t r, int64_t row) { write_row(sorted.row(r), callers.cols, callers, row, 0); });
   }
 
  private:

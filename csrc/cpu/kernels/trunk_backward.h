@@ -109,11 +109,13 @@ void begin_backward(const BackwardPass<scalar_t>& pass, void* block) {
 // The own stream's gradient into the caller's of x_local, whose foreign views receive nothing.
 template <typename scalar_t>
 void scatter_own(const Tile<scalar_t>& tile, Matrix<scalar_t> d_own, Stored<scalar_t> grad_x_local) {
-  const int64_t d = d_own.cols;
+  if (!tile.trunk().per_branch_input) {
+    tile.scatter(d_own, grad_x_local);
+    return;
+  }
   tile.for_each_segment([&](Segment s) {
-    const int64_t begin = tile.trunk().per_branch_input ? s.scenario * d : 0;
     for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
-      write_row(d_own.row(r), d, grad_x_local, tile.callers_row(r), begin);
+      write_row(d_own.row(r), d_own.cols, grad_x_local, tile.callers_row(r), s.scenario * d_own.cols);
     }
   });
 }
