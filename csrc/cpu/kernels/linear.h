@@ -33,6 +33,7 @@ struct ProductScratch {
   float* row_scales = nullptr;   // of these
   scalar_t* branch = nullptr;    // V_k of a tile's rows, where streams stand in 16 bits
   int64_t tile = 0;              // its number
+  // Of backward's thread.
   ThreadsTransposes<scalar_t>* transposes = nullptr;
   Lines following = {};  // what is read after the product
 
