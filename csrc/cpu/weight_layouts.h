@@ -15,7 +15,8 @@ struct Readers {
 };
 
 // Makes the layouts that enough rows read to pay for them, or that are kept, and lists the matrices to write there
-// before the tiles run; panels that tiles can lay out for each other, and that are not kept, are left to them.
+// before the tiles run; panels that tiles can lay out for each other, and that are not kept, are left to them, and
+// transposes of which every thread needs one at a time to the `threads`.
 // Which ones depends on the batch alone, as a product of laid out factors may round differently; where it does not,
 // whatever is kept is laid out. Memory gives
 //

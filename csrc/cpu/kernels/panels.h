@@ -1,8 +1,9 @@
 // Panels of a weight as the products of tiles find them. Included once per capability, after units.h.
 //
-// They are laid out before the tiles run, by the tiles, or by every product for itself. By the tiles: the first product
-// that comes to a panel lays it out for itself and for all others; one that comes meanwhile does not wait for it. What
-// a product is going to read next, rows of a weight or a panel, it asks for while it computes.
+// They are laid out before the tiles run, by the tiles, by a thread for the tiles it takes, or by every product for
+// itself. By the tiles: the first product that comes to a panel lays it out for itself and for all others; one that
+// comes meanwhile does not wait for it. What a product is going to read next, rows of a weight or a panel, it asks for
+// while it computes.
 
 // Memory that is read after a product: while it is computed, lines of it are asked for every kTermsAtOnce terms, each
 // `step` bytes behind the one before it. Where fewer rows of a register tile meet a term, more of them do in turn.
