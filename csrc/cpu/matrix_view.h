@@ -130,4 +130,14 @@ struct Concatenated {
   }
 };
 
+// The same as the input of products, whose parts may stand in bfloat16 where these take them so.
+template <typename scalar_t>
+struct Input {
+  StoredMatrix<const scalar_t> left;
+  StoredMatrix<const scalar_t> right = {};
+
+  // Where both stand as what they are computed with.
+  Concatenated<scalar_t> view() const { return {left.view(), right.view()}; }
+};
+
 }  // namespace saml_kernels

@@ -52,7 +52,7 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
   ExpertsForwardScratch<scalar_t> scratch(trunk, pieces);
   scratch.first.tile = scratch.others.tile = number;
   const ConstMatrix<scalar_t> x = rows_of(tile.of(trunk.x_local), scratch.x);
-  prepare_rows(tile.all(), Concatenated<scalar_t>{x}, trunk.layers[0].branch, scratch.first);
+  prepare_rows(tile.all(), Input<scalar_t>{x}, trunk.layers[0].branch, scratch.first);
   for (int64_t k = 0; k < trunk.num_scenarios; ++k) {
     ConstMatrix<scalar_t> previous = x;
     for (int64_t l = 0; l < trunk.num_layers; ++l) {
@@ -66,7 +66,7 @@ void experts_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, voi
       const bool in_place = result.data != nullptr && result.storage == Storage::kComputed;
       const Matrix<scalar_t> out = in_place ? result.view() : buffer;
       const Matrix<scalar_t> z = preact.data != nullptr ? preact : last ? buffer : out;
-      const Concatenated<scalar_t> input{previous};
+      const Input<scalar_t> input{previous};
       if (l > 0) {
         prepare_rows(tile.all(), input, layer.branch, scratch.others);
       }

@@ -192,12 +192,16 @@ inline void round_values(const float* source, int64_t count, uint16_t* target) {
   }
 }
 
-// A in bfloat16, the rows padded to an even k with a zero and ld apart.
-inline void round_rows(const MatrixView<const float>& a, uint16_t* target, int64_t ld) {
+// A in bfloat16, the rows padded to an even k with a zero and ld apart. It may stand in bfloat16.
+inline void round_rows(const StoredMatrix<const float>& a, uint16_t* target, int64_t ld) {
   const int64_t padded = round_up(a.cols, 2);
   for (int64_t r = 0; r < a.rows; ++r) {
     uint16_t* row = target + r * ld;
-    round_values(a.row(r), a.cols, row);
+    if (a.storage == Storage::kBfloat16) {
+      std::memcpy(row, a.at(r, 0), static_cast<size_t>(a.cols) * sizeof(*row));
+    } else {
+      round_values(a.view().row(r), a.cols, row);
+    }
     std::fill(row + a.cols, row + padded, uint16_t(0));
   }
 }
@@ -289,12 +293,26 @@ inline void multiply_units(const MatrixView<const uint16_t>& a, const Panels<uin
   }
 }
 
-// Rows of [A1 ; A2] in units, unit_terms apart.
-inline void round_rows(const Concatenated<float>& a, Range rows, uint16_t* target) {
-  const int64_t terms = unit_terms(a.left.cols, a.right.cols);
-  uint16_t* first = target + rows.begin * terms;
-  round_rows(a.left.row_range(rows.begin, rows.end), first, terms);
-  round_rows(a.right.row_range(rows.begin, rows.end), first + round_up(a.left.cols, 2), terms);
+// Whether [A1 ; A2] stand in units.
+inline bool stand_in_units(const Input<float>& a) {
+  const auto& [left, right] = a;
+  const bool one = right.cols == 0;
+  const bool rounded = left.storage == Storage::kBfloat16 && (one || right.storage == Storage::kBfloat16);
+  const bool whole_pairs = left.cols % 2 == 0 && right.cols % 2 == 0;
+  return rounded && whole_pairs && (one || (right.data == left.at(0, left.cols) && right.ld == left.ld));
+}
+
+// Rows of [A1 ; A2] in units: where they stand so, or in the space, unit_terms apart.
+inline MatrixView<const uint16_t> units_of_rows(const Input<float>& a, Range rows, uint16_t* space) {
+  const auto& [left, right] = a;
+  if (stand_in_units(a)) {
+    return {static_cast<const uint16_t*>(left.data), left.rows, left.cols + right.cols, left.ld};
+  }
+  const int64_t terms = unit_terms(left.cols, right.cols);
+  uint16_t* first = space + rows.begin * terms;
+  round_rows(left.row_range(rows.begin, rows.end), first, terms);
+  round_rows(right.row_range(rows.begin, rows.end), first + round_up(left.cols, 2), terms);
+  return {space, left.rows, terms, terms};
 }
 
 // C = max(least, bias + [A1 ; A2] B) with rounded factors, in float or bfloat16: A in units, of which A1 has k1
@@ -327,7 +345,7 @@ inline void multiply_transposed_bfloat16(const MatrixView<const float>& dc, cons
                                          float* panel_space, float* a_space) {
   uint16_t *panel = reinterpret_cast<uint16_t*>(panel_space), *rounded = reinterpret_cast<uint16_t*>(a_space);
   const int64_t k = round_up(dc.cols, 2);
-  round_rows(dc, rounded, k);
+  round_rows(StoredMatrix<const float>(dc), rounded, k);
   const auto pack = [&](int64_t row, const float*, const MatrixView<float>& target,
                         const PanelPlace<uint16_t>& place) -> int64_t {
     with_stored_elements<float>(w.row_range(row, row + target.cols),

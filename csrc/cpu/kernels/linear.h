@@ -2,7 +2,7 @@
 // the gemm files. Its weight gradient is in weight_gradient.h.
 //
 //     prepare_rows     lays rows of [A1 ; A2] out, once for all matrices they meet
-//     linear           V  = δ(bias + [A1 ; A2] W_i)
+//     linear           V  = δ(bias + [A1 ; A2] W_i); linear_to_bfloat16: where V stands in bfloat16
 //     linear_columns   some columns of it, without δ
 //     linear_dgrad     dA = [dA +] dZ W_iᵀ
 //     activate_rows    V  = δ(Z)
@@ -20,13 +20,18 @@ constexpr bool kHasBfloat16Panels = SAML_HAS_BFLOAT16_DOT != 0 && std::is_same_v
 template <typename scalar_t>
 constexpr bool kRoundsFloats = SAML_HAS_BFLOAT16_DOT == 0 && std::is_same_v<scalar_t, float>;
 
+// They take rows that stand in bfloat16. Tiles are laid out of floats.
+template <typename scalar_t>
+constexpr bool kTakesBfloat16 = kHasBfloat16Panels<scalar_t> && !kHasTiles<scalar_t>;
+
 template <typename scalar_t>
 class ThreadsTransposes;
 
 template <typename scalar_t>
 struct ProductScratch {
   scalar_t* panel = nullptr;
-  scalar_t* rounded = nullptr;  // to bfloat16, of the rows prepared last: floats, or units
+  scalar_t* rounded = nullptr;            // to bfloat16, of the rows prepared last: floats, or units
+  MatrixView<const uint16_t> units = {};  // of the rows prepared last, there or where they stand
   scalar_t* transposed = nullptr;
   uint16_t* tiles = nullptr;     // of the rows prepared last
   int32_t* int8_rows = nullptr;  // of the rows prepared last
@@ -36,8 +41,6 @@ struct ProductScratch {
   // Of backward's thread.
   ThreadsTransposes<scalar_t>* transposes = nullptr;
   Lines following = {};  // what is read after the product
-
-  uint16_t* units() const { return reinterpret_cast<uint16_t*>(rounded); }
 
   ProductScratch() = default;
   // For up to that many rows, and products over at most k terms and of at most k columns.
@@ -90,10 +93,8 @@ int64_t transposed_panels_size(const Weights<scalar_t>& weights) {
 template <typename scalar_t>
 class ThreadsTransposes {
  public:
-  static constexpr bool kAny = kHasBfloat16Panels<scalar_t> && !kHasTiles<scalar_t>;
-
   ThreadsTransposes(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch) {
-    for (int64_t l = 0; kAny && l < trunk.num_layers; ++l) {
+    for (int64_t l = 0; kTakesBfloat16<scalar_t> && l < trunk.num_layers; ++l) {
       for (const Weights<scalar_t>* weights : {&trunk.layers[l].branch, &trunk.layers[l].gates}) {
         if (weights->transposed_by_threads) {
           places_.push_back({weights, scratch.template take_lasting<int64_t>(1),
@@ -204,26 +205,26 @@ void lay_out(const PanelItem<scalar_t>& item) {
 
 // Rows of [A1 ; A2], for the products with matrices of these weights that follow.
 template <typename scalar_t>
-inline void prepare_rows(Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
+inline void prepare_rows(Range rows, const Input<scalar_t>& a, const Weights<scalar_t>& weights,
                          ProductScratch<scalar_t>& scratch) {
   if constexpr (kHasTiles<scalar_t>) {
     if (weights.bfloat16_panels.first != nullptr) {
-      lay_out_left(a, rows, weights.parts, scratch.tiles);
+      lay_out_left(a.view(), rows, weights.parts, scratch.tiles);
     }
   }
   if constexpr (kRoundsFloats<scalar_t>) {
     if (weights.rounded_panels.first != nullptr) {
-      round_rows(a, rows, scratch.rounded);
+      round_rows(a.view(), rows, scratch.rounded);
     }
   }
-  if constexpr (kHasBfloat16Panels<scalar_t> && !kHasTiles<scalar_t>) {
+  if constexpr (kTakesBfloat16<scalar_t>) {
     if (weights.bfloat16_panels.first != nullptr) {
-      round_rows(a, rows, scratch.units());
+      scratch.units = units_of_rows(a, rows, reinterpret_cast<uint16_t*>(scratch.rounded));
     }
   }
   if constexpr (std::is_same_v<scalar_t, float>) {
     if (weights.int8_panels.first != nullptr) {
-      quantise_rows(a, rows, scratch.int8_rows, scratch.row_scales);
+      quantise_rows(a.view(), rows, scratch.int8_rows, scratch.row_scales);
     }
   }
 }
@@ -231,10 +232,10 @@ inline void prepare_rows(Range rows, const Concatenated<scalar_t>& a, const Weig
 // Columns of these rows of Z = bias + [A1 ; A2] W_i, where neither is rounded: from the beginning of a panel to that of
 // another, or to the end. True: they are max(least, Z).
 template <typename scalar_t>
-inline bool linear_columns(Range rows, Range columns, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
+inline bool linear_columns(Range rows, Range columns, const Input<scalar_t>& a, const Weights<scalar_t>& weights,
                            int64_t i, scalar_t least, Matrix<scalar_t> z, ProductScratch<scalar_t>& scratch) {
   const Panels<scalar_t> panels = panels_of(weights.panels, i, weights.k(), weights.n, scratch);
-  return multiply(a.row_range(rows.begin, rows.end), weights.matrix(i).columns(columns.begin, columns.size()),
+  return multiply(a.view().row_range(rows.begin, rows.end), weights.matrix(i).columns(columns.begin, columns.size()),
                   panels.columns(columns.begin), weights.bias + i * weights.n + columns.begin,
                   z.row_range(rows.begin, rows.end).columns(columns.begin, columns.size()), scratch.panel, false,
                   least);
@@ -272,14 +273,14 @@ inline void activate_sums(Activation activation, bool clamped, MatrixView<scalar
 
 // Rows of max(least, Z) of rounded factors, by vectors; z in float or bfloat16.
 template <typename sum_t>
-inline void multiply_rows_of_units(Range rows, const Concatenated<float>& a, const Weights<float>& weights, int64_t i,
+inline void multiply_rows_of_units(Range rows, const Input<float>& a, const Weights<float>& weights, int64_t i,
                                    float least, const MatrixView<sum_t>& z, ProductScratch<float>& scratch) {
   if (weights.bfloat16_panels.first == nullptr) {
-    round_rows(a, rows, scratch.units());
+    scratch.units = units_of_rows(a, rows, reinterpret_cast<uint16_t*>(scratch.rounded));
   }
   const int64_t terms = unit_terms(weights.k1, weights.k2);
-  multiply_bfloat16<sum_t>({scratch.units() + rows.begin * terms, rows.size(), terms, terms}, weights.k1,
-                           weights.matrix(i), panels_of(weights.bfloat16_panels, i, terms, weights.n, scratch),
+  multiply_bfloat16<sum_t>(scratch.units.row_range(rows.begin, rows.end), weights.k1, weights.matrix(i),
+                           panels_of(weights.bfloat16_panels, i, terms, weights.n, scratch),
                            weights.bias + i * weights.n, z.row_range(rows.begin, rows.end), scratch.panel, least);
 }
 
@@ -288,9 +289,9 @@ inline void multiply_rows_of_units(Range rows, const Concatenated<float>& a, con
 // Rows of Z = bias + [A1 ; A2] W_i, of rounded factors if asked. These rows, or more, have been prepared. True: it is
 // max(least, Z).
 template <typename scalar_t>
-inline bool multiply_rows(Rounding rounding, Range rows, const Concatenated<scalar_t>& a,
-                          const Weights<scalar_t>& weights, int64_t i, [[maybe_unused]] scalar_t least,
-                          Matrix<scalar_t> z, ProductScratch<scalar_t>& scratch) {
+inline bool multiply_rows(Rounding rounding, Range rows, const Input<scalar_t>& a, const Weights<scalar_t>& weights,
+                          int64_t i, [[maybe_unused]] scalar_t least, Matrix<scalar_t> z,
+                          ProductScratch<scalar_t>& scratch) {
   const scalar_t* bias = weights.bias + i * weights.n;
   if constexpr (std::is_same_v<scalar_t, float>) {
     if (rounding == Rounding::kInt8) {
@@ -325,7 +326,7 @@ inline bool multiply_rows(Rounding rounding, Range rows, const Concatenated<scal
     }
   } else if constexpr (std::is_same_v<scalar_t, float>) {
     if (bfloat16) {
-      multiply_bfloat16(a.row_range(rows.begin, rows.end), weights.matrix(i),
+      multiply_bfloat16(a.view().row_range(rows.begin, rows.end), weights.matrix(i),
                         panels_of(weights.panels, i, weights.k(), weights.n, scratch), bias,
                         z.row_range(rows.begin, rows.end), scratch.panel, scratch.rounded);
       return false;
@@ -357,8 +358,8 @@ inline Lines first_lines(Rounding rounding, const Weights<scalar_t>& weights, in
 
 // Rows of V = δ(Z) in its place.
 template <typename scalar_t>
-inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& a, const Weights<scalar_t>& weights,
-                   int64_t i, Activation activation, Matrix<scalar_t> v, ProductScratch<scalar_t>& scratch) {
+inline void linear(Rounding rounding, Range rows, const Input<scalar_t>& a, const Weights<scalar_t>& weights, int64_t i,
+                   Activation activation, Matrix<scalar_t> v, ProductScratch<scalar_t>& scratch) {
   if (rows.size() == 0) {
     return;
   }
@@ -366,23 +367,23 @@ inline void linear(Rounding rounding, Range rows, const Concatenated<scalar_t>& 
   activate_sums(activation, clamped, v.row_range(rows.begin, rows.end));
 }
 
-// Rows of V = δ(Z) where it stands in bfloat16, if the product can write it so.
+// Whether the product can write V = δ(Z) in bfloat16: δ is in its sums, and needs no Z in backward.
 template <typename scalar_t>
-inline bool linear_to_bfloat16([[maybe_unused]] Rounding rounding, [[maybe_unused]] Range rows,
-                               [[maybe_unused]] const Concatenated<scalar_t>& a,
-                               [[maybe_unused]] const Weights<scalar_t>& weights, [[maybe_unused]] int64_t i,
-                               [[maybe_unused]] Activation activation, [[maybe_unused]] const StoredMatrix<scalar_t>& v,
-                               [[maybe_unused]] ProductScratch<scalar_t>& scratch) {
+inline bool gives_bfloat16(Rounding rounding, const Weights<scalar_t>& weights, Activation activation) {
+  const bool in_tiles = kHasTiles<scalar_t> && weights.bfloat16_panels.first != nullptr;
+  const bool in_sums = activation == Activation::kRelu || activation == Activation::kIdentity;
+  return kHasBfloat16Panels<scalar_t> && rounding == Rounding::kBfloat16 && !in_tiles && in_sums;
+}
+
+// Rows of V = δ(Z) where it stands in bfloat16, which the product gives.
+template <typename scalar_t>
+inline void linear_to_bfloat16(Range rows, const Input<scalar_t>& a, const Weights<scalar_t>& weights, int64_t i,
+                               Activation activation, const StoredMatrix<scalar_t>& v,
+                               ProductScratch<scalar_t>& scratch) {
   if constexpr (kHasBfloat16Panels<scalar_t>) {
-    const bool in_tiles = kHasTiles<scalar_t> && weights.bfloat16_panels.first != nullptr;
-    const bool in_sums = activation == Activation::kRelu || activation == Activation::kIdentity;
-    if (rounding == Rounding::kBfloat16 && !in_tiles && in_sums) {
-      const MatrixView<uint16_t> target{static_cast<uint16_t*>(v.data), v.rows, v.cols, v.ld};
-      multiply_rows_of_units(rows, a, weights, i, least_of<float>(activation), target, scratch);
-      return true;
-    }
+    const MatrixView<uint16_t> target{static_cast<uint16_t*>(v.data), v.rows, v.cols, v.ld};
+    multiply_rows_of_units(rows, a, weights, i, least_of<float>(activation), target, scratch);
   }
-  return false;
 }
 
 // The panels of W_iᵀ of rounded factors.

@@ -131,6 +131,7 @@ struct MutualScratch {
   scalar_t* mixes;  // Σ_j α_j V_j of a row, one a thread
   double* cosines;  // of a row, and norms, one a thread
   double* owns;     // V_t of a row, one a thread
+  scalar_t* rows;   // the same as it is computed, and M_t
   int64_t width;    // of a mix
   int64_t numbers;  // cosines and norms of a row
   scalar_t* alpha;  // a foreign row of α
@@ -146,20 +147,21 @@ struct MutualScratch {
     mixes = scratch.take(trunk.team.workers * width);
     cosines = scratch.template take<double>(trunk.team.workers * numbers);
     owns = scratch.template take<double>(trunk.team.workers * width);
+    rows = scratch.take(trunk.team.workers * 2 * width);
     alpha = scratch.take(m);
   }
 };
 
 // g of these rows and branches. Of branch k the stream begins at column k * from of `streams`, g at k * to of `gate`.
 template <typename scalar_t>
-void gates(Rounding rounding, const Tile<scalar_t>& tile, const std::vector<Segment>& of, ConstMatrix<scalar_t> streams,
+void gates(Rounding rounding, const Tile<scalar_t>& tile, const std::vector<Segment>& of, ConstStored<scalar_t> streams,
            int64_t from, const Layer<scalar_t>& layer, Matrix<scalar_t> gate, int64_t to,
            TeamScratch<scalar_t>& scratch) {
   const int64_t d = layer.width;
   const SharedProducts<scalar_t> products(scratch, tile.rows(), static_cast<int64_t>(of.size()), layer.gates, rounding);
   products.run(scratch, [&](int64_t i, Range columns, ProductScratch<scalar_t>& product) {
     const auto [k, rows] = of[i];
-    const Concatenated<scalar_t> input{streams.columns(k * from, d)};
+    const Input<scalar_t> input{streams.columns(k * from, d)};
     const Matrix<scalar_t> target = gate.columns(k * to, layer.gate_width);
     prepare_rows(rows, input, layer.gates, product);
     if (i + 1 < static_cast<int64_t>(of.size())) {
@@ -178,8 +180,8 @@ void gates(Rounding rounding, const Tile<scalar_t>& tile, const std::vector<Segm
 // The own row t of the table: α_t, g_t and M_t of a tile's rows, from the streams of all branches and V_t.
 template <typename scalar_t>
 void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, ConstStored<scalar_t> streams,
-                    ConstMatrix<scalar_t> own, Matrix<scalar_t> alpha, Matrix<scalar_t> gate, Matrix<scalar_t> out,
-                    MutualScratch<scalar_t>& scratch) {
+                    ConstStored<scalar_t> own, Matrix<scalar_t> alpha, Matrix<scalar_t> gate,
+                    const StoredMatrix<scalar_t>& out, MutualScratch<scalar_t>& scratch) {
   const Trunk<scalar_t>& trunk = tile.trunk();
   const int64_t m = trunk.num_scenarios, d = layer.width;
   const std::vector<Segment> segments = tile.segments();
@@ -189,24 +191,30 @@ void mutual_own_row(const Tile<scalar_t>& tile, const Layer<scalar_t>& layer, Co
     scalar_t* mix = scratch.mixes + worker * scratch.width;
     double* cosine = scratch.cosines + worker * scratch.numbers;
     double* v_t = scratch.owns + worker * scratch.width;
+    scalar_t *own_row = scratch.rows + 2 * worker * scratch.width, *out_row = own_row + scratch.width;
     for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
       const auto* v = all.row(r);
       constexpr bool rounded = std::is_same_v<decltype(v), const Bfloat16*>;
+      const scalar_t* own_v = row_of(own, r, own_row);
       if constexpr (!rounded) {
-        std::copy_n(own.row(r), d, v_t);
+        std::copy_n(own_v, d, v_t);
       }
-      const double own_norm = clamped_norm(own.row(r), d);
+      const double own_norm = clamped_norm(own_v, d);
       for (int64_t j = 0; j < m; ++j) {
         if (j == s.scenario) {
           cosine[j] = 0;
           continue;
         }
-        const Dots<1> of = dots_with_own(v + j * d, own.row(r), v_t, d, all.ld);
+        const Dots<1> of = dots_with_own(v + j * d, own_v, v_t, d, all.ld);
         cosine[j] = of.with[0] / (own_norm * clamped_norm(of.squared));
       }
       score_weights(trunk, cosine, s.scenario, alpha.row(r));
       mix_streams(m, d, v, alpha.row(r), mix);
-      add_gated(d, own.row(r), gate.row(r), layer.gate_width, mix, out.row(r));
+      scalar_t* mutual = place_of(out, r, out_row);
+      add_gated(d, own_v, gate.row(r), layer.gate_width, mix, mutual);
+      if (out.storage == Storage::kBfloat16) {
+        write_bfloat16<scalar_t>({mutual, 1, d, d}, out.row_range(r, r + 1));
+      }
     }
   };
   const bool shared = trunk.team.workers > 1 && tile.rows() * m * d >= kLeastSharedWork;

@@ -180,6 +180,17 @@ __attribute__((noinline)) void read_row(ConstStored<scalar_t> matrix, int64_t ro
   with_elements<scalar_t>(matrix, [&](const auto& view) { widen_values(view.row(row) + begin, count, target); });
 }
 
+// The same to a row of another matrix, which is computed or stands as this one does.
+template <typename scalar_t>
+inline void copy_row(ConstStored<scalar_t> from, int64_t row, int64_t begin, int64_t count,
+                     const StoredMatrix<scalar_t>& to, int64_t to_row) {
+  if (to.storage == Storage::kComputed) {
+    read_row(from, row, begin, count, to.view().row(to_row));
+  } else {
+    std::memcpy(to.at(to_row, 0), from.at(row, begin), static_cast<size_t>(count * to.element_size()));
+  }
+}
+
 // The row where it stands, or in the buffer.
 template <typename scalar_t>
 inline const scalar_t* row_of(const StoredMatrix<const scalar_t>& matrix, int64_t row, scalar_t* buffer) {

@@ -102,7 +102,7 @@ class SharedProducts {
 
 // These columns of rows of V = δ(bias + [A1 ; A2] W_i); all columns where a factor is rounded.
 template <typename scalar_t>
-inline void linear_of(Rounding rounding, Range rows, Range columns, const Concatenated<scalar_t>& a,
+inline void linear_of(Rounding rounding, Range rows, Range columns, const Input<scalar_t>& a,
                       const Weights<scalar_t>& weights, int64_t i, Activation activation, Matrix<scalar_t> v,
                       ProductScratch<scalar_t>& scratch) {
   if (columns.size() == weights.n) {

@@ -66,6 +66,11 @@ class Tile {
   // A scratch buffer as a matrix of these rows.
   Matrix<scalar_t> in(scalar_t* buffer, int64_t width) const { return {buffer, rows(), width, width}; }
 
+  // The same of rows in bfloat16.
+  Stored<scalar_t> in_bfloat16(void* buffer, int64_t width) const {
+    return {buffer, rows(), width, width, Storage::kBfloat16};
+  }
+
   // Where to compute what save() is to save: in its place, or in the scratch buffer.
   Matrix<scalar_t> place(Stored<scalar_t> saved, scalar_t* otherwise, int64_t width) const {
     const bool in_place = saved.data != nullptr && saved.storage == Storage::kComputed;
@@ -124,11 +129,10 @@ class Tile {
     }
   }
 
-  // Not inlined, nor scatter: many call them.
-  __attribute__((noinline)) Matrix<scalar_t> gather(ConstStored<scalar_t> callers, Matrix<scalar_t> sorted) const {
+  // Into rows that are computed or stand as the caller's do. Not inlined, nor scatter: many call them.
+  __attribute__((noinline)) void gather(ConstStored<scalar_t> callers, Stored<scalar_t> sorted) const {
     for_each_callers_row<false>(
-        callers, [&](int64_t r, int64_t row) { read_row(callers, row, 0, callers.cols, sorted.row(r)); });
-    return sorted;
+        callers, [&](int64_t r, int64_t row) { copy_row<scalar_t>(callers, row, 0, callers.cols, sorted, r); });
   }
   __attribute__((noinline)) void scatter(ConstMatrix<scalar_t> sorted, Stored<scalar_t> callers) const {
     for_each_callers_row<true>(

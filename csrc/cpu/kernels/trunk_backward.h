@@ -61,9 +61,9 @@ class TileStreams {
     for (int64_t l = 0; l < trunk.num_shared; ++l) {
       const Layer<scalar_t>& layer = trunk.layers[l];
       const Saved<const scalar_t>& saved = pass_.saved[l];
-      const ConstMatrix<scalar_t> aux = rows_of(tile.of(saved.aux), forward_scratch_->aux[0]);
+      const StoredMatrix<const scalar_t> aux = layers.saved_values(tile.of(saved.aux), forward_scratch_->aux[0]);
       const auto place = layers.place_of_streams(l, again(l, tile));
-      layers.all_branches(l, streams.view(), aux, {}, place);
+      layers.all_branches(l, streams, aux, {}, place);
       streams = place.all;
       if (layer.has_mutual_unit() && l + 1 < trunk.num_shared) {
         streams = layers.mutual_all(l, streams.view(), rows_of(tile.of(saved.mutual), forward_scratch_->own[0]));

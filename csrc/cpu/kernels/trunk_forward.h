@@ -4,6 +4,14 @@
 //     V_k^l = δ([V_k^{l−1} ; A^l] W_k^l + b_k^l)        and after a mutual layer M_k^l in its place
 //     own   = V_t^L, or of a gate γ sigmoid(Z_t^L) ∘ gated
 
+// Whether what layers read stands in bfloat16, as all their products take it: x where the caller's does, and what the
+// product of the layer before gives so.
+template <typename scalar_t>
+bool takes_bfloat16(const Trunk<scalar_t>& trunk) {
+  const bool foreign = trunk.num_shared == 0 || trunk.foreign_rounding == Rounding::kBfloat16;
+  return kTakesBfloat16<scalar_t> && trunk.own_bfloat16 && foreign;
+}
+
 template <typename scalar_t>
 struct ForwardScratch {
   Widest<scalar_t> widest;
@@ -14,6 +22,7 @@ struct ForwardScratch {
   scalar_t* own_streams;
   scalar_t* streams[2];
   uint16_t* rounded_streams;
+  uint16_t* rounded_inputs[2];  // [V^{l−1} ; A^l]
   MutualScratch<scalar_t> mutual;
 
   ForwardScratch(const Trunk<scalar_t>& trunk, Scratch<scalar_t>& scratch)
@@ -26,6 +35,8 @@ struct ForwardScratch {
         streams{scratch.take(trunk.tile_rows() * trunk.num_scenarios * widest.shared),
                 scratch.take(trunk.tile_rows() * trunk.num_scenarios * widest.shared)},
         rounded_streams(scratch.template take<uint16_t>(trunk.tile_rows() * trunk.num_scenarios * widest.rounded)),
+        rounded_inputs{scratch.template take<uint16_t>(takes_bfloat16(trunk) ? trunk.tile_rows() * widest.factor : 0),
+                       scratch.template take<uint16_t>(takes_bfloat16(trunk) ? trunk.tile_rows() * widest.factor : 0)},
         mutual(trunk, widest, team, scratch) {}
 };
 
@@ -35,12 +46,15 @@ class TileLayers {
  public:
   using View = MatrixView<scalar_t>;
   using ConstView = MatrixView<const scalar_t>;
+  // What a layer reads: computed, or in bfloat16 where products take it so.
+  using Values = StoredMatrix<const scalar_t>;
 
   TileLayers(const Tile<scalar_t>& tile, ForwardScratch<scalar_t>& scratch)
       : trunk_(tile.trunk()),
         tile_(tile),
         scratch_(scratch),
-        x_local_(tile.in(scratch.x_local, tile.trunk().x_local.cols)) {
+        takes_bfloat16_(takes_bfloat16(trunk_)),
+        x_local_(place_of_x_local()) {
     for (ProductScratch<scalar_t>& product : scratch.team.products) {
       product.tile = tile.number();
     }
@@ -50,20 +64,29 @@ class TileLayers {
   void gather_x_local() const { tile_.gather(trunk_.x_local, x_local_); }
 
   // Those of x_g, in the place of the auxiliary stream before the first.
-  ConstView gather_x_global() const {
-    return tile_.gather(trunk_.x_global, tile_.in(scratch_.aux[1], trunk_.x_global.cols));
+  Values gather_x_global() const {
+    const StoredMatrix<scalar_t> x_global = place_of_input(trunk_.x_global, scratch_.aux[1]);
+    tile_.gather(trunk_.x_global, x_global);
+    return x_global;
+  }
+
+  // What forward has saved, as products take it: where it stands, or in the buffer.
+  Values saved_values(ConstStored<scalar_t> saved, scalar_t* buffer) const {
+    return takes_bfloat16_ ? Values(saved) : Values(rows_of(saved, buffer));
   }
 
   // V_t, of the streams of all branches (rows, M d) the own ones.
-  ConstView own_streams(ConstStored<scalar_t> streams, const Saved<scalar_t>& saved) const {
+  Values own_streams(ConstStored<scalar_t> streams, const Saved<scalar_t>& saved) const {
     const int64_t d = streams.cols / trunk_.num_scenarios;
-    const View own = tile_.place(saved.own, scratch_.own_streams, d);
+    const bool rounded = takes_bfloat16_ && streams.storage == Storage::kBfloat16;
+    const StoredMatrix<scalar_t> own =
+        place(rounded, saved.own, scratch_.own_streams, d, tile_.in_bfloat16(scratch_.own_streams, d));
     tile_.for_each_segment([&](Segment s) {
       for (int64_t r = s.rows.begin; r < s.rows.end; ++r) {
-        read_row(streams, r, s.scenario * d, d, own.row(r));
+        copy_row<scalar_t>(streams, r, s.scenario * d, d, own, r);
       }
     });
-    tile_.save(own, saved.own);
+    save(own, saved.own);
     return own;
   }
 
@@ -92,32 +115,32 @@ class TileLayers {
   }
 
   // A^l.
-  ConstView auxiliary(int64_t l, ConstView previous, const Saved<scalar_t>& saved) {
+  Values auxiliary(int64_t l, const Values& previous, const Saved<scalar_t>& saved) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
-    const View out = tile_.place(saved.aux, scratch_.aux[l % 2], layer.aux_width);
-    const View z = saved.aux_preact.data != nullptr ? tile_.of(saved.aux_preact) : out;
-    const Concatenated<scalar_t> input{previous};
+    const bool rounded = rounds(l, layer.auxiliary);
+    const StoredMatrix<scalar_t> out = place(rounded, saved.aux, scratch_.aux[l % 2], layer.aux_width, rounded_aux(l));
+    const Input<scalar_t> input{previous};
     const SharedProducts<scalar_t> products(scratch_.team, tile_.rows(), 1, layer.auxiliary, trunk_.own_rounding());
     products.run(scratch_.team, [&](int64_t, Range columns, ProductScratch<scalar_t>& product) {
       prepare_rows(tile_.all(), input, layer.auxiliary, product);
       if (l >= trunk_.num_shared) {
         products.follow_with(trunk_.own_rounding(), layer.branch, tile_.first_scenario(), product);
       }
-      layer_of(tile_.all(), columns, input, layer.auxiliary, 0, layer.activation, z, out, product);
+      layer_of(tile_.all(), columns, input, layer.auxiliary, 0, layer.activation, saved.aux_preact, out, product);
     });
-    tile_.save(out, saved.aux);
+    save(out, saved.aux);
     return out;
   }
 
   // V^l of all branches into their place: foreign rows in the foreign precision, own rows in the own.
-  void all_branches(int64_t l, ConstView previous, ConstView aux, View own_preact, const Streams& streams) {
+  void all_branches(int64_t l, const Values& previous, const Values& aux, View own_preact, const Streams& streams) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
     const int64_t d = layer.width;
     const bool one_input = l == 0 && !trunk_.per_branch_input;
     const SharedProducts<scalar_t> products(scratch_.team, tile_.rows(), trunk_.num_scenarios, layer.branch,
                                             std::max(trunk_.own_rounding(), trunk_.foreign_rounding));
     products.run(scratch_.team, [&](int64_t k, Range columns, ProductScratch<scalar_t>& product) {
-      const Concatenated<scalar_t> input{stream_input(l, k, previous), aux};
+      const Input<scalar_t> input{stream_input(l, k, previous), aux};
       if (products.shared() || k == 0 || !one_input) {
         prepare_rows(tile_.all(), input, layer.branch, product);
       }
@@ -127,9 +150,10 @@ class TileLayers {
         products.follow_with(trunk_.own_rounding(), layer.gates, tile_.first_scenario(), product);
       }
       const bool in_place = streams.all.storage == Storage::kComputed;
-      if (!in_place && own_preact.data == nullptr && trunk_.foreign_rounding == trunk_.own_rounding() &&
-          linear_to_bfloat16(trunk_.own_rounding(), tile_.all(), input, layer.branch, k, layer.activation,
-                             streams.all.columns(k * d, d), product)) {
+      if (!in_place && trunk_.foreign_rounding == trunk_.own_rounding() &&
+          gives_bfloat16(trunk_.own_rounding(), layer.branch, layer.activation)) {
+        linear_to_bfloat16(tile_.all(), input, layer.branch, k, layer.activation, streams.all.columns(k * d, d),
+                           product);
         return;
       }
       const View z = in_place ? streams.all.view().columns(k * d, d) : tile_.in(product.branch, d);
@@ -161,23 +185,24 @@ class TileLayers {
   }
 
   // V_t^l of the own branches only.
-  ConstView own_branch(int64_t l, ConstView previous, ConstView aux, const Saved<scalar_t>& saved) {
+  Values own_branch(int64_t l, const Values& previous, const Values& aux, const Saved<scalar_t>& saved) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
-    const View out = tile_.place(saved.own, scratch_.own[l % 2], layer.width);
-    const View z = saved.own_preact.data != nullptr ? tile_.of(saved.own_preact) : out;
+    const bool rounded = rounds(l, layer.branch);
+    const StoredMatrix<scalar_t> out =
+        place(rounded, saved.own, scratch_.own[l % 2], layer.width, rounded_stream(l + 1));
     const std::vector<Segment> segments = tile_.segments();
     const SharedProducts<scalar_t> products(scratch_.team, tile_.rows(), static_cast<int64_t>(segments.size()),
                                             layer.branch, trunk_.own_rounding());
     products.run(scratch_.team, [&](int64_t i, Range columns, ProductScratch<scalar_t>& product) {
       const auto [k, rows] = segments[i];
-      const Concatenated<scalar_t> input{l > 0 ? previous : stream_input(l, k, previous), aux};
+      const Input<scalar_t> input{l > 0 ? previous : stream_input(l, k, previous), aux};
       prepare_rows(rows, input, layer.branch, product);
       if (i + 1 < static_cast<int64_t>(segments.size())) {
         products.follow_with(trunk_.own_rounding(), layer.branch, segments[i + 1].scenario, product);
       }
-      layer_of(rows, columns, input, layer.branch, k, layer.activation, z, out, product);
+      layer_of(rows, columns, input, layer.branch, k, layer.activation, saved.own_preact, out, product);
     });
-    tile_.save(out, saved.own);
+    save(out, saved.own);
     return out;
   }
 
@@ -203,12 +228,14 @@ class TileLayers {
   }
 
   // M_t^l.
-  ConstView mutual_own(int64_t l, ConstStored<scalar_t> streams, ConstView own, const Saved<scalar_t>& saved) {
+  Values mutual_own(int64_t l, ConstStored<scalar_t> streams, const Values& own, const Saved<scalar_t>& saved) {
     const Layer<scalar_t>& layer = trunk_.layers[l];
-    const View out = tile_.place(saved.mutual, scratch_.own[l % 2], layer.width);
+    const bool rounded = takes_bfloat16_ && l + 1 == trunk_.num_shared && l + 1 < trunk_.num_layers;
+    const StoredMatrix<scalar_t> out =
+        place(rounded, saved.mutual, scratch_.own[l % 2], layer.width, rounded_stream(l + 1));
     const View gate = tile_.place(saved.gate, scratch_.mutual.gate, layer.gate_width);
     mutual_own_row(tile_, layer, streams, own, tile_.of(saved.alpha), gate, out, scratch_.mutual);
-    tile_.save(out, saved.mutual);
+    save(out, saved.mutual);
     tile_.save(gate, saved.gate);
     return out;
   }
@@ -221,14 +248,64 @@ class TileLayers {
   }
 
  private:
-  // out = δ(Z) of an own or an auxiliary layer; z may be out.
-  void layer_of(Range rows, Range columns, const Concatenated<scalar_t>& input, const Weights<scalar_t>& weights,
-                int64_t i, Activation activation, View z, View out, ProductScratch<scalar_t>& product) const {
-    const bool in_place = z.data == out.data;
+  // Whether V^l or A^l, δ of such a product, is to stand in bfloat16, as products of the layer that follows take it.
+  bool rounds(int64_t l, const Weights<scalar_t>& weights) const {
+    return takes_bfloat16_ && l + 1 < trunk_.num_layers &&
+           gives_bfloat16(trunk_.own_rounding(), weights, trunk_.layers[l].activation);
+  }
+
+  // V^{l−1} and A^l where they stand in bfloat16 and are not saved: side by side, as the products read them. There is
+  // no place after the last layer.
+  StoredMatrix<scalar_t> rounded_stream(int64_t l) const {
+    return l < trunk_.num_layers ? rounded_input(l).columns(0, trunk_.layers[l].in_width) : StoredMatrix<scalar_t>();
+  }
+  StoredMatrix<scalar_t> rounded_aux(int64_t l) const {
+    return rounded_input(l).columns(trunk_.layers[l].in_width, trunk_.layers[l].aux_width);
+  }
+  StoredMatrix<scalar_t> rounded_input(int64_t l) const {
+    return tile_.in_bfloat16(scratch_.rounded_inputs[l % 2], trunk_.layers[l].in_width + trunk_.layers[l].aux_width);
+  }
+
+  // Where the tile's rows of x_l or x_g are to stand, in this buffer.
+  StoredMatrix<scalar_t> place_of_input(ConstStored<scalar_t> x, scalar_t* buffer) const {
+    const bool rounded = takes_bfloat16_ && x.storage == Storage::kBfloat16;
+    return rounded ? tile_.in_bfloat16(buffer, x.cols) : tile_.in(buffer, x.cols);
+  }
+  // The one view of all branches is V^0.
+  StoredMatrix<scalar_t> place_of_x_local() const {
+    const StoredMatrix<scalar_t> place = place_of_input(trunk_.x_local, scratch_.x_local);
+    return place.storage == Storage::kBfloat16 && !trunk_.per_branch_input ? rounded_stream(0) : place;
+  }
+
+  // Where to compute, or to round, what save() is to save, or it is nowhere saved.
+  StoredMatrix<scalar_t> place(bool rounded, Stored<scalar_t> saved, scalar_t* computed, int64_t width,
+                               const StoredMatrix<scalar_t>& in_bfloat16) const {
+    if (!rounded) {
+      return tile_.place(saved, computed, width);
+    }
+    return saved.data != nullptr ? tile_.of(saved) : in_bfloat16;
+  }
+
+  void save(const Values& values, Stored<scalar_t> saved) const {
+    if (values.storage == Storage::kComputed) {
+      tile_.save(values.view(), saved);
+    }
+  }
+
+  // out = δ(Z) of an own or an auxiliary layer; without data Z stands nowhere.
+  void layer_of(Range rows, Range columns, const Input<scalar_t>& input, const Weights<scalar_t>& weights, int64_t i,
+                Activation activation, View preact, const StoredMatrix<scalar_t>& out,
+                ProductScratch<scalar_t>& product) const {
+    if (out.storage == Storage::kBfloat16) {
+      linear_to_bfloat16(rows, input, weights, i, activation, out, product);
+      return;
+    }
+    const bool in_place = preact.data == nullptr;
+    const View z = in_place ? out.view() : tile_.of(preact);
     linear_of(trunk_.own_rounding(), rows, columns, input, weights, i, in_place ? activation : Activation::kIdentity, z,
               product);
     if (!in_place) {
-      activate_part(activation, rows, columns, z, out);
+      activate_part(activation, rows, columns, z, out.view());
     }
   }
 
@@ -238,7 +315,7 @@ class TileLayers {
   }
 
   // V_k^{l-1}: x_l, or out of the streams of the layer before.
-  ConstView stream_input(int64_t l, int64_t k, ConstView previous) const {
+  Values stream_input(int64_t l, int64_t k, const Values& previous) const {
     const int64_t width = trunk_.layers[l].in_width;
     if (l > 0) {
       return previous.columns(k * width, width);
@@ -249,7 +326,8 @@ class TileLayers {
   const Trunk<scalar_t>& trunk_;
   const Tile<scalar_t>& tile_;
   ForwardScratch<scalar_t>& scratch_;
-  View x_local_;
+  bool takes_bfloat16_;
+  StoredMatrix<scalar_t> x_local_;
   int64_t turn_ = 0;
 };
 
@@ -269,8 +347,7 @@ void forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void* block
   ForwardScratch<scalar_t> scratch(trunk, pieces);
   TileLayers<scalar_t> layers(tile, scratch);
 
-  ConstMatrix<scalar_t> aux, own;
-  StoredMatrix<const scalar_t> streams;
+  StoredMatrix<const scalar_t> aux, own, streams;
   if (trunk.layers[0].aux_width > 0) {
     aux = layers.gather_x_global();
   }
@@ -286,7 +363,7 @@ void forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void* block
       continue;
     }
     const auto place = layers.place_of_streams(l, tile.of(saved.streams));
-    layers.all_branches(l, streams.view(), aux, tile.of(saved.own_preact), place);
+    layers.all_branches(l, streams, aux, tile.of(saved.own_preact), place);
     streams = place.all;
     if (layer.has_mutual_unit() || saved.own.data != nullptr) {
       own = layers.own_streams(streams, saved);
@@ -294,16 +371,16 @@ void forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void* block
     if (layer.has_mutual_unit()) {
       own = layers.mutual_own(l, streams, own, saved);
       if (l + 1 < trunk.num_shared) {
-        streams = layers.mutual_all(l, streams.view(), own);
+        streams = layers.mutual_all(l, streams.view(), own.view());
       }
     }
   }
   if (trunk.gated.data != nullptr) {
     layers.gate(pass.saved[trunk.num_layers - 1], pass.own);
   } else {
-    tile.scatter(trunk.all_branches ? streams.view() : own, pass.own);
+    tile.scatter((trunk.all_branches ? streams : own).view(), pass.own);
   }
-  tile.scatter(aux, pass.aux);
+  tile.scatter(aux.view(), pass.aux);
 }
 
 // The mutual unit alone, on streams that are given; its scratch is that of forward_tile.
@@ -316,6 +393,6 @@ void mutual_forward_tile(const ForwardPass<scalar_t>& pass, int64_t number, void
   ForwardScratch<scalar_t> scratch(trunk, pieces);
   TileLayers<scalar_t> layers(tile, scratch);
   const StoredMatrix<const scalar_t> streams = tile.of(trunk.streams);
-  const ConstMatrix<scalar_t> own = layers.own_streams(streams, pass.saved[0]);
-  tile.scatter(layers.mutual_own(0, streams, own, pass.saved[0]), pass.own);
+  const StoredMatrix<const scalar_t> own = layers.own_streams(streams, pass.saved[0]);
+  tile.scatter(layers.mutual_own(0, streams, own, pass.saved[0]).view(), pass.own);
 }
