@@ -61,6 +61,7 @@ namespace {
 #include "kernels/gemm_bfloat16.h"
 #include "kernels/gemm_amx.h"
 #include "kernels/gemm_int8.h"
+#include "kernels/weight_panels.h"
 #include "kernels/linear.h"
 #include "kernels/team.h"
 #include "kernels/mutual.h"
