@@ -105,8 +105,7 @@ class TileLayers {
   Streams place_of_streams(int64_t l, const StoredMatrix<scalar_t>& saved) {
     if (trunk_.rounds_streams(l)) {
       const int64_t cols = trunk_.num_scenarios * trunk_.layers[l].width;
-      const StoredMatrix<scalar_t> scratch(scratch_.rounded_streams, tile_.rows(), cols, cols, Storage::kBfloat16);
-      return {saved.data != nullptr ? saved : scratch};
+      return {saved.data != nullptr ? saved : tile_.in_bfloat16(scratch_.rounded_streams, cols)};
     }
     if (saved.data != nullptr && saved.storage == Storage::kComputed) {
       return {saved};
